@@ -1,0 +1,260 @@
+"""The vocabulary: granularity, scheme, site, plan, numerics class, stage. Frozen values, JSON both ways.
+
+A *site* is a named edge (node, input or output slot, role). A *scheme* says how the tensor on that edge is
+stored. A *plan* maps sites to schemes: every search returns one, ``apply-plan`` writes one into the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from graphpress.errors import BadRequest, nearest
+
+
+class Numerics(enum.StrEnum):
+    """What a pass promises about the outputs of the model."""
+
+    EXACT = "exact"  # the same function; only the order of float additions may differ
+    CLOSE = "close"  # the same function in real arithmetic, re-associated or fused
+    LOSSY = "lossy"  # the function changes: quantization, pruning
+
+
+class Stage(enum.StrEnum):
+    """Where a graph stands on its way to a runtime."""
+
+    FLOAT = "float"  # no quantization written yet
+    QDQ = "qdq"  # quantization stands in the graph as Q/DQ (weights float behind Q -> DQ until folded)
+    LOWERED = "lowered"  # rewritten for one target; no portable pass may run any more
+
+
+class Role(enum.StrEnum):
+    """What the tensor on an edge is to its node."""
+
+    WEIGHT = "weight"  # a constant input
+    ACTIVATION = "activation"  # a computed input
+    OUTPUT = "output"  # an output of the node
+
+
+class Kind(enum.StrEnum):
+    TENSOR = "per_tensor"
+    CHANNEL = "per_channel"
+    GROUP = "per_group"
+    TOKEN = "per_token"
+
+
+@dataclass(frozen=True, order=True)
+class Granularity:
+    """How many scales a tensor has.
+
+    ``axis`` is the axis that keeps its own scales (per_channel) or that is cut into groups (per_group);
+    ``group_size`` counts elements along it. per_token has one scale for each row of the last axis, computed at
+    run time.
+    """
+
+    kind: Kind = Kind.TENSOR
+    axis: int | None = None
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.axis is None) != (self.kind in (Kind.TENSOR, Kind.TOKEN)):
+            raise BadRequest(f"{self.kind} {'takes no' if self.axis is not None else 'needs an'} axis", where="granularity")
+        if (self.group_size is None) != (self.kind is not Kind.GROUP):
+            raise BadRequest("group_size goes with per_group only, and per_group needs it", where="granularity")
+
+    def __str__(self) -> str:
+        parts = [str(self.kind)] + [str(v) for v in (self.axis, self.group_size) if v is not None]
+        return ":".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> Granularity:
+        """The inverse of ``str``: ``per_tensor``, ``per_channel:0``, ``per_group:1:64``, ``per_token``."""
+        kind, *numbers = text.split(":")
+        try:
+            return cls(Kind(kind), *(int(n) for n in numbers))
+        except (ValueError, TypeError) as e:
+            raise BadRequest(f"unknown granularity {text!r}", fix=nearest(kind, [k.value for k in Kind])) from e
+
+
+PER_TENSOR = Granularity()
+PER_TOKEN = Granularity(Kind.TOKEN)
+
+
+def per_channel(axis: int) -> Granularity:
+    """One scale for each index of ``axis``."""
+    return Granularity(Kind.CHANNEL, axis)
+
+
+def per_group(axis: int, group_size: int) -> Granularity:
+    """One scale for each ``group_size`` consecutive elements along ``axis``."""
+    return Granularity(Kind.GROUP, axis, group_size)
+
+
+# storage type -> (bits, lowest code, highest code, first opset whose Q/DQ has it)
+_INTEGERS: dict[str, tuple[int, int, int, int]] = {
+    "int8": (8, -128, 127, 13),
+    "uint8": (8, 0, 255, 13),
+    "int16": (16, -32768, 32767, 21),
+    "uint16": (16, 0, 65535, 21),
+    "int4": (4, -8, 7, 21),
+    "uint4": (4, 0, 15, 21),
+    "int2": (2, -2, 1, 25),
+    "uint2": (2, 0, 3, 25),
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one tensor is stored: integer type, granularity, and how its scale is found.
+
+    Attributes:
+        dtype: Storage type: int8, uint8, int16, uint16, int4, uint4, int2, uint2.
+        granularity: How many scales; axes are of the stored tensor.
+        symmetric: zero_point fixed at the middle of the range (0 for signed types).
+        dynamic: The scale is computed at run time (activations only).
+        observer: How the range is found where it is not dynamic (see ``calibration.OBSERVERS`` for activations and
+            ``quantizers`` for weights): minmax, moving_average, percentile, mse, entropy.
+    """
+
+    dtype: str = "int8"
+    granularity: Granularity = PER_TENSOR
+    symmetric: bool = True
+    dynamic: bool = False
+    observer: str = "minmax"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _INTEGERS:
+            raise BadRequest(f"unknown storage type {self.dtype!r}", fix=nearest(self.dtype, _INTEGERS))
+        if self.granularity.kind is Kind.TOKEN and not self.dynamic:
+            raise BadRequest("per_token scales exist only at run time", where="scheme", fix="Set dynamic.")
+
+    @property
+    def bits(self) -> int:
+        return _INTEGERS[self.dtype][0]
+
+    @property
+    def qmin(self) -> int:
+        return _INTEGERS[self.dtype][1]
+
+    @property
+    def qmax(self) -> int:
+        return _INTEGERS[self.dtype][2]
+
+    @property
+    def signed(self) -> bool:
+        return self.qmin < 0
+
+    @property
+    def ir_dtype(self) -> ir.DataType:
+        return ir.DataType[self.dtype.upper()]
+
+    @property
+    def opset(self) -> int:
+        """The lowest default-domain opset whose Q/DQ expresses this scheme."""
+        return max(_INTEGERS[self.dtype][3], 21 if self.granularity.kind is Kind.GROUP else 13)
+
+    def __str__(self) -> str:
+        flags = ["sym" if self.symmetric else "asym"] + (["dynamic"] if self.dynamic else [self.observer])
+        return f"{self.dtype} {self.granularity} {' '.join(flags)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"granularity": str(self.granularity)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Scheme:
+        return cls(**(dict(data) | {"granularity": Granularity.parse(data["granularity"])}))
+
+
+_SITE = re.compile(r"(?P<node>.+)\[(?P<slot>\d+)\] (?P<role>weight|activation|output)")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A quantizable place: input ``slot`` of the node (weight, activation) or output ``slot`` (output).
+
+    Node names are unique over the whole model, subgraphs included: the frontends see to it.
+    """
+
+    node: str
+    slot: int
+    role: Role
+
+    def __str__(self) -> str:
+        return f"{self.node}[{self.slot}] {self.role}"
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """The inverse of ``str``: ``conv1[1] weight``."""
+        m = _SITE.fullmatch(text)
+        if m is None:
+            raise BadRequest(f"{text!r} is not a site", fix="Write it as 'node[slot] weight|activation|output'.")
+        return cls(m["node"], int(m["slot"]), Role(m["role"]))
+
+
+@dataclass(frozen=True)
+class Plan(Mapping[Site, Scheme]):
+    """What is to be stored how. A site that is absent stays float.
+
+    ``ties`` are sets of sites that must share one scale and zero point (data movement, Concat inputs).
+    """
+
+    schemes: Mapping[Site, Scheme] = field(default_factory=dict)
+    ties: tuple[frozenset[Site], ...] = ()
+
+    def __getitem__(self, site: Site) -> Scheme:
+        return self.schemes[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.schemes)
+
+    def __len__(self) -> int:
+        return len(self.schemes)
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.schemes.items()), self.ties))
+
+    def nodes(self) -> list[str]:
+        """Names of the nodes that the plan touches, in order of first appearance."""
+        return list(dict.fromkeys(s.node for s in self.schemes))
+
+    def of(self, node: str) -> dict[Site, Scheme]:
+        """The part of the plan that concerns one node."""
+        return {s: v for s, v in self.schemes.items() if s.node == node}
+
+    def without(self, nodes: Iterable[str]) -> Plan:
+        """The plan with these nodes back in float."""
+        gone = set(nodes)
+        kept = {s: v for s, v in self.schemes.items() if s.node not in gone}
+        ties = tuple(t for tie in self.ties if len(t := frozenset(s for s in tie if s in kept)) > 1)
+        return Plan(kept, ties)
+
+    def merge(self, other: Mapping[Site, Scheme]) -> Plan:
+        """This plan with the other's entries added or put in place of its own."""
+        ties = other.ties if isinstance(other, Plan) else ()
+        return Plan({**self.schemes, **other}, self.ties + tuple(t for t in ties if t not in self.ties))
+
+    def diff(self, other: Plan) -> dict[Site, tuple[Scheme | None, Scheme | None]]:
+        """Sites whose scheme differs, with (mine, theirs)."""
+        sites = dict.fromkeys([*self, *other])
+        return {s: (self.get(s), other.get(s)) for s in sites if self.get(s) != other.get(s)}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "sites": {str(s): v.to_json() for s, v in self.schemes.items()},
+            "ties": sorted(sorted(str(s) for s in t) for t in self.ties),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        schemes = {Site.parse(s): Scheme.from_json(v) for s, v in data["sites"].items()}
+        return cls(schemes, tuple(frozenset(map(Site.parse, t)) for t in data.get("ties", ())))
+
+    def __str__(self) -> str:
+        return json.dumps(self.to_json(), indent=1)
