@@ -1,0 +1,69 @@
+"""What there is: passes, dialect operators, quantizers, targets, recipes. No registry: packages are walked by name.
+
+A new file is found by being there. Two things of one name are an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from importlib import resources
+from types import ModuleType
+from typing import Any
+
+from graphpress.base import Pass
+from graphpress.errors import GraphpressError
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    root = importlib.import_module(package)
+    for info in sorted(pkgutil.walk_packages(root.__path__, f"{package}."), key=lambda i: i.name):
+        if not info.ispkg:
+            yield importlib.import_module(info.name)
+
+
+def _put(known: dict[str, Any], name: str, thing: Any) -> None:
+    if known.setdefault(name, thing) is not thing:
+        raise GraphpressError(f"two things are called {name!r}: {known[name]!r} and {thing!r}", where="catalog")
+
+
+@functools.cache
+def passes() -> dict[str, type[Pass]]:
+    """Every concrete pass under graphpress.passes by its name."""
+    known: dict[str, type[Pass]] = {}
+    for module in _modules("graphpress.passes"):
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            if issubclass(cls, Pass) and not inspect.isabstract(cls) and cls.__module__ == module.__name__:
+                _put(known, cls.name, cls)
+    return known
+
+
+@functools.cache
+def ops() -> dict[str, Any]:
+    """Every operator of the dialect ``graphpress::`` by its op type: the ``OP`` of each file in graphpress.ops."""
+    known: dict[str, Any] = {}
+    for module in _modules("graphpress.ops"):
+        if hasattr(module, "OP"):
+            _put(known, module.OP.name, module.OP)
+    return known
+
+
+def _files(folder: str, suffix: str) -> dict[str, str]:
+    root = resources.files("graphpress").joinpath(folder)
+    if not root.is_dir():
+        return {}
+    found = {f.name.removesuffix(suffix): f for f in root.iterdir() if f.name.endswith(suffix)}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+
+
+def recipes() -> dict[str, str]:
+    """The shipped recipes: name -> YAML text."""
+    return _files("recipes", ".yaml")
+
+
+def targets() -> dict[str, str]:
+    """The shipped targets: name -> JSON text."""
+    return _files("targets", ".json")
