@@ -1,0 +1,1 @@
+"""The compiler: one folder a family, one file a pass."""

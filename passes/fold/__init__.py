@@ -1,0 +1,1 @@
+"""Quant-node folding: the fewest conversions that mean the same."""

@@ -1,0 +1,1 @@
+"""The mathematics of one quantizer a file: fit, quantize, dequantize. No graph."""

@@ -1,0 +1,1 @@
+"""Programs around the library; nothing imports them."""

@@ -1,0 +1,1 @@
+"""Measurements against other products, each with the command that repeats it."""

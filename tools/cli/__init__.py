@@ -1,0 +1,1 @@
+"""The command line: each command is the twin of a call in graphpress."""
