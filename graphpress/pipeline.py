@@ -1,0 +1,227 @@
+"""Run passes on a copy of a model and check each of them: structure, stage, promise of change, numbers.
+
+The input model is never touched. A failure names the pass, the passes before it and the place in the graph, and can
+leave a reproducer behind (the model before the guilty pass and the text of the pipeline).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit, text, verify
+from graphpress.base import BY, STAGE, Arrays, Context, Pass, PassReport, Runner
+from graphpress.errors import BadRequest, GraphpressError, PassError, Unsupported, VerifyError
+from graphpress.types import Numerics, Stage
+
+Step = Pass | ir.passes.PassBase
+
+# Largest deviation allowed, as a share of the output's RMS, for a pass that declares itself exact or close.
+TOLERANCE = {Numerics.EXACT: 1e-5, Numerics.CLOSE: 1e-3}
+# One probe run may cost this long; beyond it the numeric check is left out, and the report says so.
+PROBE_SECONDS = 2.0
+
+
+def stage_of(model: ir.Model) -> Stage:
+    """What the model says of itself; a model that says nothing is judged by whether it holds Q/DQ nodes."""
+    said = model.metadata_props.get(STAGE)
+    if said is not None:
+        return Stage(said)
+    quantized = any(n.op_type.endswith("QuantizeLinear") and n.domain == "" for n in edit.nodes(model))
+    return Stage.QDQ if quantized else Stage.FLOAT
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A sequence of passes: ours, or any pass of onnx_ir.
+
+    Args:
+        passes: In order of execution.
+        check_numbers: Compare outputs before and after each exact or close pass on a probe batch (needs
+            ``Context.oracle`` and ``Context.data``). None: as long as one run takes under two seconds.
+        dump: A folder for reproducers; created on the first failure.
+        watch: Called after each pass with the model and its report.
+    """
+
+    passes: Sequence[Step]
+    check_numbers: bool | None = None
+    dump: Path | None = None
+    watch: Callable[[ir.Model, PassReport], None] | None = None
+
+    def run(self, model: ir.Model, ctx: Context | None = None) -> tuple[ir.Model, list[PassReport]]:
+        """The rewritten copy and one report a pass.
+
+        Raises:
+            PassError: A pass raised, or broke its promise (stage, numbers).
+            VerifyError: A pass left a broken graph.
+            GraphpressError: Bad input or a request that cannot be met, as the pass raised it.
+        """
+        ctx = ctx or Context()
+        work = model.clone()
+        verify.check(work)
+        self._check_order(stage_of(work))
+        oracle = _Oracle(ctx, self.check_numbers)
+        reports = []
+        for i, step in enumerate(ctx.progress(self.passes, "passes", len(self.passes))):
+            before = work.clone() if self.dump else None
+            try:
+                report = self._one(work, step, ctx, oracle)
+            except GraphpressError as e:
+                self._explain(e, i, before)
+                raise
+            reports.append(report)
+            if self.watch:
+                self.watch(work, report)
+        return work, reports
+
+    def _one(self, work: ir.Model, step: Step, ctx: Context, oracle: _Oracle) -> PassReport:
+        report = PassReport(name=name_of(step))
+        known = {id(n) for n in edit.nodes(work)}
+        edit.forget_names(work)
+        before = text.fingerprint(work)
+        if not isinstance(step, Pass) or step.numerics is not Numerics.LOSSY:
+            oracle.prime(work)
+        start = time.perf_counter()
+        _run(work, step, ctx, report)
+        report.seconds = time.perf_counter() - start
+        if text.fingerprint(work) != before:
+            report.changed = max(report.changed, 1)
+            _stamp(work, known, report.name)
+            _check(work, report.name)
+            report.checked = oracle.check(work, step)
+        if isinstance(step, Pass) and step.gives is not None:
+            work.metadata_props[STAGE] = step.gives.value
+        return report
+
+    def _check_order(self, stage: Stage) -> None:
+        for step in self.passes:
+            if not isinstance(step, Pass):
+                continue
+            if stage not in step.needs:
+                raise BadRequest(
+                    f"needs a model at stage {' or '.join(step.needs)}, but here it is {stage}",
+                    where=f"pass {step.name!r}",
+                    fix="Put it " + ("before quantization." if step.needs[0] is Stage.FLOAT else "after quantize."),
+                )
+            stage = step.gives or stage
+
+    def _explain(self, error: GraphpressError, index: int, before: ir.Model | None) -> None:
+        names = [name_of(p) for p in self.passes]
+        error.add_note(f"in pass {index + 1} of {len(names)}, {self.passes[index]!r}; before it: {names[:index]}")
+        if self.dump and before is not None:
+            self.dump.mkdir(parents=True, exist_ok=True)
+            ir.save(before, self.dump / "before.onnx")
+            (self.dump / "pipeline.txt").write_text("\n".join(repr(p) for p in self.passes[index:]) + "\n")
+            error.add_note(f"reproducer: {self.dump / 'before.onnx'} and pipeline.txt beside it")
+
+
+def name_of(step: Step) -> str:
+    """The name of a pass, also of one of onnx_ir."""
+    return step.name if isinstance(step, Pass) else type(step).__name__
+
+
+def _run(work: ir.Model, step: Step, ctx: Context, report: PassReport) -> None:
+    try:
+        if isinstance(step, Pass):
+            step.run(work, ctx, report)
+            return
+        if not step.in_place:
+            raise Unsupported("only in-place passes of onnx_ir can stand in a pipeline", where=report.name)
+        report.changed = int(step(work).modified)
+        edit.forget_names(work)
+    except GraphpressError:
+        raise
+    except Exception as e:  # a pass may raise anything; the user gets one kind of error with the place
+        raise PassError(f"{type(e).__name__}: {e}", where=f"pass {report.name!r}", fix="This is a bug of the pass.") from e
+
+
+def _stamp(work: ir.Model, known: set[int], name: str) -> None:
+    taken: set[str] = set()
+    for node in edit.nodes(work):
+        if id(node) not in known:
+            node.metadata_props.setdefault(BY, name)
+        if not node.name or node.name in taken:
+            node.name = edit.fresh_name(work, node.name or node.op_type)
+        taken.add(node.name)
+
+
+def _check(work: ir.Model, name: str) -> None:
+    try:
+        verify.check(work)
+    except VerifyError as e:
+        e.add_note(f"left behind by pass {name!r}")
+        raise
+
+
+class _Oracle:
+    """Holds the reference outputs of the last verified graph, so that each check costs one run."""
+
+    def __init__(self, ctx: Context, wanted: bool | None) -> None:
+        self.ctx, self.wanted = ctx, wanted
+        self.feeds: Arrays | None = None
+        self.outputs: dict[str, np.ndarray] | None = None
+        self.why_not = ""
+        if wanted is False:
+            self.why_not = "not asked for"
+        elif ctx.oracle is None or ctx.data is None:
+            self.why_not = "no data" if ctx.oracle else "no oracle"
+
+    def check(self, model: ir.Model, step: Step) -> str:
+        numerics = step.numerics if isinstance(step, Pass) else Numerics.EXACT
+        if numerics is Numerics.LOSSY:
+            self.outputs = None
+            return "lossy: left to the gate"
+        if self.why_not:
+            return f"not checked: {self.why_not}"
+        return self._compare(model, step, numerics)
+
+    def prime(self, model: ir.Model) -> None:
+        """Take the outputs of ``model`` as the truth for the next check."""
+        if self.why_not or self.outputs is not None:
+            return
+        assert self.ctx.oracle is not None and self.ctx.data is not None
+        self.feeds = next(iter(self.ctx.data.batches(1)))
+        start = time.perf_counter()
+        self.outputs = self.ctx.oracle(model)(self.feeds)
+        if time.perf_counter() - start > PROBE_SECONDS and not self.wanted:
+            self.why_not = f"one probe run takes over {PROBE_SECONDS:.0f} s"
+
+    def _compare(self, model: ir.Model, step: Step, numerics: Numerics) -> str:
+        assert self.ctx.oracle is not None and self.outputs is not None and self.feeds is not None
+        runner: Runner = self.ctx.oracle(model)
+        after = runner(self.feeds)
+        worst = deviation(self.outputs, after)
+        self.outputs = after
+        if not worst <= TOLERANCE[numerics]:
+            raise PassError(
+                f"declared {numerics} but the outputs moved by {worst:.2e} of their RMS (allowed {TOLERANCE[numerics]:.0e})",
+                where=f"pass {name_of(step)!r}",
+                fix="This is a bug of the pass; run with dump= to get a reproducer.",
+            )
+        return f"{numerics}: {worst:.1e}"
+
+
+def deviation(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
+    """The largest difference over all outputs as a share of the RMS of ``a``; inf where names, shapes or NaNs differ."""
+    if list(a) != list(b):
+        return float("inf")
+    return max((_deviation(a[n], b[n]) for n in a), default=0.0)
+
+
+def _deviation(x: np.ndarray, y: np.ndarray) -> float:
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return float("inf")
+    if x.dtype.kind not in "fV" and x.dtype.name != "bfloat16":
+        return 0.0 if np.array_equal(x, y) else float("inf")
+    u, v = x.astype(np.float64), y.astype(np.float64)
+    finite = np.isfinite(u)
+    if not np.array_equal(u[~finite], v[~finite], equal_nan=True):
+        return float("inf")
+    u, v = u[finite], v[finite]
+    rms = float(np.sqrt(np.mean(u * u))) if u.size else 0.0
+    return float(np.max(np.abs(u - v), initial=0.0)) / max(rms, 1e-12)
