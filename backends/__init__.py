@@ -1,1 +1,1 @@
-"""Ways out: each lowers a graph to one runtime and runs it there."""
+"""What executes a graph, and what turns one into the form that its runtime is fast at."""

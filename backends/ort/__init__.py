@@ -1,1 +1,1 @@
-"""ONNX Runtime: lowering, execution, and the audit of what really ran."""
+"""ONNX Runtime: sessions, lowering, audit."""

@@ -1,0 +1,225 @@
+"""Models in ONNX Runtime: serialise, open a session, check what goes in, name what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as capi
+
+from graphpress.base import Arrays
+from graphpress.errors import BadRequest, Unsupported, nearest
+
+if TYPE_CHECKING:
+    from graphpress.target import Target
+
+INLINE_LIMIT = 1 << 30  # bytes of weights a protobuf may carry: it stops working at 2 GB, and every copy costs memory
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+_REFUSED = (capi.InvalidGraph, capi.NotImplemented, capi.Fail, capi.InvalidArgument, capi.InvalidProtobuf)
+_FAILED = (*_REFUSED, capi.RuntimeException, capi.EPFail, RuntimeError)
+_NUMPY = {
+    "float": np.float32, "double": np.float64, "float16": np.float16, "bool": np.bool_,
+    "int8": np.int8, "int16": np.int16, "int32": np.int32, "int64": np.int64,
+    "uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32, "uint64": np.uint64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session is built.
+
+    Attributes:
+        optimise: Let ONNX Runtime rewrite the graph; off gives the reference semantics node by node.
+        threads: Threads inside one operator; None leaves it to ONNX Runtime (one a core).
+        save_optimised: Path for the graph that ONNX Runtime made of the model.
+        profile: Path prefix for its profile.
+        config: Further session config entries.
+    """
+
+    optimise: bool = True
+    threads: int | None = None
+    save_optimised: str = ""
+    profile: str = ""
+    config: dict[str, str] = field(default_factory=dict)
+
+    def to_ort(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimise else level.ORT_DISABLE_ALL
+        options.log_severity_level = 4  # what goes wrong is raised; the log would only say it twice
+        options.use_deterministic_compute = True
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if self.save_optimised:
+            options.optimized_model_filepath = self.save_optimised
+        if self.profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = self.profile
+        for key, value in self.config.items():
+            options.add_session_config_entry(key, value)
+        return options
+
+
+class Session:
+    """A model that runs: named arrays in, named arrays out (a ``Runner``)."""
+
+    def __init__(self, session: ort.InferenceSession, outputs: Sequence[str]) -> None:
+        self.session = session
+        self.input_names: tuple[str, ...] = tuple(i.name for i in session.get_inputs())
+        self.output_names: tuple[str, ...] = tuple(outputs)
+        self._wanted = list(dict.fromkeys(outputs))
+        self._inputs = {i.name: i for i in session.get_inputs()}
+        self._optional = {i.name: i for i in session.get_overridable_initializers()}
+        self._run = ort.RunOptions()
+        self._run.log_severity_level = 4
+
+    def __call__(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        """Run once.
+
+        Raises:
+            BadRequest: An input is missing, unknown, or of the wrong type or shape, or the model cannot take these values.
+        """
+        self._check(feeds)
+        try:
+            results = self.session.run(self._wanted, dict(feeds), self._run)
+        except _FAILED as e:
+            what, where = _reason(e)
+            shapes = ", ".join(f"{name} {tuple(np.shape(a))}" for name, a in feeds.items())
+            raise BadRequest(f"the model failed on {shapes}: {what}", where=where) from e
+        return dict(zip(self._wanted, results, strict=True))
+
+    def _check(self, feeds: Arrays) -> None:
+        for name in self.input_names:
+            if name not in feeds:
+                raise BadRequest("the input is missing", where=f"input {name!r}", fix=f"Given: {', '.join(feeds) or 'none'}.")
+        for name, array in feeds.items():
+            info = self._inputs.get(name) or self._optional.get(name)
+            if info is None:
+                raise BadRequest("the model has no such input", where=f"input {name!r}", fix=nearest(name, self.input_names))
+            _check_array(info, array)
+
+
+def _check_array(info: Any, array: np.ndarray) -> None:
+    kind = re.fullmatch(r"tensor\((\w+)\)", info.type)
+    if kind is None or not isinstance(array, np.ndarray):
+        return  # sequences and optionals: ONNX Runtime's own check speaks
+    want = _NUMPY.get(kind[1])
+    if want is not None and array.dtype != want:
+        raise BadRequest(f"is {array.dtype}, the model wants {np.dtype(want)}", where=f"input {info.name!r}")
+    fits = len(info.shape) == array.ndim and all(
+        not isinstance(d, int) or d == n for d, n in zip(info.shape, array.shape, strict=True)
+    )
+    if not fits and not _shape_unknown(info):
+        wanted = ", ".join(str(d if d is not None else "?") for d in info.shape)
+        raise BadRequest(f"has shape {array.shape}, the model wants ({wanted})", where=f"input {info.name!r}")
+
+
+def _shape_unknown(info: Any) -> bool:
+    return info.shape is None or len(info.shape) == 0
+
+
+def execute(
+    model: ir.Model, outputs: Sequence[str] | None = None, *, target: Target | None = None, threads: int | None = None
+) -> Session:
+    """The model as ONNX Runtime runs it, with its own graph optimisation.
+
+    Args:
+        model: Any valid model; one that names its own functions runs as it is.
+        outputs: Values of the main graph to give instead of the graph's outputs.
+        target: Where it shall run; the CPU provider when absent.
+        threads: Threads inside one operator.
+
+    Raises:
+        BadRequest: ``outputs`` names a value that the main graph lacks.
+        Unsupported: ONNX Runtime refuses the model; the message names the node.
+    """
+    return open_session(model, outputs, SessionOptions(threads=threads), target.provider if target else "CPUExecutionProvider")
+
+
+def open_session(
+    model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, provider: str = "CPUExecutionProvider"
+) -> Session:
+    """``execute`` with all options."""
+    names = _output_names(model, outputs)
+    with _serialised(model, outputs and names) as (data, folder):
+        native = options.to_ort()
+        if folder:
+            native.add_session_config_entry(_EXTERNAL_FOLDER, folder)
+        try:
+            session = ort.InferenceSession(data, native, providers=[provider])
+        except _FAILED as e:
+            _refuse(model, e)
+    return Session(session, names)
+
+
+def _output_names(model: ir.Model, outputs: Sequence[str] | None) -> list[str]:
+    if outputs is None:
+        return [v.name or "" for v in model.graph.outputs]
+    graph = model.graph
+    known = {v.name for v in (*graph.inputs, *graph.initializers.values())} | {v.name for n in graph for v in n.outputs}
+    for name in outputs:
+        if name not in known:
+            raise BadRequest("the main graph has no such value", where=f"output {name!r}", fix=nearest(name, filter(None, known)))
+    return list(outputs)
+
+
+@contextlib.contextmanager
+def _serialised(model: ir.Model, outputs: Sequence[str] | None) -> Iterator[tuple[bytes, str]]:
+    """The model's bytes, and the folder of its external data ('' where the bytes hold all of it)."""
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size <= INLINE_LIMIT:
+        yield _to_proto(model, outputs).SerializeToString(), ""
+        return
+    with tempfile.TemporaryDirectory(prefix="graphpress-") as folder:
+        light = model.clone()
+        ir.external_data.unload_from_model(light, folder, "weights.bin")
+        yield _to_proto(light, outputs, inline=False).SerializeToString(), folder
+
+
+def _to_proto(model: ir.Model, outputs: Sequence[str] | None, *, inline: bool = True) -> onnx.ModelProto:
+    proto = ir.to_proto(model)
+    if inline:
+        for tensor in proto.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                _inline(tensor, model.graph.initializers[tensor.name])
+    if outputs is not None:
+        declared = {v.name: onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in proto.graph.output}
+        del proto.graph.output[:]
+        proto.graph.output.extend(declared.get(n) or onnx.ValueInfoProto(name=n) for n in dict.fromkeys(outputs))
+    return proto
+
+
+def _inline(tensor: onnx.TensorProto, value: ir.Value) -> None:
+    assert value.const_value is not None
+    tensor.raw_data = value.const_value.tobytes()
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+_NODE = (r"In Node, \(\"([^\"]+)\"", r"node with name '([^']+)'", r"Name:'([^']+)'", r"Node \(([^)]+)\)", r"Node:(\S+)")
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """(what ONNX Runtime says without its prefixes, the node that it says it of)."""
+    text = str(error).split("Stacktrace", 1)[0]
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/\S+/(?=[\w.]+\.(?:cc|h)\b)", "", text).strip()
+    found = next((m for p in _NODE if (m := re.search(p, text))), None)
+    return " ".join(text.split())[:500].rstrip("."), f"node {found[1]!r}" if found else ""
+
+
+def _refuse(model: ir.Model, error: Exception) -> NoReturn:
+    what, where = _reason(error)
+    if not where and (found := re.search(r"(\w+)\(-?\d+\) is not a registered|[Nn]ode input '([^']+)'", what)):
+        kind, read = found.groups()
+        guilty = (n for n in model.graph.all_nodes() if n.op_type == kind or any(v and v.name == read for v in n.inputs))
+        where = next((f"node {n.name!r}" for n in guilty), "")
+    raise Unsupported(f"ONNX Runtime {ort.__version__} refuses the model: {what}", where=where) from error
