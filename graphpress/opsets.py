@@ -23,7 +23,7 @@ _MEANING = {
     "Resize": (11,),
     "Dropout": (12,),
     "Upsample": (10,),
-    "Cast": (),
+    "GridSample": (20,),
 }
 
 
@@ -41,9 +41,10 @@ def convert(model: ir.Model, version: int) -> None:
         )
     old = edit.opset(model)
     changed = [n for n in edit.nodes(model) if n.domain == "" and not _same(n.op_type, old, version)]
-    converted = [(n, _convert_node(n, old, version)) for n in changed]  # all of them before anything is written
-    for node, replacement in converted:
-        _splice(node, replacement)
+    # All of them before anything is written; input names are kept because splicing one renames the next one's inputs.
+    converted = [(n, [v.name if v else None for v in n.inputs], _convert_node(n, old, version)) for n in changed]
+    for node, names, replacement in converted:
+        _splice(node, names, replacement)
     model.opset_imports[""] = version
     for function in model.functions.values():
         if "" in function.opset_imports:
@@ -102,10 +103,10 @@ def _copy(value: ir.Value) -> ir.Value:
     return ir.Value(name=value.name, shape=value.shape, type=value.type or ir.TensorType(ir.DataType.FLOAT))
 
 
-def _splice(node: ir.Node, new: ir.Graph) -> None:
+def _splice(node: ir.Node, input_names: list[str | None], new: ir.Graph) -> None:
     scope = node.graph
     assert scope is not None
-    outer: dict[str | None, ir.Value | None] = {v.name: v for v in node.inputs if v is not None}
+    outer: dict[str | None, ir.Value | None] = dict(zip(input_names, node.inputs, strict=True))
     for value in list(new.initializers.values()):
         if value.name not in outer:
             outer[value.name] = _hold(scope, node, value)
@@ -118,11 +119,12 @@ def _splice(node: ir.Node, new: ir.Graph) -> None:
             before=node, outputs=len(made.outputs), origin=node,
         )  # fmt: skip
         for old_value, value in zip(made.outputs, twin.outputs, strict=True):
-            outer[old_value.name] = edit.like(value, old_value)
+            outer[old_value.name] = value
     for output in node.outputs:
         if output.name in results:
             replacement = outer[output.name]
             assert replacement is not None
+            edit.like(replacement, output)
             edit.replace(output, replacement)
     name = node.name
     edit.remove([node])
