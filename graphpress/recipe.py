@@ -1,0 +1,211 @@
+"""Recipes: a pipeline as YAML or JSON, and the short text form of the command line.
+
+::
+
+    name: w8a8
+    summary: Static 8-bit weights and activations.
+    passes:
+      - fold-constants
+      - quantize: {mode: static, observer: mse}
+    gate: {min_sqnr: 15}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from graphpress import catalog
+from graphpress.base import Pass
+from graphpress.errors import RecipeError, nearest
+from graphpress.gate import Gate
+
+_KEYS = ("name", "summary", "passes", "gate")
+MAX_BYTES = 1 << 20  # a recipe is a page of text
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Passes in order and the accuracy gate at the end."""
+
+    name: str
+    passes: tuple[Pass, ...]
+    summary: str = ""
+    gate: Gate = field(default_factory=Gate)
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any] | Recipe | Sequence[Pass]) -> Recipe:
+        """A recipe by shipped name, file (YAML or JSON), mapping, or list of passes.
+
+        Raises:
+            RecipeError: Unknown recipe, key, pass or option, or a value of the wrong type.
+        """
+        if isinstance(source, Recipe):
+            return source
+        if isinstance(source, Mapping):
+            return _from_mapping(source, "recipe")
+        if isinstance(source, str | Path):
+            text, where = _read(source)
+            return _from_mapping(_yaml(text, where), where)
+        return cls("custom", tuple(source))
+
+    def set(self, assignments: Sequence[str]) -> Recipe:
+        """This recipe with options changed: ``quantize.observer=mse`` or ``gate.min_sqnr=12``."""
+        data = self.to_json()
+        for text in assignments:
+            key, eq, value = text.partition("=")
+            owner, dot, option = key.partition(".")
+            if not (eq and dot):
+                raise RecipeError(f"{text!r} is not PASS.OPTION=VALUE", where="--set")
+            slots = [data["gate"]] if owner == "gate" else [p[owner] for p in data["passes"] if owner in p]
+            if not slots:
+                raise RecipeError(f"no pass {owner!r} in it", where=f"recipe {self.name!r}", fix=nearest(owner, [p.name for p in self.passes]))
+            for slot in slots:
+                slot[option] = _yaml(value, f"--set {key}")
+        return _from_mapping(data, f"recipe {self.name!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Fully resolved: every option with its value."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "passes": [{p.name: _plain(p.options())} for p in self.passes],
+            "gate": dataclasses.asdict(self.gate),
+        }
+
+    def dump(self) -> str:
+        """The YAML of ``to_json``; loading it gives an equal recipe."""
+        return yaml.safe_dump(self.to_json(), sort_keys=False)
+
+
+def parse_passes(text: str) -> tuple[Pass, ...]:
+    """The short form ``pass{option=value,option=value},pass``; values are YAML.
+
+    Raises:
+        RecipeError: Unbalanced brackets, unknown pass or option, or a value of the wrong type.
+    """
+    made = []
+    for item in _split(text):
+        name, brace, rest = item.partition("{")
+        if brace and not rest.endswith("}"):
+            raise RecipeError("the brace is not closed", where=f"pass {item!r}")
+        options = {}
+        for pair in _split(rest[:-1]) if brace else []:
+            key, eq, value = pair.partition("=")
+            if not eq:
+                raise RecipeError(f"{pair!r} is not option=value", where=f"pass {name!r}")
+            options[key.strip()] = _yaml(value, f"pass {name!r}, option {key.strip()!r}")
+        made.append(make_pass(name.strip(), options))
+    return tuple(made)
+
+
+def make_pass(name: str, options: Mapping[str, Any], where: str = "") -> Pass:
+    """A pass of the catalog by name with these options, types checked.
+
+    Raises:
+        RecipeError: No such pass or option (nearest name given), or a value of the wrong type.
+    """
+    known = catalog.passes()
+    place = f"{where}: pass {name!r}" if where else f"pass {name!r}"
+    if name not in known:
+        raise RecipeError("there is no such pass", where=place, fix=nearest(name, known))
+    fields = [f.name for f in dataclasses.fields(known[name])]  # type: ignore[arg-type]
+    for option in options:
+        if option not in fields:
+            raise RecipeError(f"it has no option {option!r}", where=place, fix=nearest(option, fields))
+    return _typed(known[name], options, place)
+
+
+def _typed(cls: Any, options: Mapping[str, Any], place: str) -> Any:
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(dict(options))
+    except pydantic.ValidationError as e:
+        first = e.errors()[0]
+        option = ".".join(str(p) for p in first["loc"])
+        raise RecipeError(f"option {option!r}: {first['msg']}, got {first['input']!r}", where=place) from e
+
+
+def _from_mapping(data: Any, where: str) -> Recipe:
+    if not isinstance(data, Mapping):
+        raise RecipeError("a recipe is a mapping with name, passes and gate", where=where)
+    for key in data:
+        if key not in _KEYS:
+            raise RecipeError(f"unknown key {key!r}", where=where, fix=nearest(str(key), _KEYS))
+    passes = data.get("passes")
+    if not isinstance(passes, Sequence) or isinstance(passes, str) or not passes:
+        raise RecipeError("'passes' must be a list of at least one pass", where=where)
+    gate_fields = [f.name for f in dataclasses.fields(Gate)]
+    gate = data.get("gate") or {}
+    if not isinstance(gate, Mapping) or (unknown := [k for k in gate if k not in gate_fields]):
+        bad = unknown[0] if isinstance(gate, Mapping) else "gate"
+        raise RecipeError(f"the gate has no option {bad!r}", where=where, fix=nearest(str(bad), gate_fields))
+    return Recipe(
+        str(data.get("name", "custom")),
+        tuple(_from_item(item, where) for item in passes),
+        str(data.get("summary", "")),
+        _typed(Gate, gate, f"{where}: gate"),
+    )
+
+
+def _from_item(item: Any, where: str) -> Pass:
+    if isinstance(item, str):
+        return make_pass(item, {}, where)
+    if isinstance(item, Mapping) and len(item) == 1:
+        (name, options), = item.items()
+        if options is None or isinstance(options, Mapping):
+            return make_pass(str(name), options or {}, where)
+    raise RecipeError(f"{item!r} is neither a pass name nor 'name: {{option: value}}'", where=where)
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    shipped = catalog.recipes()
+    if str(source) in shipped:
+        return shipped[str(source)], f"recipe {str(source)!r}"
+    path = Path(source)
+    if not path.is_file():
+        raise RecipeError("there is no such recipe or file", where=f"recipe {str(source)!r}", fix=nearest(str(source), shipped))
+    if path.stat().st_size > MAX_BYTES:
+        raise RecipeError("larger than 1 MiB: not a recipe", where=str(path))
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except UnicodeDecodeError as e:
+        raise RecipeError("not a text file", where=str(path), fix="A recipe is YAML or JSON.") from e
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise RecipeError(f"not valid YAML: {' '.join(str(e).split())}", where=where) from e
+
+
+def _split(text: str) -> list[str]:
+    """Cut at commas outside brackets."""
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(text):
+        depth += (c in "{[(") - (c in "}])")
+        if depth < 0:
+            raise RecipeError("a bracket is closed that was not opened", where=f"passes {text!r}")
+        if c == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    if depth:
+        raise RecipeError("a bracket is not closed", where=f"passes {text!r}")
+    return [p.strip() for p in (*parts, text[start:]) if p.strip()]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, mappings as dicts, enums and paths as text."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    return value if isinstance(value, bool | int | float | type(None)) else str(value)
