@@ -1,0 +1,40 @@
+# make demo | test | check | slow | bench. Each makes .venv first where it is missing or out of date.
+# The interpreter is the first Python 3.11 or newer found; choose another with: make PYTHON=/path/to/python test
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BEGUN := $(VENV)/.begun
+ARGS ?=
+
+.PHONY: demo test slow check bench clean
+
+demo: $(READY)
+	@$(BIN)/graphpress demo $(ARGS)
+
+test: $(READY)
+	@$(BIN)/pytest -n 2 $(ARGS)
+
+slow: $(READY)
+	@$(BIN)/pytest -m slow $(ARGS)
+
+check: $(READY)
+	@$(BIN)/python -m graphpress.tools.check
+
+bench: $(READY)
+	@$(BIN)/python -m graphpress.tools.bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) .check build dist *.egg-info
+
+# .ready is written last and .begun first: an environment that was begun and never got ready may be broken anywhere,
+# so it is made anew. A ready one is brought up to date in place.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "graphpress needs Python 3.11 or newer: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 2; }
+	@if [ -e $(BEGUN) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi
+	@echo "Installing into $(VENV); the first time takes a minute or two."
+	@touch $(BEGUN)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@rm $(BEGUN) && touch $(READY)

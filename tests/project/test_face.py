@@ -1,0 +1,62 @@
+"""What a user meets first: the names, the import, the command, the README."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import graphpress
+
+PUBLIC = {"Pipeline", "audit", "compile", "diff", "inspect", "load", "lower", "save", "trace"}
+HEAVY = {"torch", "onnxruntime", "sklearn", "scipy", "matplotlib"}
+COMMANDS = {"import": ["-c", "import graphpress"], "help": [Path(sys.executable).with_name("graphpress"), "--help"]}
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(graphpress.__all__) == PUBLIC
+    assert set(dir(graphpress)) >= PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_each_public_name_has_a_docstring(name: str) -> None:
+    assert getattr(graphpress, name).__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="quantise"):
+        graphpress.quantise  # noqa: B018
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_heavy_is_imported(command: str) -> None:
+    run = [sys.executable, "-X", "importtime", *COMMANDS[command]]
+    done = subprocess.run(run, check=True, capture_output=True, text=True)
+    imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.M))
+    assert "graphpress" in imported
+    assert not imported & HEAVY
+
+
+@pytest.mark.parametrize(("command", "seconds"), [("import", 0.2), ("help", 0.4)])
+def test_it_starts_fast(command: str, seconds: float) -> None:
+    """Best of several, over what the interpreter takes by itself: the machine may be busy with other tests."""
+
+    def took(*args: str | Path) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *args], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    bare = min(took("-c", "") for _ in range(5))
+    assert min(took(*COMMANDS[command]) for _ in range(7)) - bare < seconds
+
+
+def test_the_example_of_the_readme_runs(checkout: Path, tmp_path: Path) -> None:
+    readme = checkout / "README.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text() if readme.exists() else "", re.M | re.S)
+    if not blocks:
+        pytest.skip("README.md has no example yet")
+    subprocess.run([sys.executable, "-c", blocks[0]], cwd=tmp_path, check=True)

@@ -1,0 +1,86 @@
+"""The rules of the house hold, and each of them is seen to bite on a planted offence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from graphpress.tools.check import directions, rooms, sizes, typecheck
+
+OTHERS = ["graphpress.edit", "graphpress.passes.clean", "graphpress.passes.quantizers", "graphpress.backends.reference"]
+
+
+def _sources(folder: Path, module: str, line: str) -> list[rooms.Source]:
+    """A module that says ``line``, among some empty ones."""
+    (folder / "planted.py").write_text(line)
+    (folder / "empty.py").touch()
+    others = [rooms.Source(name, folder / "empty.py") for name in OTHERS if name != module]
+    return [rooms.Source(module, folder / "planted.py"), *others]
+
+
+def test_imports_go_in_one_direction(checkout: Path) -> None:
+    assert directions.violations(rooms.sources(checkout)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("graphpress.edit", "from graphpress.passes.clean import planted"),
+        ("graphpress.edit", "import graphpress.ops.hadamard"),
+        ("graphpress.edit", "import graphpress"),
+        ("graphpress.ops.hadamard", "from graphpress.passes.quantizers import affine"),
+        ("graphpress.passes.quantizers.affine", "from graphpress.passes.fold import bias"),
+        ("graphpress.passes.clean.dead", "from graphpress.passes.fold.bias import FoldBias"),
+        ("graphpress.passes.clean.dead", "def f():\n    from graphpress.backends import reference"),
+        ("graphpress.passes.clean.dead", "importlib.import_module('graphpress.frontends.onnx_file')"),
+        ("graphpress.frontends.onnx_file", "import graphpress.backends.reference"),
+        ("graphpress.backends.reference", "from graphpress.passes import quantizers"),
+        ("graphpress.frontends.onnx_file", "import graphpress.tools.cli"),
+        ("graphpress.frontends.onnx_file", "from tests import kit"),
+    ],
+)
+def test_an_import_against_the_direction_is_found(tmp_path: Path, module: str, line: str) -> None:
+    assert len(directions.violations(_sources(tmp_path, module, line))) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("graphpress.passes.clean.dead", "from graphpress import edit"),
+        ("graphpress.passes.clean.dead", "from graphpress.passes.clean import other"),
+        ("graphpress.passes.fold.bias", "from graphpress.passes.quantizers.affine import fit"),
+        ("graphpress.compiler", "from graphpress.passes.clean.dead import Dead"),
+        ("graphpress.tools.cli.main", "import graphpress"),
+        ("graphpress.backends.ort.lower", "from graphpress.ops import hadamard"),
+    ],
+)
+def test_an_import_along_the_direction_is_fine(tmp_path: Path, module: str, line: str) -> None:
+    assert directions.violations(_sources(tmp_path, module, line)) == []
+
+
+def test_files_and_functions_are_small(checkout: Path) -> None:
+    paths = [s.path for s in rooms.sources(checkout)] + sorted((checkout / "tests").rglob("*.py"))
+    assert sizes.violations(paths) == []
+
+
+def test_a_long_file_and_a_long_function_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "long.py"
+    path.write_text("def f():\n" + "    x = 1\n" * sizes.FUNCTION + "\n" * sizes.FILE)
+    found = sizes.violations([path])
+    assert len(found) == 2
+    assert "f has 61 lines" in found[1]
+
+
+def test_a_planted_type_error_is_found_across_rooms(checkout: Path, tmp_path: Path) -> None:
+    """A checker that cannot find the rooms takes all that is imported from them for Any, and finds nothing wrong."""
+    typecheck.link(checkout, tmp_path)
+    (tmp_path / "graphpress/backends/planted.py").write_text(
+        "from graphpress.passes.planted import bits\n\nwrong: str = bits()\n"
+    )
+    (tmp_path / "graphpress/passes/planted.py").write_text(
+        "from graphpress.types import Scheme\n\n\ndef bits() -> int:\n    return Scheme().bits\n"
+    )
+    fine, text = typecheck.run(checkout, tmp_path, "-m", "graphpress.backends.planted")
+    assert not fine
+    assert 'backends/planted.py:3: error: Incompatible types in assignment (expression has type "int"' in text

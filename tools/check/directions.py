@@ -1,0 +1,68 @@
+"""Who may import whom: core <- ops <- quantizers <- pass families; core, ops <- frontends, backends; the face sees all.
+
+The imports are read from the source, so one inside a function or under TYPE_CHECKING counts as well.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator
+
+from graphpress.tools.check.rooms import Source
+
+FACE = {"graphpress", "graphpress.compiler"}
+ALL = {"core", "ops", "quantizers", "frontends", "backends", "face"}  # and every pass family
+MAY: dict[str, set[str]] = {
+    "core": {"core"},
+    "ops": {"core", "ops"},
+    "quantizers": {"core", "ops", "quantizers"},
+    "family": {"core", "ops", "quantizers"},
+    "frontends": {"core", "ops", "frontends"},
+    "backends": {"core", "ops", "backends"},
+    "face": ALL,
+    "tools": ALL | {"tools"},
+}
+
+
+def room(module: str) -> str:
+    """The room of a graphpress module; a pass family is ``passes.<family>``."""
+    top, _, rest = module.removeprefix("graphpress.").partition(".")
+    if module in FACE:
+        return "face"
+    if top == "passes":
+        family = rest.partition(".")[0]
+        return "quantizers" if family == "quantizers" else f"passes.{family}"
+    return top if top in {"ops", "frontends", "backends", "tools"} else "core"
+
+
+def imported(tree: ast.Module, modules: Collection[str]) -> Iterator[tuple[int, str]]:
+    """(line, module) of each import; ``from a import b`` is module ``a.b`` where there is one, else ``a``."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=str(base), names=names):
+                for alias in names:
+                    full = f"{base}.{alias.name}"
+                    yield node.lineno, full if full in modules else base
+            case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]):
+                yield node.lineno, name
+
+
+def violations(sources: Collection[Source]) -> list[str]:
+    """``path:line: who may not import whom`` for each import that goes against the direction."""
+    modules = {s.module for s in sources}
+    wrong = []
+    for source in sources:
+        here = room(source.module)
+        allowed = MAY["family" if here.startswith("passes.") else here]
+        for line, name in imported(source.tree, modules):
+            if name.partition(".")[0] == "tests":
+                wrong.append(f"{source.path}:{line}: nothing imports tests")
+            if name.partition(".")[0] != "graphpress":
+                continue
+            there = room(name)
+            seen = there in allowed or there == here or (here in {"face", "tools"} and there.startswith("passes."))
+            if not seen:
+                wrong.append(f"{source.path}:{line}: {here} may not import {name} ({there})")
+    return wrong
