@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.types import Numerics, Stage
+from graphpress.types import Numerics, Plan, Stage
 
 if TYPE_CHECKING:
     from graphpress.calibration import CalibrationData
@@ -87,13 +87,14 @@ class Skip:
 
 @dataclass
 class PassReport:
-    """What one pass did. ``changed`` counts rewrites; ``metrics`` are figures worth showing."""
+    """What one pass did. ``changed`` counts rewrites; ``metrics`` are figures worth showing; ``plan`` is what it decided."""
 
     name: str = ""
     changed: int = 0
     skips: list[Skip] = field(default_factory=list)
     metrics: dict[str, float | str] = field(default_factory=dict)
     seconds: float = 0.0
+    plan: Plan | None = None
     checked: str = ""  # how the numbers were checked, or why they were not
 
     def skip(self, where: ir.Node | ir.Value | str, why: str) -> None:

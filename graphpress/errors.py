@@ -65,7 +65,10 @@ class RecipeError(GraphpressError):
 
 
 class GateError(GraphpressError):
-    """The rewritten model is not as accurate as asked."""
+    """The rewritten model is not as accurate as asked. ``model`` and ``report`` hold what was made, to look at."""
+
+    model: object = None
+    report: object = None
 
 
 class BadRequest(GraphpressError):

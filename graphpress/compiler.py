@@ -1,0 +1,340 @@
+"""The face: load or take a model, run a recipe, lower, gate, prove. Everything the command line does stands here."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress import report as reports
+from graphpress.base import ORIGIN, Arrays, Context, Pass, Progress, Runner, quiet
+from graphpress.calibration import CalibrationData
+from graphpress.errors import BadRequest, CalibrationError, GateError
+from graphpress.gate import compare, judge, site_sqnr
+from graphpress.pipeline import Pipeline
+from graphpress.recipe import Recipe
+from graphpress.report import Report
+from graphpress.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ModelLike: TypeAlias = ir.Model | str | Path
+DataLike: TypeAlias = CalibrationData | Mapping[str, np.ndarray] | str | Path | None
+Evaluate: TypeAlias = Callable[[Runner], float]
+
+SITE_SAMPLES = 4  # samples for the per-site SQNR: a diagnosis, not a verdict
+
+
+def load(path: str | Path) -> ir.Model:
+    """An ONNX file as a model; weights stay on disk until they are touched.
+
+    Raises:
+        InvalidModel: Anything wrong with the file, in one sentence.
+    """
+    from graphpress.frontends import onnx_file
+
+    return onnx_file.load(path)
+
+
+def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> None:
+    """Write a model atomically; weights in one external file above 1 GB or on request."""
+    from graphpress.frontends import onnx_file
+
+    onnx_file.save(model, path, external=external)
+
+
+def trace(
+    module: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None, **options: Any
+) -> ir.Model:
+    """A torch module, ExportedProgram or fx.GraphModule as a model (see ``frontends.torch_export.trace``)."""
+    from graphpress.frontends import torch_export
+
+    return torch_export.trace(module, args, kwargs, dynamic_shapes, **options)
+
+
+def backend(target: Target) -> ModuleType:
+    """The backend package of a target's runtime: it has ``execute``, ``lower`` and ``audit``."""
+    return importlib.import_module(f"graphpress.backends.{target.runtime}")
+
+
+def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Runner:
+    """An executable: named arrays in, named arrays out."""
+    model, where = _model(model), _target(target)
+    engine = backend(where)
+    return engine.execute(engine.lower(model, where))
+
+
+def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | None = None) -> Any:
+    """What really runs: kernel, time and reason for each site (see the backend's ``Audit``)."""
+    model, where = _model(model), _target(target)
+    engine = backend(where)
+    return engine.audit(engine.lower(model, where), where, feeds)
+
+
+def compile(
+    model: ModelLike,
+    recipe: str | Path | Mapping[str, Any] | Recipe | Sequence[Pass],
+    data: DataLike = None,
+    target: str | Target = "ort-cpu",
+    *,
+    seed: int = 0,
+    evaluate: Evaluate | None = None,
+    max_drop: float | None = None,
+    gate: bool = True,
+    prove: bool = True,
+    progress: Progress = quiet,
+) -> tuple[ir.Model, Report]:
+    """Rewrite a model by a recipe for a target, and say what came of it.
+
+    Args:
+        model: A model or the path of an ONNX file; never changed.
+        recipe: Name of a shipped recipe, file, mapping, or passes.
+        data: Calibration data, samples first: arrays by input name, an .npz, a folder of .npz. A part is held out
+            for the gate.
+        target: Name of a target.
+        seed: Seed of everything random.
+        evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
+        max_drop: How much of the metric may be lost; sites go back to float, worst first, until it holds.
+        gate: Raise when the result is below the recipe's gate.
+        prove: Audit and time the result (one more session each).
+        progress: Shows progress.
+
+    Returns:
+        The model as the target runs it, and the report.
+
+    Raises:
+        GateError: Below the gate, or max_drop cannot be held; carries ``model`` and ``report``.
+        GraphpressError: Anything wrong with the request, the model or the data.
+    """
+    clock = _Clock()
+    with clock.phase("load"):
+        source = str(model) if isinstance(model, str | Path) else (model.graph.name or "model")
+        job = _Job(_model(model), Recipe.load(recipe), _target(target), seed, progress, clock)
+        job.take(_data(data), evaluate)
+    compiled = job.once(job.recipe)
+    if max_drop is not None:
+        from graphpress.fallback import hold_drop
+
+        compiled = hold_drop(job, compiled, max_drop)
+    report = job.report(compiled, source)
+    if prove:
+        with clock.phase("prove"):
+            job.prove(compiled, report)
+    report.seconds = clock.seconds
+    if gate and not report.gate.passed:
+        raise _gate_error(compiled.lowered, report)
+    return compiled.lowered, report
+
+
+@dataclass
+class Compiled:
+    """One run of a recipe: the portable graph, the lowered one, what the passes said, and the gate's figures."""
+
+    portable: ir.Model
+    lowered: ir.Model
+    report: Report
+    metric: float | None = None
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class _Job:
+    """One request; ``once`` may run several recipes of it."""
+
+    model: ir.Model
+    recipe: Recipe
+    target: Target
+    seed: int
+    progress: Progress
+    clock: _Clock
+    data: CalibrationData | None = None
+    held_out: CalibrationData | None = None
+    evaluate: Evaluate | None = None
+
+    def __post_init__(self) -> None:
+        self.engine = backend(self.target)
+        self.float_runner: Runner | None = None
+
+    def take(self, data: CalibrationData | None, evaluate: Evaluate | None) -> None:
+        self.evaluate = evaluate
+        if data is None:
+            return
+        data.check(self.model)
+        held = min(self.recipe.gate.samples, len(data) // 5)
+        self.data, self.held_out = data.split(held, self.seed) if held else (data, data)
+        if evaluate is None and data.labels is not None:
+            self.evaluate = top1(self.held_out)
+
+    def context(self) -> Context:
+        from graphpress.backends import reference
+
+        return Context(
+            target=self.target, data=self.data, run=self.engine.execute, oracle=reference.execute,
+            evaluate=self.evaluate, seed=self.seed, progress=self.progress,
+        )  # fmt: skip
+
+    def once(self, recipe: Recipe) -> Compiled:
+        with self.clock.phase("passes"):
+            portable, passes = Pipeline(recipe.passes).run(self.model, self.context())
+        with self.clock.phase("lower"):
+            lowered = self.engine.lower(portable, self.target)
+        report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
+        with self.clock.phase("gate"):
+            runner = self.engine.execute(lowered)
+            self.gate(runner, recipe, report)
+            metric = self.evaluate(runner) if self.evaluate else None
+        return Compiled(portable, lowered, report, metric)
+
+    def original(self) -> Runner:
+        """The float model on the target's runtime, built once."""
+        if self.float_runner is None:
+            self.float_runner = self.engine.execute(self.model)
+        return self.float_runner
+
+    def gate(self, runner: Runner, recipe: Recipe, report: Report) -> None:
+        if self.held_out is None:
+            report.gate.left_out = "no data was given"
+            return
+        batches = self.progress(self.held_out.batches(16), "gate", None)
+        outputs, samples = compare(self.original(), runner, batches)
+        report.gate = judge(outputs, samples, recipe.gate)
+        if self.held_out is self.data:
+            report.gate.left_out = "too few samples to hold any out: the gate saw the calibration samples"
+
+    def report(self, compiled: Compiled, source: str) -> Report:
+        report = compiled.report
+        report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
+        report.sites = reports.site_rows(self.model, compiled.portable, report.passes)
+        report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}
+        if self.data is not None and self.held_out is not None:
+            report.data = {"digest": self.data.digest(), "calibration": len(self.data), "held_out": len(self.held_out)}
+        if self.evaluate and compiled.metric is not None and "before" not in report.metric:
+            report.metric |= {"before": self.evaluate(self.original()), "after": compiled.metric}
+        if not report.gate.passed:
+            self.diagnose(compiled, report)
+            report.gate.blame = worst(report)
+        return report
+
+    def diagnose(self, compiled: Compiled, report: Report) -> None:
+        """SQNR at the output of every site that lies in the main graph, on a few samples."""
+        if self.held_out is None:
+            return
+        from graphpress.backends import reference
+
+        feeds = next(iter(self.held_out.batches(SITE_SAMPLES)))
+        ours = _float_outputs(self.model, {s.node for s in report.sites})
+        theirs = _float_outputs(compiled.portable, set(ours))
+        names = [n for n in ours if n in theirs]
+        a = reference.execute(self.model, [ours[n] for n in names])(feeds)
+        b = reference.execute(compiled.portable, [theirs[n] for n in names])(feeds)
+        found = site_sqnr({n: a[ours[n]] for n in names}, {n: b[theirs[n]] for n in names})
+        for site in report.sites:
+            site.sqnr = found.get(site.node)
+
+    def prove(self, compiled: Compiled, report: Report) -> None:
+        from graphpress.latency import compare as compare_latency
+
+        feeds = next(iter(self.held_out.batches(1))) if self.held_out else None
+        found = self.engine.audit(compiled.lowered, self.target, feeds)
+        report.audit = found.to_json()
+        rows = {r.node: r for r in found.sites}
+        for site in report.sites:
+            if row := rows.get(site.node):
+                for name in ("verdict", "kernel", "reason", "microseconds", "share", "macs"):
+                    setattr(site, name, getattr(row, name))
+        if report.gate.passed:
+            self.diagnose(compiled, report)
+        if feeds is not None:
+            report.latency = compare_latency(self.original(), self.engine.execute(compiled.lowered), feeds)
+
+
+def top1(data: CalibrationData) -> Evaluate:
+    """Accuracy in percent of the first output's largest class against the labels of ``data``."""
+
+    def evaluate(runner: Runner) -> float:
+        right, start = 0, 0
+        labels = np.asarray(data.labels)
+        for feeds in data.batches(32):
+            scores = next(iter(runner(feeds).values()))
+            right += int((scores.reshape(len(scores), -1).argmax(1) == labels[start : start + len(scores)]).sum())
+            start += len(scores)
+        return 100.0 * right / max(start, 1)
+
+    return evaluate
+
+
+def worst(report: Report, count: int = 5) -> list[tuple[str, float]]:
+    """The sites with the lowest SQNR, worst first."""
+    known = [(s.node, s.sqnr) for s in report.sites if s.sqnr is not None and s.scheme]
+    return sorted(known, key=lambda i: i[1])[:count]
+
+
+def _gate_error(model: ir.Model, report: Report) -> GateError:
+    blame = ", ".join(f"{n} ({db:.1f} dB)" for n, db in report.gate.blame)
+    error = GateError(
+        "below the accuracy gate: " + "; ".join(report.gate.failures) + (f". Sites most to blame: {blame}" if blame else ""),
+        where=f"recipe {report.recipe!r}",
+        fix="Leave sites in float with quantize.ignore or --max-drop, or lower the gate.",
+    )
+    error.model, error.report = model, report
+    return error
+
+
+def _float_outputs(model: ir.Model, names: set[str]) -> dict[str, str]:
+    """Site name -> name of the last float value in the main graph that was made for it."""
+    found: dict[str, str] = {}
+    for node in model.graph:
+        name = node.name if node.name in names else node.metadata_props.get(ORIGIN, "")
+        if name in names and node.op_type != "QuantizeLinear" and node.outputs and node.outputs[0].name:
+            found[name] = node.outputs[0].name
+    return found
+
+
+def _model(model: ModelLike) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model
+    if isinstance(model, str | Path):
+        return load(model)
+    raise BadRequest(
+        f"a model is an onnx_ir.Model or the path of an ONNX file, not a {type(model).__name__}",
+        where="model",
+        fix="Bring a torch module in with graphpress.trace(module, args).",
+    )
+
+
+def _target(target: str | Target) -> Target:
+    return target if isinstance(target, Target) else Target.load(target)
+
+
+def _data(data: DataLike) -> CalibrationData | None:
+    if data is None or isinstance(data, CalibrationData):
+        return data
+    if isinstance(data, Mapping):
+        arrays = {k: np.asarray(v) for k, v in data.items() if k != "labels"}
+        return CalibrationData.from_arrays(arrays, data.get("labels"))
+    if isinstance(data, str | Path):
+        return CalibrationData.load(data)
+    raise CalibrationError(f"a {type(data).__name__} is no calibration data", where="data", fix="Give arrays by input name, or a path.")
