@@ -87,7 +87,7 @@ class Skip:
 
 @dataclass
 class PassReport:
-    """What one pass did. ``changed`` counts rewrites; ``metrics`` are figures worth showing; ``plan`` is what it decided."""
+    """What one pass did. ``changed`` counts rewrites, ``metrics`` are figures worth showing, ``plan`` what it decided."""
 
     name: str = ""
     changed: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress import report as reports
 from graphpress.base import ORIGIN, Arrays, Context, Pass, Progress, Runner, quiet
 from graphpress.calibration import CalibrationData
@@ -55,7 +53,11 @@ def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> 
 
 
 def trace(
-    module: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None, **options: Any
+    module: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    **options: Any,
 ) -> ir.Model:
     """A torch module, ExportedProgram or fx.GraphModule as a model (see ``frontends.torch_export.trace``)."""
     from graphpress.frontends import torch_export
@@ -295,7 +297,9 @@ def worst(report: Report, count: int = 5) -> list[tuple[str, float]]:
 def _gate_error(model: ir.Model, report: Report) -> GateError:
     blame = ", ".join(f"{n} ({db:.1f} dB)" for n, db in report.gate.blame)
     error = GateError(
-        "below the accuracy gate: " + "; ".join(report.gate.failures) + (f". Sites most to blame: {blame}" if blame else ""),
+        "below the accuracy gate: "
+        + "; ".join(report.gate.failures)
+        + (f". Sites most to blame: {blame}" if blame else ""),
         where=f"recipe {report.recipe!r}",
         fix="Leave sites in float with quantize.ignore or --max-drop, or lower the gate.",
     )
@@ -337,4 +341,6 @@ def _data(data: DataLike) -> CalibrationData | None:
         return CalibrationData.from_arrays(arrays, data.get("labels"))
     if isinstance(data, str | Path):
         return CalibrationData.load(data)
-    raise CalibrationError(f"a {type(data).__name__} is no calibration data", where="data", fix="Give arrays by input name, or a path.")
+    raise CalibrationError(
+        f"a {type(data).__name__} is no calibration data", where="data", fix="Give arrays by input name, or a path."
+    )

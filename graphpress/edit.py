@@ -184,7 +184,9 @@ def stamp(node: ir.Node, origin: ir.Node | None) -> None:
     """Note on ``node`` for which node it was made; what was made for a made node counts for the first one."""
     if origin is not None:
         made = BY in origin.metadata_props or ORIGIN in origin.metadata_props
-        node.metadata_props[ORIGIN] = origin.metadata_props.get(ORIGIN, origin.name or "") if made else origin.name or ""
+        node.metadata_props[ORIGIN] = (
+            origin.metadata_props.get(ORIGIN, origin.name or "") if made else origin.name or ""
+        )
 
 
 def like(value: ir.Value, model_of: ir.Value, dtype: ir.DataType | None = None) -> ir.Value:
@@ -228,7 +230,6 @@ def set_input(node: ir.Node, slot: int, value: ir.Value) -> None:
     node.replace_input_with(slot, value)
 
 
-
 def remove(dead: Iterable[ir.Node]) -> None:
     """Remove nodes whose outputs nobody reads any more.
 
@@ -266,5 +267,7 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     if attr is None:
         return default
     if attr.is_ref():
-        raise Unsupported(f"attribute {name!r} is a parameter of the function", where=f"node {node.name!r}", fix="Inline it.")
+        raise Unsupported(
+            f"attribute {name!r} is a parameter of the function", where=f"node {node.name!r}", fix="Inline it."
+        )
     return attr.value

@@ -45,7 +45,9 @@ def hold_drop(job: _Job, compiled: Compiled, max_drop: float) -> Compiled:
         if trial.metric is not None and trial.metric >= floor:
             best = (trial, order[:count])
         elif count == len(order):
-            raise GateError(f"the metric falls from {before:g} to {trial.metric:g} even with every site in float", where="max_drop")
+            raise GateError(
+                f"the metric falls from {before:g} to {trial.metric:g} even with every site in float", where="max_drop"
+            )
         else:
             low, count = count, 2 * count
     while count - low > 1:

@@ -53,7 +53,7 @@ class OutputCheck:
 
 @dataclass
 class GateResult:
-    """The verdict. ``failures`` says what is below the gate; ``blame`` names sites, worst first, with their SQNR in dB."""
+    """The verdict: ``failures`` says what is below the gate, ``blame`` names sites, worst first, with SQNR in dB."""
 
     outputs: list[OutputCheck] = field(default_factory=list)
     samples: int = 0
@@ -99,7 +99,9 @@ class _Sums:
         if self.broken:
             return OutputCheck(name, -math.inf, 0.0, math.inf, 0.0 if self.rows else None)
         cosine = self.ab / math.sqrt(self.aa * self.bb) if self.aa and self.bb else float(self.aa == self.bb)
-        return OutputCheck(name, sqnr(self.aa, self.ee), cosine, self.max_abs, self.same / self.rows if self.rows else None)
+        return OutputCheck(
+            name, sqnr(self.aa, self.ee), cosine, self.max_abs, self.same / self.rows if self.rows else None
+        )
 
 
 def sqnr(signal: float, noise: float) -> float:

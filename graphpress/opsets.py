@@ -89,13 +89,26 @@ def _alone(node: ir.Node, old: int) -> onnx.ModelProto:
     for value in dict.fromkeys(v for v in node.inputs if v is not None):
         tensor = edit.constant_tensor(value)
         if tensor is not None and tensor.size <= 1024:
-            initializers.append(ir.Value(name=value.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor))
+            initializers.append(
+                ir.Value(
+                    name=value.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+                )
+            )
         else:
             inputs.append(_copy(value))
     known = {v.name: v for v in (*inputs, *initializers)}
     outputs = [_copy(v) for v in node.outputs]
-    twin = ir.Node("", node.op_type, [v and known[v.name] for v in node.inputs], node.attributes.values(), outputs=outputs)
-    graph = ir.Graph(inputs, [o for o in outputs if o.name], nodes=[twin], initializers=initializers, opset_imports={"": old}, name="one")
+    twin = ir.Node(
+        "", node.op_type, [v and known[v.name] for v in node.inputs], node.attributes.values(), outputs=outputs
+    )
+    graph = ir.Graph(
+        inputs,
+        [o for o in outputs if o.name],
+        nodes=[twin],
+        initializers=initializers,
+        opset_imports={"": old},
+        name="one",
+    )
     return ir.to_proto(ir.Model(graph, ir_version=8))
 
 

@@ -137,7 +137,9 @@ def _run(work: ir.Model, step: Step, ctx: Context, report: PassReport) -> None:
     except GraphpressError:
         raise
     except Exception as e:  # a pass may raise anything; the user gets one kind of error with the place
-        raise PassError(f"{type(e).__name__}: {e}", where=f"pass {report.name!r}", fix="This is a bug of the pass.") from e
+        raise PassError(
+            f"{type(e).__name__}: {e}", where=f"pass {report.name!r}", fix="This is a bug of the pass."
+        ) from e
 
 
 def _stamp(work: ir.Model, known: set[int], name: str) -> None:
@@ -199,7 +201,8 @@ class _Oracle:
         self.outputs = after
         if not worst <= TOLERANCE[numerics]:
             raise PassError(
-                f"declared {numerics} but the outputs moved by {worst:.2e} of their RMS (allowed {TOLERANCE[numerics]:.0e})",
+                f"declared {numerics} but the outputs moved by {worst:.2e} of their RMS "
+                f"(allowed {TOLERANCE[numerics]:.0e})",
                 where=f"pass {name_of(step)!r}",
                 fix="This is a bug of the pass; run with dump= to get a reproducer.",
             )
@@ -207,7 +210,7 @@ class _Oracle:
 
 
 def deviation(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
-    """The largest difference over all outputs as a share of the RMS of ``a``; inf where names, shapes or NaNs differ."""
+    """Largest difference over all outputs as a share of the RMS of ``a``; inf where names, shapes or NaNs differ."""
     if list(a) != list(b):
         return float("inf")
     return max((_deviation(a[n], b[n]) for n in a), default=0.0)

@@ -65,7 +65,11 @@ class Recipe:
                 raise RecipeError(f"{text!r} is not PASS.OPTION=VALUE", where="--set")
             slots = [data["gate"]] if owner == "gate" else [p[owner] for p in data["passes"] if owner in p]
             if not slots:
-                raise RecipeError(f"no pass {owner!r} in it", where=f"recipe {self.name!r}", fix=nearest(owner, [p.name for p in self.passes]))
+                raise RecipeError(
+                    f"no pass {owner!r} in it",
+                    where=f"recipe {self.name!r}",
+                    fix=nearest(owner, [p.name for p in self.passes]),
+                )
             for slot in slots:
                 slot[option] = _yaml(value, f"--set {key}")
         return _from_mapping(data, f"recipe {self.name!r}")
@@ -157,7 +161,7 @@ def _from_item(item: Any, where: str) -> Pass:
     if isinstance(item, str):
         return make_pass(item, {}, where)
     if isinstance(item, Mapping) and len(item) == 1:
-        (name, options), = item.items()
+        ((name, options),) = item.items()
         if options is None or isinstance(options, Mapping):
             return make_pass(str(name), options or {}, where)
     raise RecipeError(f"{item!r} is neither a pass name nor 'name: {{option: value}}'", where=where)
@@ -169,7 +173,9 @@ def _read(source: str | Path) -> tuple[str, str]:
         return shipped[str(source)], f"recipe {str(source)!r}"
     path = Path(source)
     if not path.is_file():
-        raise RecipeError("there is no such recipe or file", where=f"recipe {str(source)!r}", fix=nearest(str(source), shipped))
+        raise RecipeError(
+            "there is no such recipe or file", where=f"recipe {str(source)!r}", fix=nearest(str(source), shipped)
+        )
     if path.stat().st_size > MAX_BYTES:
         raise RecipeError("larger than 1 MiB: not a recipe", where=str(path))
     try:

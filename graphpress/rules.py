@@ -39,7 +39,11 @@ class RulePass(Pass):
             if not count:
                 break
         else:
-            raise PassError(f"still matching after {self.limit} rounds", where=f"pass {report.name!r}", fix="A rule matches its own result.")
+            raise PassError(
+                f"still matching after {self.limit} rounds",
+                where=f"pass {report.name!r}",
+                fix="A rule matches its own result.",
+            )
         for node in edit.nodes(model):
             rule = node.metadata_props.pop(RULE_TAG, None)
             if id(node) not in known:

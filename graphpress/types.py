@@ -44,6 +44,8 @@ class Role(enum.StrEnum):
 
 
 class Kind(enum.StrEnum):
+    """The families of granularity."""
+
     TENSOR = "per_tensor"
     CHANNEL = "per_channel"
     GROUP = "per_group"
@@ -65,7 +67,9 @@ class Granularity:
 
     def __post_init__(self) -> None:
         if (self.axis is None) != (self.kind in (Kind.TENSOR, Kind.TOKEN)):
-            raise BadRequest(f"{self.kind} {'takes no' if self.axis is not None else 'needs an'} axis", where="granularity")
+            raise BadRequest(
+                f"{self.kind} {'takes no' if self.axis is not None else 'needs an'} axis", where="granularity"
+            )
         if (self.group_size is None) != (self.kind is not Kind.GROUP):
             raise BadRequest("group_size goes with per_group only, and per_group needs it", where="granularity")
 

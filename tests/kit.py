@@ -113,7 +113,9 @@ def ops(model: ir.Model) -> list[str]:
 
 def made_by(model: ir.Model) -> Sequence[tuple[str, str]]:
     """(pass, origin) of each node that a pass made."""
-    return [(n.metadata_props[BY], n.metadata_props.get(ORIGIN, "")) for n in edit.nodes(model) if BY in n.metadata_props]
+    return [
+        (n.metadata_props[BY], n.metadata_props.get(ORIGIN, "")) for n in edit.nodes(model) if BY in n.metadata_props
+    ]
 
 
 def show(model: ir.Model) -> str:

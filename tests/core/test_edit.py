@@ -28,7 +28,9 @@ def test_replacing_a_graph_output_keeps_its_name() -> None:
     edit.replace(relu.outputs[0], relu.inputs[0])
     edit.remove([relu])
     verify.check(model)
-    kit.assert_same_structure(model, kit.parse("g (float[N,4] x) => (float[N,4] y) <float[4] w = {1,2,3,4}> { y = Add(x, w) }"))
+    kit.assert_same_structure(
+        model, kit.parse("g (float[N,4] x) => (float[N,4] y) <float[4] w = {1,2,3,4}> { y = Add(x, w) }")
+    )
     assert model.graph.outputs[0].name == "y" and model.graph.outputs[0].dtype == ir.DataType.FLOAT
 
 
@@ -66,7 +68,10 @@ def test_new_nodes_say_what_they_were_made_for() -> None:
 
 
 def test_constants_never_include_what_a_caller_can_override() -> None:
-    model = kit.parse("g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { k = Constant <value = float[2] {3, 4}> () h = Add(x, w) y = Mul(h, k) }")
+    model = kit.parse(
+        "g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> "
+        "{ k = Constant <value = float[2] {3, 4}> () h = Add(x, w) y = Mul(h, k) }"
+    )
     add, mul = edit.find(model, "Add_1"), edit.find(model, "Mul_2")
     assert edit.constant(add.inputs[1]) is None
     np.testing.assert_array_equal(edit.constant(mul.inputs[1]), [3, 4])

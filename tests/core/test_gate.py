@@ -27,7 +27,9 @@ def test_figures_over_batches_equal_the_closed_form() -> None:
     assert outputs[0].max_abs == np.abs(u - v).max()
 
 
-@pytest.mark.parametrize("bad", [np.full((3, 4), np.nan, np.float32), np.zeros((3, 4), np.float32), np.zeros((3, 5), np.float32)])
+@pytest.mark.parametrize(
+    "bad", [np.full((3, 4), np.nan, np.float32), np.zeros((3, 4), np.float32), np.zeros((3, 5), np.float32)]
+)
 def test_broken_outputs_never_pass(bad: np.ndarray) -> None:
     good = np.arange(12, dtype=np.float32).reshape(3, 4)
     result = judge(*compare(runner([good]), runner([bad]), [{"x": good}]), Gate())

@@ -10,9 +10,16 @@ from graphpress.errors import BadRequest
 from graphpress.types import PER_TENSOR, Granularity, Plan, Role, Scheme, Site, per_channel, per_group
 
 granularities = st.one_of(
-    st.just(PER_TENSOR), st.builds(per_channel, st.integers(-3, 3)), st.builds(per_group, st.integers(-3, 3), st.sampled_from([16, 64]))
+    st.just(PER_TENSOR),
+    st.builds(per_channel, st.integers(-3, 3)),
+    st.builds(per_group, st.integers(-3, 3), st.sampled_from([16, 64])),
 )
-schemes = st.builds(Scheme, dtype=st.sampled_from(["int8", "uint8", "int4", "uint2"]), granularity=granularities, symmetric=st.booleans())
+schemes = st.builds(
+    Scheme,
+    dtype=st.sampled_from(["int8", "uint8", "int4", "uint2"]),
+    granularity=granularities,
+    symmetric=st.booleans(),
+)
 sites = st.builds(Site, st.text("ab/[]. 0", min_size=1), st.integers(0, 9), st.sampled_from(Role))
 
 
@@ -52,6 +59,9 @@ def test_refusals_say_the_rule(make, says: str) -> None:
         make()
 
 
-@pytest.mark.parametrize(("dtype", "granularity", "opset"), [("int8", PER_TENSOR, 13), ("int4", PER_TENSOR, 21), ("int8", per_group(0, 32), 21), ("int2", PER_TENSOR, 25)])
+@pytest.mark.parametrize(
+    ("dtype", "granularity", "opset"),
+    [("int8", PER_TENSOR, 13), ("int4", PER_TENSOR, 21), ("int8", per_group(0, 32), 21), ("int2", PER_TENSOR, 25)],
+)
 def test_lowest_opset(dtype: str, granularity: Granularity, opset: int) -> None:
     assert Scheme(dtype, granularity).opset == opset

@@ -39,7 +39,11 @@ def break_output(m: ir.Model) -> None:
         (CHAIN, break_output, "produced by no node"),
         (CHAIN, lambda m: setattr(edit.find(m, "Relu_1").outputs[0], "name", "h"), "defined twice"),
         (CHAIN, lambda m: setattr(edit.find(m, "Relu_1"), "name", "Add_0"), "two nodes have this name"),
-        (BRANCHES, lambda m: setattr(edit.find(m, "Neg_0"), "name", next(n for n in edit.nodes(m) if n.op_type == "Exp").name), "two nodes"),
+        (
+            BRANCHES,
+            lambda m: setattr(edit.find(m, "Neg_0"), "name", next(n for n in edit.nodes(m) if n.op_type == "Exp").name),
+            "two nodes",
+        ),
         (CHAIN, lambda m: setattr(edit.find(m, "Relu_1"), "name", ""), "has no name"),
         (CHAIN, lambda m: setattr(edit.find(m, "Relu_1"), "domain", "acme"), "no opset is imported for domain 'acme'"),
     ],
@@ -53,7 +57,10 @@ def test_broken_graphs_are_named(source: str, damage, says: str) -> None:
 
 
 def test_unknown_dialect_operators_are_refused() -> None:
-    model = kit.parse('<ir_version: 10, opset_import: ["": 21, "graphpress": 1]> g (float[4] x) => (float[4] y) { y = graphpress.BitLinear <bits=99> (x) }')
+    model = kit.parse(
+        '<ir_version: 10, opset_import: ["": 21, "graphpress": 1]> '
+        "g (float[4] x) => (float[4] y) { y = graphpress.BitLinear <bits=99> (x) }"
+    )
     with pytest.raises(VerifyError, match="BitLinear is not an operator of the dialect"):
         verify.check(model)
 
@@ -73,7 +80,9 @@ def test_shadowing_an_outer_value_is_found() -> None:
         verify.check(model)
 
 
-@pytest.mark.parametrize("name", ["cifar10/resnet20.onnx", "speech/silero_vad/silero_vad_16k_op15.onnx", "llm/codelm/codelm.onnx"])
+@pytest.mark.parametrize(
+    "name", ["cifar10/resnet20.onnx", "speech/silero_vad/silero_vad_16k_op15.onnx", "llm/codelm/codelm.onnx"]
+)
 def test_real_models_pass(zoo: Path, name: str) -> None:
     from graphpress.frontends import onnx_file
 
