@@ -231,6 +231,10 @@ class _Job:
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
         report.sites = reports.site_rows(self.model, compiled.portable, report.passes)
         report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}
+        report.size = {
+            "weights_before": reports.stored_bytes(self.model),
+            "weights_after": reports.stored_bytes(compiled.lowered),
+        }
         if self.data is not None and self.held_out is not None:
             report.data = {"digest": self.data.digest(), "calibration": len(self.data), "held_out": len(self.held_out)}
         if self.evaluate and compiled.metric is not None and "before" not in report.metric:

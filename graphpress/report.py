@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,3 +148,20 @@ def site_rows(before: ir.Model, after: ir.Model, passes: list[PassReport]) -> li
         if heavy(node) or name in schemes:
             rows.append(SiteRow(name, node.op_type, schemes.get(name, ""), skips.get(name, ""), weights(node)))
     return rows
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Each stored tensor once: initializers and Constant values of all graphs."""
+    seen: set[int] = set()
+    for graph in edit.graphs(model):
+        held = [v.const_value for v in graph.initializers.values()] if isinstance(graph, ir.Graph) else []
+        held += [edit.constant_tensor(n.outputs[0]) for n in graph if n.op_type == "Constant" and not n.domain]
+        for tensor in held:
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+
+def stored_bytes(model: ir.Model) -> int:
+    """Bytes of all stored tensors."""
+    return sum(t.nbytes for t in tensors(model))

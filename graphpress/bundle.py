@@ -1,0 +1,166 @@
+"""The output folder of a compilation: model, report, recipe, manifest; all of it or nothing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphpress.errors import BadRequest
+from graphpress.recipe import Recipe
+from graphpress.report import Report
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("graphpress", "numpy", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch")
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[Path]:
+    """Hold ``folder`` for one compilation; gives an empty folder beside it that `publish` puts in its place.
+
+    Raises:
+        BadRequest: The folder holds something else, another process writes it, or the disk refuses.
+    """
+    folder = folder.absolute()
+    _check(folder)
+    lock = folder.parent / f".{folder.name}.lock"
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _lock(lock, folder)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with disk_errors(folder):
+            yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+
+
+def publish(draft: Path, folder: Path) -> None:
+    """Put the finished draft in the place of ``folder`` by renaming."""
+    folder = folder.absolute()
+    old = draft.with_name(draft.name + ".old")
+    draft.chmod(0o755)
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write(draft: Path, model: ir.Model | None, report: Report, recipe: Recipe, external: bool | None = None) -> None:
+    """Write all files into ``draft``; without a model where the gate failed."""
+    from graphpress import explorer, page
+    from graphpress.frontends import onnx_file
+
+    if model is not None:
+        onnx_file.save(model, draft / "model.onnx", external=external)
+        report.size["file_after"] = sum(f.stat().st_size for f in draft.glob("model.onnx*"))
+        _dump(draft / "model_explorer.json", explorer.node_data(report, model))
+    (draft / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+    _dump(draft / "report.json", report.to_json())
+    (draft / "report.html").write_text(page.render(report), encoding="utf-8")
+    _dump(draft / MANIFEST, manifest(draft, report, recipe))
+
+
+def manifest(draft: Path, report: Report, recipe: Recipe) -> dict[str, Any]:
+    """What is needed to make the same again, and to see that it is the same; no times of day, no paths."""
+    return {
+        "made_by": "graphpress",
+        "versions": versions(),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "isa": report.audit.get("isa")},
+        "target": report.target,
+        "seed": report.seed,
+        "recipe": recipe.to_json(),
+        "data": report.data,
+        "files": {f.name: _digest(f) for f in sorted(draft.iterdir()) if f.name.startswith("model.onnx")},
+        "gate": report.to_json()["gate"],
+        "metric": report.metric,
+        "size": report.size,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of the packages that shape the result."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one clear error."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BadRequest("the disk is full", where=str(path), fix="Free space, or choose another --out.") from e
+        if isinstance(e, PermissionError | NotADirectoryError | FileExistsError) or e.errno == errno.EROFS:
+            raise BadRequest(f"cannot be written ({e.strerror})", where=str(path), fix="Choose another --out.") from e
+        raise
+
+
+def _check(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise BadRequest("it is not a folder", where=str(folder), fix="Choose another --out.")
+    if folder.is_dir() and any(folder.iterdir()) and not _ours(folder / MANIFEST):
+        raise BadRequest(
+            "the folder holds files that graphpress did not write",
+            where=str(folder),
+            fix="Choose a new or empty --out.",
+        )
+
+
+def _ours(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("made_by") == "graphpress"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _lock(lock: Path, folder: Path) -> None:
+    try:
+        with lock.open("x") as f:
+            f.write(str(os.getpid()))
+    except FileExistsError as e:
+        if _alive(lock):
+            raise BadRequest(
+                "another run is writing this folder", where=str(folder), fix="Wait for it, or choose another --out."
+            ) from e
+        lock.write_text(str(os.getpid()))  # left behind by a run that was killed
+
+
+def _alive(lock: Path) -> bool:
+    if sys.platform == "win32":
+        return True  # signal 0 would end the process there
+    try:
+        os.kill(int(lock.read_text()), 0)
+    except (ValueError, ProcessLookupError, FileNotFoundError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as f:
+        return {"sha256": hashlib.file_digest(f, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _dump(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, sort_keys=False) + "\n", encoding="utf-8")

@@ -1,0 +1,5 @@
+"""``python -m graphpress.tools.cli``."""
+
+from graphpress.tools.cli import main
+
+main()

@@ -1,0 +1,171 @@
+"""Commands and their options. Heavy imports stay inside the commands, so that ``--help`` answers at once.
+
+Exit codes: 0 done, 1 the gate or a check failed, 2 bad request, 130 interrupted. Results go to standard output,
+progress and errors to standard error; with ``--json`` standard output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="A compiler for model compression: rewrites a model by a recipe and proves what really runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
+Target = Annotated[str, typer.Option("--target", help="Where the result will run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Samples: an .npz (input name -> array, samples first; optional labels) or a folder of them."
+    ),
+]
+
+
+@app.command("compile")
+def compile_(
+    model: Model,
+    recipe: Annotated[str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML or JSON file.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder; replaced only if graphpress wrote it.")],
+    data: Data = None,
+    target: Target = "ort-cpu",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change an option: PASS.OPTION=VALUE.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 (by labels) that may be lost.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    external: Annotated[
+        bool | None, typer.Option("--external/--no-external", help="Weights in one file beside the model.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Write the model even when it fails the gate.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Rewrite MODEL by a recipe; write model, report, resolved recipe and manifest to a folder."""
+    from graphpress.tools.cli import commands
+
+    raise typer.Exit(
+        commands.compile_to(
+            model, recipe, out, data=data, target=target, assignments=set_ or [], max_drop=max_drop, seed=seed,
+            external=external, keep=keep, as_json=as_json,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Show what is in MODEL: operators, weights by type, sites and their schemes."""
+    from graphpress.inspection import inspect as look
+
+    _show(look(model), as_json)
+
+
+@app.command()
+def diff(a: Model, b: Model, as_json: Json = False) -> None:
+    """Show what changed from model A to model B, site by site."""
+    from graphpress.inspection import diff as compare
+
+    _show(compare(a, b), as_json)
+
+
+@app.command()
+def audit(model: Model, target: Target = "ort-cpu", data: Data = None, as_json: Json = False) -> None:
+    """Run MODEL and show for each site which kernel ran, how long, and why it is not on integers."""
+    from graphpress.tools.cli import commands
+
+    _show(commands.audit(model, target, data), as_json)
+
+
+@app.command()
+def opt(
+    model: Model,
+    passes: Annotated[str, typer.Option("-p", "--passes", help="'pass{option=value},pass': run in this order.")],
+    out: Annotated[Path, typer.Option("--out", help="The rewritten ONNX file.")],
+    data: Data = None,
+    target: Target = "ort-cpu",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    show: Annotated[bool, typer.Option("--show", help="Print the nodes that changed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run passes by hand on MODEL; each is verified."""
+    from graphpress.tools.cli import commands
+
+    _show(commands.opt(model, passes, out, data=data, target=target, seed=seed, show=show), as_json)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this one in full.")] = None, as_json: Json = False
+) -> None:
+    """List the shipped recipes, or print one."""
+    from graphpress.tools.cli import commands
+
+    _show(commands.recipes(name), as_json)
+
+
+@app.command("passes")
+def passes_(
+    name: Annotated[str | None, typer.Argument(help="Show the options of this one.")] = None, as_json: Json = False
+) -> None:
+    """List all passes, or the options of one."""
+    from graphpress.tools.cli import commands
+
+    _show(commands.passes(name), as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("out/demo"), as_json: Json = False
+) -> None:
+    """Compile the shipped digits model to 8 bits and show the result."""
+    from graphpress.tools.cli import commands
+
+    raise typer.Exit(commands.demo(out, as_json))
+
+
+def _show(result: Any, as_json: bool) -> None:
+    """Print a result: its JSON, or itself as text or as something rich can draw."""
+    if as_json:
+        data = result.to_json() if hasattr(result, "to_json") else result
+        print(json.dumps(data, indent=1))
+        return
+    from graphpress.tools.cli.terminal import show
+
+    show(result)
+
+
+def run() -> None:
+    """Run the command line; every error the user can meet is one line."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """The exit code of a command, errors printed to standard error."""
+    try:
+        return command() or 0
+    except typer.Exit as e:
+        return e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; nothing was written", 130)
+    except Exception as e:
+        from graphpress.errors import GateError, GraphpressError
+
+        if isinstance(e, GraphpressError):
+            return _fail(str(e), 1 if isinstance(e, GateError) else 2)
+        if hasattr(e, "format_message"):  # the parser's own: unknown option, missing argument
+            return _fail(e.format_message(), 2)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"graphpress: {message}", file=sys.stderr)
+    return code

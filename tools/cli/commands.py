@@ -1,0 +1,140 @@
+"""What the commands do, without the parsing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import graphpress as gp
+from graphpress import bundle, catalog, text
+from graphpress.base import Context
+from graphpress.compiler import backend
+from graphpress.errors import GateError, RecipeError, nearest
+from graphpress.frontends import onnx_file
+from graphpress.pipeline import Pipeline
+from graphpress.recipe import Recipe, parse_passes
+from graphpress.target import Target
+from graphpress.tools.cli import terminal
+
+
+def compile_to(
+    model: Path,
+    recipe: str,
+    out: Path,
+    *,
+    data: Path | None,
+    target: str,
+    assignments: list[str],
+    max_drop: float | None,
+    seed: int,
+    external: bool | None,
+    keep: bool,
+    as_json: bool,
+) -> int:
+    """Compile and write the folder: 0, or 1 where the gate failed (then the model is written only on ``keep``)."""
+    resolved = Recipe.load(recipe).set(assignments)
+    with bundle.claim(out) as draft:
+        failure = None
+        with terminal.progress() as progress:
+            try:
+                compiled, report = gp.compile(
+                    model, resolved, data, target, seed=seed, max_drop=max_drop, progress=progress
+                )
+            except GateError as e:
+                if e.report is None:
+                    raise
+                failure, compiled, report = e, e.model, e.report  # type: ignore[assignment]
+            report.size["file_before"] = onnx_file.size(model)
+            bundle.write(draft, compiled if failure is None or keep else None, report, resolved, external)
+        bundle.publish(draft, out)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1))
+    else:
+        terminal.show(report)
+        terminal.note(f"written to {out} (open {out / 'report.html'})")
+    if failure is not None:
+        print(f"graphpress: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def audit(model: Path, target: str, data: Path | None) -> Any:
+    """The audit of a model on data, or on made-up inputs."""
+    feeds = None
+    loaded = gp.load(model)
+    if data is not None:
+        samples = gp.CalibrationData.load(data)
+        samples.check(loaded)
+        feeds = next(iter(samples.batches(1)))
+    return gp.audit(loaded, target, feeds)
+
+
+def opt(
+    model: Path, passes: str, out: Path, *, data: Path | None, target: str, seed: int, show: bool
+) -> dict[str, Any]:
+    """Run passes and save; what each did."""
+    from graphpress.backends import reference
+
+    steps = parse_passes(passes)
+    loaded, where = gp.load(model), Target.load(target)
+    samples = gp.CalibrationData.load(data) if data is not None else None
+    if samples is not None:
+        samples.check(loaded)
+    with terminal.progress() as progress:
+        context = Context(where, samples, backend(where).execute, reference.execute, seed=seed, progress=progress)
+        result, reports = Pipeline(steps).run(loaded, context)
+    with bundle.disk_errors(out):
+        gp.save(result, out)
+    done = [
+        {
+            "pass": r.name,
+            "changed": r.changed,
+            "skipped": len(r.skips),
+            "seconds": round(r.seconds, 4),
+            "checked": r.checked,
+        }
+        for r in reports
+    ]
+    return {"out": str(out), "passes": done} | ({"diff": text.diff(loaded, result).splitlines()} if show else {})
+
+
+def recipes(name: str | None) -> Any:
+    """All recipes with their summaries, or one as YAML with every option."""
+    if name is not None:
+        return Recipe.load(name).dump()
+    return {n: Recipe.load(n).summary for n in catalog.recipes()}
+
+
+def passes(name: str | None) -> dict[str, Any]:
+    """All passes with the first line of their docstring, or the options of one with their defaults.
+
+    Raises:
+        RecipeError: There is no such pass.
+    """
+    known = catalog.passes()
+    if name is None:
+        return {n: (c.__doc__ or "").strip().splitlines()[0] for n, c in sorted(known.items())}
+    if name not in known:
+        raise RecipeError("there is no such pass", where=f"pass {name!r}", fix=nearest(name, known))
+    options = {f.name: f"{f.type}, default {_default(f)}" for f in dataclasses.fields(known[name])}  # type: ignore[arg-type]
+    return {"pass": name, "about": (known[name].__doc__ or "").strip(), "options": options}
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    return repr(field.default_factory()) if field.default_factory is not dataclasses.MISSING else "none"
+
+
+def demo(out: Path, as_json: bool) -> int:
+    """Compile the shipped digits model with the recipe w8a8."""
+    folder = resources.files("graphpress.tools.demo")
+    with resources.as_file(folder / "digits.onnx") as model, resources.as_file(folder / "digits.npz") as data:
+        return compile_to(
+            model, "w8a8", out, data=data, target="ort-cpu", assignments=[], max_drop=None, seed=0, external=None,
+            keep=False, as_json=as_json,
+        )  # fmt: skip
