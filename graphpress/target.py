@@ -1,7 +1,7 @@
 """What a runtime on one kind of machine computes in integers: a table of capabilities, read from targets/*.json.
 
-The table holds what probes saw on the installed runtime (``backends/ort/probe.py``); a test holds the two equal. Nothing is
-probed on load.
+The table holds what probes saw on the installed runtime (``backends/ort/probe.py``); a test holds the two equal. Nothing
+is probed on load.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Capability:
 
     Attributes:
         op: The operator that it computes.
-        mode: ``static`` (ranges calibrated), ``dynamic`` (ranges found at run time) or ``weight`` (only weights are low-bit).
+        mode: ``static`` (ranges calibrated), ``dynamic`` (ranges found at run time) or ``weight`` (low-bit weights only).
         kernel: The operator that runs in the end; "" where weights are stored low-bit and restored to float once, at
             load: smaller, not faster.
         activation: Storage types of computed inputs; a constant in an activation slot is stored like one.

@@ -85,7 +85,7 @@ class Session:
         """Run once.
 
         Raises:
-            BadRequest: An input is missing, unknown, or of the wrong type or shape, or the model cannot take these values.
+            BadRequest: An input is missing, unknown, of the wrong type or shape, or the model fails on these values.
         """
         self._check(feeds)
         try:
@@ -99,11 +99,15 @@ class Session:
     def _check(self, feeds: Arrays) -> None:
         for name in self.input_names:
             if name not in feeds:
-                raise BadRequest("the input is missing", where=f"input {name!r}", fix=f"Given: {', '.join(feeds) or 'none'}.")
+                raise BadRequest(
+                    "the input is missing", where=f"input {name!r}", fix=f"Given: {', '.join(feeds) or 'none'}."
+                )
         for name, array in feeds.items():
             info = self._inputs.get(name) or self._optional.get(name)
             if info is None:
-                raise BadRequest("the model has no such input", where=f"input {name!r}", fix=nearest(name, self.input_names))
+                raise BadRequest(
+                    "the model has no such input", where=f"input {name!r}", fix=nearest(name, self.input_names)
+                )
             _check_array(info, array)
 
 
@@ -141,7 +145,9 @@ def execute(
         BadRequest: ``outputs`` names a value that the main graph lacks.
         Unsupported: ONNX Runtime refuses the model; the message names the node.
     """
-    return open_session(model, outputs, SessionOptions(threads=threads), target.provider if target else "CPUExecutionProvider")
+    return open_session(
+        model, outputs, SessionOptions(threads=threads), target.provider if target else "CPUExecutionProvider"
+    )
 
 
 def open_session(
@@ -167,7 +173,9 @@ def _output_names(model: ir.Model, outputs: Sequence[str] | None) -> list[str]:
     known = {v.name for v in (*graph.inputs, *graph.initializers.values())} | {v.name for n in graph for v in n.outputs}
     for name in outputs:
         if name not in known:
-            raise BadRequest("the main graph has no such value", where=f"output {name!r}", fix=nearest(name, filter(None, known)))
+            raise BadRequest(
+                "the main graph has no such value", where=f"output {name!r}", fix=nearest(name, filter(None, known))
+            )
     return list(outputs)
 
 
@@ -220,6 +228,8 @@ def _refuse(model: ir.Model, error: Exception) -> NoReturn:
     what, where = _reason(error)
     if not where and (found := re.search(r"(\w+)\(-?\d+\) is not a registered|[Nn]ode input '([^']+)'", what)):
         kind, read = found.groups()
-        guilty = (n for n in model.graph.all_nodes() if n.op_type == kind or any(v and v.name == read for v in n.inputs))
+        guilty = (
+            n for n in model.graph.all_nodes() if n.op_type == kind or any(v and v.name == read for v in n.inputs)
+        )
         where = next((f"node {n.name!r}" for n in guilty), "")
     raise Unsupported(f"ONNX Runtime {ort.__version__} refuses the model: {what}", where=where) from error
