@@ -12,7 +12,9 @@ import pytest
 
 import graphpress
 
-PUBLIC = {"Pipeline", "audit", "compile", "diff", "inspect", "load", "lower", "save", "trace"}
+VERBS = {"audit", "compile", "diff", "inspect", "load", "lower", "save", "trace"}
+VALUES = {"CalibrationData", "Context", "Granularity", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
+PUBLIC = VERBS | VALUES | {"GateError", "GraphpressError", "Pass", "PassReport", "Pipeline"}
 HEAVY = {"torch", "onnxruntime", "sklearn", "scipy", "matplotlib"}
 COMMANDS = {"import": ["-c", "import graphpress"], "help": [Path(sys.executable).with_name("graphpress"), "--help"]}
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 from graphpress.tools.check.rooms import Source
 
-FACE = {"graphpress", "graphpress.compiler"}
+FACE = {"graphpress", *(f"graphpress.{name}" for name in ("bundle", "compiler", "fallback", "inspection"))}
 ALL = {"core", "ops", "quantizers", "frontends", "backends", "face"}  # and every pass family
 MAY: dict[str, set[str]] = {
     "core": {"core"},
@@ -52,17 +52,17 @@ def imported(tree: ast.Module, modules: Collection[str]) -> Iterator[tuple[int, 
 def violations(sources: Collection[Source]) -> list[str]:
     """``path:line: who may not import whom`` for each import that goes against the direction."""
     modules = {s.module for s in sources}
-    wrong = []
+    wrong: dict[str, None] = {}
     for source in sources:
         here = room(source.module)
         allowed = MAY["family" if here.startswith("passes.") else here]
         for line, name in imported(source.tree, modules):
             if name.partition(".")[0] == "tests":
-                wrong.append(f"{source.path}:{line}: nothing imports tests")
+                wrong[f"{source.path}:{line}: nothing imports tests"] = None
             if name.partition(".")[0] != "graphpress":
                 continue
             there = room(name)
             seen = there in allowed or there == here or (here in {"face", "tools"} and there.startswith("passes."))
             if not seen:
-                wrong.append(f"{source.path}:{line}: {here} may not import {name} ({there})")
-    return wrong
+                wrong[f"{source.path}:{line}: {here} may not import {name} ({there})"] = None
+    return list(wrong)
