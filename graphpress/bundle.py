@@ -67,7 +67,8 @@ def write(draft: Path, model: ir.Model | None, report: Report, recipe: Recipe, e
     if model is not None:
         onnx_file.save(model, draft / "model.onnx", external=external)
         report.size["file_after"] = sum(f.stat().st_size for f in draft.glob("model.onnx*"))
-        _dump(draft / "model_explorer.json", explorer.node_data(report, model))
+        for stem, data in explorer.node_data(report, model).items():
+            _dump(draft / f"explorer.{stem}.json", data)
     (draft / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
     _dump(draft / "report.json", report.to_json())
     (draft / "report.html").write_text(page.render(report), encoding="utf-8")

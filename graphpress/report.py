@@ -69,6 +69,7 @@ class Report:
     size: dict[str, int] = field(default_factory=dict)  # before, after: bytes of the saved file
     ops: dict[str, dict[str, int]] = field(default_factory=dict)  # before, after: operator histogram
     latency: dict[str, float] = field(default_factory=dict)  # before, after (ms), ratio
+    histograms: dict[str, dict[str, Any]] = field(default_factory=dict)  # site -> counts, min, max, lo, hi
     audit: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
