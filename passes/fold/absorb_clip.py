@@ -1,0 +1,53 @@
+"""Remove the Relu and Clip nodes that the range of a quantizer makes redundant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.base import Context, Pass, PassReport
+from graphpress.passes.fold.flow import Flow
+from graphpress.passes.fold.grid import Grid
+from graphpress.passes.fold.movement import bounds
+from graphpress.types import Numerics, Stage
+
+
+@dataclass(frozen=True)
+class AbsorbClip(Pass):
+    """Let saturation do the clipping, so that the producer's integer kernel writes the clipped range itself.
+
+    Exact, in two cases. Behind: every use quantizes on one grid where the bounds fall on the limits of the type; as Q
+    is monotone, Q(clip(x)) = clip(Q(x), Q(lo), Q(hi)) = Q(x). Data movement between the two changes nothing in that.
+    Before: the input comes from a DQ whose smallest and largest numbers lie within the bounds.
+    """
+
+    name = "absorb-clip"
+    numerics = Numerics.EXACT
+    needs = (Stage.QDQ,)
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        flow = Flow(model)
+        for node in flow.moves:
+            interval = bounds(node)
+            if interval is None or node.inputs[0] is None:
+                continue
+            out, source = node.outputs[0], node.inputs[0]
+            wanted, before = flow.wanted(out), flow.on.get(source)
+            if (wanted and _saturates(wanted, interval)) or (before and _within(before, interval)):
+                edit.replace(out, source)
+                edit.remove_unused([out])
+                report.changed += 1
+            elif wanted:
+                report.skip(
+                    node, f"the quantizer behind it ({wanted}) reaches beyond [{interval[0]:g}, {interval[1]:g}]"
+                )
+
+
+def _saturates(grid: Grid, interval: tuple[float, float]) -> bool:
+    return tuple(int(grid.quantize(x)) for x in interval) == grid.limits
+
+
+def _within(grid: Grid, interval: tuple[float, float]) -> bool:
+    return interval[0] <= grid.span[0] and grid.span[1] <= interval[1]

@@ -1,0 +1,87 @@
+"""Where quantized values flow: which values lie on a grid, which are read through one grid only."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.passes.fold.grid import Grid, grid_of, is_dequantize, is_quantize
+from graphpress.passes.fold.movement import OPSET, Movement, movement
+
+
+class Flow:
+    """One linear walk forwards and one backwards over all graphs of a model.
+
+    Attributes:
+        nodes: All nodes, outer graphs first, each graph in order.
+        moves: The data movement among them.
+        grids: The constant grid of each Q and DQ.
+        on: Float values all of whose elements lie on a movable grid, with that grid.
+        through: Movement all of whose outputs are read through one grid, with that grid.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.nodes = list(edit.nodes(model))
+        self.moves: dict[ir.Node, Movement] = {}
+        self.grids: dict[ir.Node, Grid] = {}
+        self.on: dict[ir.Value, Grid] = {}
+        self.through: dict[ir.Node, Grid] = {}
+        movable = edit.opset(model) >= OPSET
+        for node in self.nodes:
+            self._forward(node, movable)
+        for node in reversed(self.nodes):
+            if node in self.moves and (grid := self._wanted_behind(node)) is not None:
+                self.through[node] = grid
+
+    def _forward(self, node: ir.Node, movable: bool) -> None:
+        if is_quantize(node) or is_dequantize(node):
+            if (grid := grid_of(node)) is not None:
+                self.grids[node] = grid
+                if is_dequantize(node) and grid.movable:
+                    self.on[node.outputs[0]] = grid
+        elif movable and (move := movement(node)) is not None:
+            self.moves[node] = move
+            if (grid := self._carried(node, move)) is not None:
+                self.on.update(dict.fromkeys(node.outputs, grid))
+
+    def _carried(self, node: ir.Node, move: Movement) -> Grid | None:
+        grids = {self.on.get(node.inputs[slot]) for slot in move.data}  # type: ignore[arg-type]
+        grid = grids.pop()
+        if grid is None or grids or not fits(grid, move):
+            return None
+        return grid if all(grid.holds(x) for x in move.literals.values()) else None
+
+    def _wanted_behind(self, node: ir.Node) -> Grid | None:
+        grids = {self.wanted(out) for out in node.outputs if out.uses() or out.is_graph_output()}
+        grid = grids.pop() if len(grids) == 1 else None
+        move = self.moves[node]
+        if grid is None or not fits(grid, move):
+            return None
+        # A Concat of several grids has its own kernel, which requantizes on the way.
+        several = len(move.data) > 1 and any(self.on.get(v, grid) != grid for v in node.inputs if v is not None)
+        return None if several else grid
+
+    def wanted(self, value: ir.Value) -> Grid | None:
+        """The one movable grid on which every use reads ``value``, at once or behind movement, in its own graph."""
+        if value.is_graph_output():
+            return None
+        found: Grid | None = None
+        for user, slot in value.uses():
+            grid = self._use(value, user, slot)
+            if grid is None or found not in (None, grid):
+                return None
+            found = grid
+        return found
+
+    def _use(self, value: ir.Value, user: ir.Node, slot: int) -> Grid | None:
+        if user.graph is not value.graph and value.graph is not None:
+            return None
+        if user in self.moves:
+            return self.through.get(user) if slot in self.moves[user].data else None
+        grid = self.grids.get(user)
+        return grid if grid is not None and is_quantize(user) and slot == 0 and grid.movable else None
+
+
+def fits(grid: Grid, move: Movement) -> bool:
+    """Whether the operator runs on the integers of ``grid``."""
+    return grid.dtype.bitwidth <= move.bits
