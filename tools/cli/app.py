@@ -34,6 +34,11 @@ Data = Annotated[
 ]
 
 
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """A compiler for model compression: rewrites a model by a recipe and proves what really runs."""
+
+
 @app.command("compile")
 def compile_(
     model: Model,
@@ -145,25 +150,29 @@ def _show(result: Any, as_json: bool) -> None:
 
 def run() -> None:
     """Run the command line; every error the user can meet is one line."""
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+    sys.exit(guarded(lambda: app(standalone_mode=False), debug="--debug" in sys.argv))
 
 
-def guarded(command: Callable[[], Any]) -> int:
-    """The exit code of a command, errors printed to standard error."""
+def guarded(command: Callable[[], Any], debug: bool = False) -> int:
+    """The exit code of a command, errors printed to standard error, one line each."""
     try:
         return command() or 0
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was written", 130)
-    except Exception as e:
+    except Exception as e:  # the last line of defence: whatever it is, one line
         from graphpress.errors import GateError, GraphpressError
 
+        if debug:
+            raise
         if isinstance(e, GraphpressError):
             return _fail(str(e), 1 if isinstance(e, GateError) else 2)
         if hasattr(e, "format_message"):  # the parser's own: unknown option, missing argument
             return _fail(e.format_message(), 2)
-        raise
+        if isinstance(e, OSError) and e.strerror:
+            return _fail(f"{e.filename or 'system'}: {e.strerror}", 2)
+        return _fail(f"internal error: {type(e).__name__}: {e}. Run again with graphpress --debug for the place.", 2)
 
 
 def _fail(message: str, code: int) -> int:
