@@ -37,7 +37,9 @@ class AbsorbClip(Pass):
             wanted, before = flow.wanted(out), flow.on.get(source)
             if (wanted and _saturates(wanted, interval)) or (before and _within(before, interval)):
                 edit.replace(out, source)
-                edit.remove_unused([out])
+                limits = node.inputs[1:]
+                edit.remove([node])
+                edit.remove_unused(limits)
                 report.changed += 1
             elif wanted:
                 report.skip(

@@ -27,17 +27,22 @@ class CancelQdq(Pass):
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         seen: dict[tuple[object, ...], ir.Value] = {}
         for node in edit.nodes(model):
-            if not (is_quantize(node) or is_dequantize(node)) or (grid := grid_of(node)) is None:
+            if node.graph is None or not (is_quantize(node) or is_dequantize(node)) or (grid := grid_of(node)) is None:
                 continue
-            by = _undone(node, grid, report) or seen.setdefault(_key(node, grid), node.outputs[0])
+            by = _undone(node, grid, report) or _first(seen, node, grid)
             if by is not node.outputs[0] and not (by.is_graph_output() and node.outputs[0].is_graph_output()):
                 edit.replace(node.outputs[0], by)
                 edit.remove_unused(node.outputs)
                 report.changed += 1
 
 
-def _key(node: ir.Node, grid: Grid) -> tuple[object, ...]:
-    return node.op_type, node.inputs[0], grid, node.graph
+def _first(seen: dict[tuple[object, ...], ir.Value], node: ir.Node, grid: Grid) -> ir.Value:
+    """The output of the first such node of its graph that is still there."""
+    key = (node.op_type, node.inputs[0], grid, node.graph)
+    producer = seen[key].producer() if key in seen else None
+    if producer is None or producer.graph is None:
+        seen[key] = node.outputs[0]
+    return seen[key]
 
 
 def _undone(node: ir.Node, grid: Grid, report: PassReport) -> ir.Value | None:

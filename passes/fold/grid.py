@@ -77,7 +77,7 @@ class Grid:
         blocks = self._blocks(x.shape)
         scale, zero = (self._along(blocks, p) for p in (self.scale, self.zero.astype(np.float32)))
         low, high = self.limits
-        steps = np.divide(x.reshape(blocks), scale).astype(np.float32, copy=False)
+        steps = np.asarray(x.reshape(blocks) / scale, dtype=np.float32)
         np.rint(steps, out=steps)
         if zero.any():
             steps += zero
