@@ -38,7 +38,7 @@ def _area(corners: np.ndarray) -> np.ndarray:
 
 
 def suppress(boxes: Boxes, threshold: float) -> Boxes:
-    """Greedy non-maximum suppression within each class, best score first; what overlaps by more than ``threshold`` goes."""
+    """Greedy non-maximum suppression within each class: a better box removes what it overlaps by over ``threshold``."""
     boxes = boxes.where(np.argsort(-boxes.scores, kind="stable"))
     clash = (iou(boxes.corners, boxes.corners) > threshold) & (boxes.classes[:, None] == boxes.classes[None])
     keep = np.ones(len(boxes.scores), bool)
@@ -86,7 +86,7 @@ def _match(truth: Boxes, found: Boxes, overlap: float) -> tuple[np.ndarray, np.n
     hit, ignored = np.zeros(len(found.scores), bool), np.zeros(len(found.scores), bool)
     crowd = truth.scores < 0
     pairs = np.where(crowd, 0.0, iou(found.corners, truth.corners))
-    crowded = (_covered(found.corners, truth.corners[crowd]) >= overlap).any(-1)
+    crowded = np.any(_covered(found.corners, truth.corners[crowd]) >= overlap, axis=1)
     for i in range(len(hit)):
         best = int(pairs[i].argmax()) if pairs.shape[1] else -1
         if best >= 0 and pairs[i, best] >= overlap:

@@ -13,6 +13,7 @@ from graphpress.base import Runner
 from graphpress.tools.bench.images import read
 from graphpress.tools.bench.task import Scores, Task, first, in_batches, parts
 
+_MEAN, _STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)  # of the ResNets' inputs
 CALIBRATION = 300  # samples, where the data are plenty
 
 
@@ -23,11 +24,17 @@ def tasks(zoo: Path) -> list[Task]:
     found.append(_task(zoo / "cifar10/mlperf_tiny_resnet8.onnx", functools.partial(_cifar, zoo, False)))
     for width, size in (("0.5", 160), ("0.75", 192)):
         path = zoo / f"imagenet/mobilenet_v1_{width}_{size}.onnx"
-        found.append(_task(path, functools.partial(_imagenet, zoo, size), "100 images calibrate, the other 400 are scored"))
-    found.append(_task(zoo / "speech/kws/ds_cnn.onnx", functools.partial(_keywords, zoo), "the last 700 of 1000 are scored"))
-    for name in ("burn_mnist", "cnn_mnist_pytorch"):
-        found.append(_task(zoo / f"mnist/{name}.onnx", functools.partial(_mnist, zoo), batch=1))
-    return found
+        found.append(
+            _task(path, functools.partial(_imagenet, zoo, size), "100 of 500 calibrate, the others are scored")
+        )
+    keywords = _task(
+        zoo / "speech/kws/ds_cnn.onnx", functools.partial(_keywords, zoo), "the last 700 of 1,000 are scored"
+    )
+    digits = [
+        _task(zoo / f"mnist/{n}.onnx", functools.partial(_mnist, zoo), batch=1)
+        for n in ("burn_mnist", "cnn_mnist_pytorch")
+    ]
+    return [*found, keywords, *digits]
 
 
 Split = tuple[np.ndarray, np.ndarray]  # samples, labels
@@ -50,7 +57,8 @@ def _task(path: Path, split: functools.partial[tuple[Split, Split]], note: str =
         samples, labels = split()[1]
         return {"top-1 %": accuracy(in_batches(runner, runner.input_names[0], samples, batch or 50), labels)}
 
-    return Task(path.stem, lambda _: path, data, scores, lambda n: first(data(), n), (batch,) if batch else (1, 32), note=note)
+    batches = (batch,) if batch else (1, 32)
+    return Task(path.stem, "classifier", lambda _: path, data, scores, lambda n: first(data(), n), batches, note=note)
 
 
 def _input_name(path: Path) -> str:
@@ -66,19 +74,24 @@ def _cifar(zoo: Path, standardise: bool) -> tuple[Split, Split]:
         with np.load(zoo / "cifar10" / name) as z:
             x, y = z["x"].astype(np.float32), z["y"]
         if standardise:
-            x = (x / 255 - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+            x = (x / 255 - _MEAN) / _STD
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2)), y
 
     x, y = load("calib.npz")
     return (x[:CALIBRATION], y[:CALIBRATION]), load("test.npz")
 
 
-def _imagenet(zoo: Path, size: int) -> tuple[Split, Split]:
-    """Photographs in [-1, 1]."""
+def photographs(zoo: Path, size: int) -> Split:
+    """All 500 of ImageNet's classes in [-1, 1], NCHW."""
     labels = {row["file"]: row["label"] for row in json.loads((zoo / "imagenet/labels.json").read_text())}
     paths = sorted((zoo / "imagenet/images").glob("*.jpg"))
     x = np.stack([read(p, (size, size)) for p in paths]).transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
     y = np.array([labels[p.name] for p in paths])
+    return x, y
+
+
+def _imagenet(zoo: Path, size: int) -> tuple[Split, Split]:
+    x, y = photographs(zoo, size)
     held_in, held_out = parts(len(x), 100)
     return (x[held_in], y[held_in]), (x[held_out], y[held_out])
 

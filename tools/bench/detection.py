@@ -22,9 +22,10 @@ MOST = 100  # detections a picture that COCO counts
 
 def tasks(zoo: Path) -> list[Task]:
     """Two face detectors and one for COCO's 80 classes; all are fixed to batch 1."""
-    photos, faces = _photographs(zoo / "detection/coco128/images"), _photographs(zoo / "detection/ultraface/imgs")
-    ultra = [_ultraface(zoo / f"detection/ultraface/version-{v}-320.onnx", photos[::2], faces + photos[1::2]) for v in ("slim", "RFB")]
-    return [*ultra, _fastestdet(zoo, photos)]
+    photos, ultra = _photographs(zoo / "detection/coco128/images"), zoo / "detection/ultraface"
+    held_in, held_out = photos[::2], _photographs(ultra / "imgs") + photos[1::2]
+    found = [_ultraface(ultra / f"version-{v}-320.onnx", held_in, held_out) for v in ("slim", "RFB")]
+    return [*found, _fastestdet(zoo, photos)]
 
 
 def _photographs(folder: Path) -> list[Path]:
@@ -48,7 +49,7 @@ def _fastestdet(zoo: Path, photos: Sequence[Path]) -> Task:
     load = functools.cache(_detector_input)
 
     def scores(runner: Runner, _: Runner) -> Scores:
-        truth = annotations(zoo / "detection/coco128/instances.json")
+        truth = ground_truth(zoo / "detection/coco128/instances.json")
         found = [objects(runner({"input.1": load(p)})["758"][0]) for p in photos]
         return {"AP50 %": average_precision([truth[p.name] for p in photos], found)}
 
@@ -63,8 +64,12 @@ def _task(
     path: Path, name: str, samples: Callable[[], np.ndarray], scores: Callable[[Runner, Runner], Scores], note: str
 ) -> Task:
     load = functools.cache(samples)
+
+    def data() -> dict[str, np.ndarray]:
+        return {name: load()}
+
     return Task(
-        path.stem, lambda _: path, lambda: {name: load()}, scores, lambda n: first({name: load()}, n), batches=(1,), note=note
+        path.stem, "detector", lambda _: path, data, scores, lambda n: first(data(), n), batches=(1,), note=note
     )
 
 
@@ -83,11 +88,13 @@ def faces(scores: np.ndarray, corners: np.ndarray) -> Boxes:
 
 
 def agreement(truth: Sequence[Boxes], found: Sequence[Boxes]) -> Scores:
-    """How well ``found`` repeats ``truth``: AP at IoU 0.5, mean IoU of the best box for each true one, its share above 0.5."""
+    """How well ``found`` repeats ``truth``: AP at IoU 0.5; of the best box for each true one the mean IoU, and how many
+    have at least 0.5."""
     best = [iou(t.corners, f.corners).max(1, initial=0.0) for t, f in zip(truth, found, strict=True)]
     overlaps = np.concatenate(best)
     matched = float((overlaps >= 0.5).mean() * 100)
-    return {"box AP50 vs float %": average_precision(truth, found), "mean IoU": float(overlaps.mean()), "matched %": matched}
+    ap = average_precision(truth, found)
+    return {"box AP50 vs float %": ap, "mean IoU": float(overlaps.mean()), "matched %": matched}
 
 
 def objects(grid: np.ndarray) -> Boxes:
@@ -106,8 +113,8 @@ def objects(grid: np.ndarray) -> Boxes:
     return found.where(np.arange(len(found.scores)) < MOST)
 
 
-def annotations(path: Path) -> dict[str, Boxes]:
-    """COCO's boxes by file name, in shares of the picture; classes 0..79 in the order of their ids, crowds scored -1."""
+def ground_truth(path: Path) -> dict[str, Boxes]:
+    """COCO's boxes by file name, in shares of the picture; classes 0..79 in order of their ids, crowds scored -1."""
     coco = json.loads(path.read_text())
     classes = {c["id"]: i for i, c in enumerate(sorted(coco["categories"], key=lambda c: c["id"]))}
     rows = defaultdict(list)

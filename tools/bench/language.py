@@ -24,7 +24,7 @@ def tasks(zoo: Path) -> list[Task]:
 
 
 def nats(runner: Runner, texts: Iterable[np.ndarray]) -> float:
-    """Mean cross-entropy per predicted token over ``texts``: ids [batch, length], each predicted from those before it."""
+    """Mean cross-entropy per token over ``texts``: ids [batch, length], each but the first predicted from the left."""
     total, count = 0.0, 0
     for ids in texts:
         logits = runner({"ids": ids[:, :-1]})["logits"].astype(np.float64)
@@ -49,10 +49,18 @@ def _codelm(folder: Path, name: str) -> Task:
 
 
 def _task(
-    name: str, file: Callable[[Path], Path], ids: Callable[[], np.ndarray], scores: Callable[[Runner, Runner], Scores], note: str
+    name: str,
+    file: Callable[[Path], Path],
+    ids: Callable[[], np.ndarray],
+    scores: Callable[[Runner, Runner], Scores],
+    note: str,
 ) -> Task:
     load = functools.cache(ids)
-    return Task(name, file, lambda: {"ids": load()}, scores, lambda n: first({"ids": load()}, n), higher=False, note=note)
+
+    def data() -> dict[str, np.ndarray]:
+        return {"ids": load()}
+
+    return Task(name, "language", file, data, scores, lambda n: first(data(), n), higher=False, note=note)
 
 
 def _stories(zoo: Path) -> Task:

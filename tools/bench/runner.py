@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ class FileRunner:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.input_names = [i.name for i in self._session.get_inputs()]
-        self.output_names = [o.name for o in self._session.get_outputs()]
+        self.input_names: Sequence[str] = [i.name for i in self._session.get_inputs()]
+        self.output_names: Sequence[str] = [o.name for o in self._session.get_outputs()]
 
     def __call__(self, feeds: Arrays) -> dict[str, np.ndarray]:
         return dict(zip(self.output_names, self._session.run(self.output_names, dict(feeds)), strict=True))

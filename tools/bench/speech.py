@@ -42,7 +42,8 @@ class Recorder:
     """A runner that keeps a copy of every feed."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.input_names, self.output_names = runner, runner.input_names, runner.output_names
+        self.runner = runner
+        self.input_names, self.output_names = runner.input_names, runner.output_names
         self.feeds: list[Arrays] = []
 
     def __call__(self, feeds: Arrays) -> dict[str, np.ndarray]:
@@ -83,10 +84,11 @@ def _silero(path: Path, wav: Callable[[], np.ndarray]) -> Task:
 
     def feeds(batch: int) -> dict[str, np.ndarray]:
         some = first(data(), batch)
-        return {"input": some["input"][:, 0], "state": some["state"][:, :, 0].transpose(1, 0, 2).copy(), "sr": np.asarray(some["sr"][0])}
+        state = np.ascontiguousarray(some["state"][:, :, 0].transpose(1, 0, 2))
+        return {"input": some["input"][:, 0], "state": state, "sr": np.asarray(some["sr"][0])}
 
     note = "speech or not in each 32 ms of the last 40 s, states carried; the float model's decisions are the truth"
-    return Task(path.stem, lambda _: path, data, scores, feeds, note=note)
+    return Task(path.stem, "speech", lambda _: path, data, scores, feeds, note=note)
 
 
 def noisy(sound: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -122,7 +124,7 @@ def _dtln(halves: tuple[Path, Path], which: int, wav: Callable[[], np.ndarray]) 
     def run(runner: Runner, sound: np.ndarray) -> np.ndarray:
         both: list[Runner] = [FileRunner(p) for p in halves]
         both[which] = runner
-        return enhance(*both, sound)
+        return enhance(both[0], both[1], sound)
 
     @functools.cache
     def data() -> dict[str, np.ndarray]:
@@ -139,4 +141,6 @@ def _dtln(halves: tuple[Path, Path], which: int, wav: Callable[[], np.ndarray]) 
 
     note = f"pink noise {SNR:g} dB below the speech, removed by DTLN with this half compressed; scored on the last 40 s"
     name = f"dtln_{halves[which].stem}"
-    return Task(name, lambda _: halves[which], data, scores, lambda n: first(data(), n), batches=(1,), note=note)
+    return Task(
+        name, "speech", lambda _: halves[which], data, scores, lambda n: first(data(), n), batches=(1,), note=note
+    )

@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from graphpress.base import Arrays, Runner
 from graphpress.errors import BadRequest, nearest
 
 Scores = Mapping[str, float]  # the first one is the headline
+Kind = Literal["classifier", "detector", "speech", "language"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Task:
 
     Attributes:
         name: Unique over all tasks; a file name.
+        kind: What it is.
         file: Path of the float ONNX model; a model that has no file yet is written into the folder given.
         data: Calibration data as the command line takes them: input name -> array, samples first, and ``labels``
             where the task has classes. An array of one axis more than its input holds whole feeds (recurrent models).
@@ -33,6 +36,7 @@ class Task:
     """
 
     name: str
+    kind: Kind
     file: Callable[[Path], Path]
     data: Callable[[], dict[str, np.ndarray]]
     scores: Callable[[Runner, Runner], Scores]
