@@ -17,17 +17,22 @@ import onnx_ir as ir
 Array = np.ndarray
 Inputs = Sequence[Array | None]
 
+
+def _operators(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
 # The result has the broadcast shape of the inputs.
-_ELEMENTWISE = frozenset(
+_ELEMENTWISE = _operators(
     """Abs Add And BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Clip Cos Div Equal Erf Exp
     Floor Greater GreaterOrEqual Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Min Mod Mul Neg Not Or PRelu
-    Pow Reciprocal Relu Round Sigmoid Sign Sin Sqrt Sub Sum Tanh Where Xor""".split()
+    Pow Reciprocal Relu Round Sigmoid Sign Sin Sqrt Sub Sum Tanh Where Xor"""
 )
 # The result has no more elements than the inputs together.
-_SHRINKING = frozenset(
+_SHRINKING = _operators(
     """ArgMax ArgMin Compress Concat CumSum DepthToSpace Flatten GatherElements ReduceL1 ReduceL2 ReduceLogSum
     ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape ScatterElements
-    ScatterND Shape Size Slice SpaceToDepth Split Squeeze Transpose Trilu Unsqueeze""".split()
+    ScatterND Shape Size Slice SpaceToDepth Split Squeeze Transpose Trilu Unsqueeze"""
 )
 
 
@@ -44,7 +49,11 @@ def _gather(data: Array, indices: Array, axis: int) -> int:
 
 
 def _matmul(a: Array, b: Array) -> int:
-    return a.size // max(a.shape[-1], 1) * (b.size // max(b.shape[-2], 1)) if min(a.ndim, b.ndim) > 1 else a.size * b.size
+    return a.size * b.size // max(a.shape[-1], 1) if a.ndim else 0
+
+
+def _pad(x: Array, pads: Array) -> int:
+    return _product(np.asarray(x.shape) + pads.reshape(2, -1).sum(0)) if x.ndim * 2 == pads.size else -1
 
 
 _GROWING: dict[str, Callable[..., int]] = {
@@ -53,7 +62,7 @@ _GROWING: dict[str, Callable[..., int]] = {
     "Gather": lambda node, x, i: _gather(x, i, node.attributes.get_int("axis", 0)),
     "MatMul": lambda node, a, b: _matmul(a, b),
     "OneHot": lambda node, i, depth, values: i.size * int(depth.ravel()[0]),
-    "Pad": lambda node, x, pads, *_: _product(np.asarray(x.shape) + pads.reshape(2, -1).sum(0)) if x.ndim * 2 == pads.size else -1,
+    "Pad": lambda node, x, pads, *_: _pad(x, pads),
     "Range": lambda node, start, limit, delta: _range(start, limit, delta),
     "Tile": lambda node, x, repeats: x.size * _product(repeats),
 }

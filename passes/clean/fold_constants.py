@@ -18,6 +18,8 @@ from graphpress.types import Numerics
 # Their result is a rearranged weight: it keeps the weight's name.
 _REARRANGE = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike", "Identity")
 
+_CASTS = {(source, target) for source in "biuf" for target in "iuf" if target == "f" or source != "f"}
+
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
@@ -36,7 +38,8 @@ class FoldConstants(Pass):
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         for scope in edit.graphs(model):
-            opset = scope.opset_imports.get("", edit.opset(model)) if isinstance(scope, ir.Function) else edit.opset(model)
+            imports = scope.opset_imports if isinstance(scope, ir.Function) else model.opset_imports
+            opset = imports.get("", edit.opset(model))
             for node in list(scope):
                 if self._fold(node, opset, report):
                     sources = list(node.inputs)
@@ -97,12 +100,15 @@ class FoldConstants(Pass):
 
 
 def _make_cast(node: ir.Node) -> bool:
-    """A CastLike whose target type is known no longer depends on the value that it is like."""
+    """A CastLike whose target type is known no longer depends on the value that it is like.
+
+    Float to integer is left out: what happens out of range is the runtime's business.
+    """
     data, like = edit.constant(node.inputs[0]), node.inputs[1]
     if data is None or like is None or like.dtype is None:
         return False
     target = like.dtype.numpy()
-    if data.dtype.kind not in "biuf" or not (target.kind == "f" or target.kind in "iu" and data.dtype.kind in "biu"):
+    if (data.dtype.kind, target.kind) not in _CASTS:
         return False
     with np.errstate(over="ignore"):
         freeze(node.outputs[0], ir.tensor(data.astype(target)))

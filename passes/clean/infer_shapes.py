@@ -10,7 +10,6 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
 from graphpress.types import Numerics
 

@@ -96,7 +96,8 @@ def _unsqueeze(node: ir.Node, depth: int) -> Dims | None:
 
 def _squeeze(node: ir.Node, depth: int) -> Dims | None:
     dims = known_dims(node.inputs[0], depth)
-    return dims.reshape(()) if dims is not None and dims.shape == (1,) and _constants(node, ("axes",)) is not None else None
+    single = dims is not None and dims.shape == (1,) and _constants(node, ("axes",)) is not None
+    return dims.reshape(()) if dims is not None and single else None
 
 
 _RULES: dict[str, Callable[[ir.Node, int], Dims | None]] = {

@@ -13,7 +13,7 @@ from graphpress.types import Numerics
 
 
 def freeze(value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
-    """Let every use of ``value``, a node's output, read ``tensor``; the node stays, without users. Returns the constant.
+    """Let every use of ``value``, a node's output, read ``tensor``; the node stays, unread. Returns the constant.
 
     In a graph the tensor becomes an initializer that takes over the value's name, in a function, which has no
     initializers, a Constant node. A graph output keeps its public name behind an Identity.

@@ -1,0 +1,164 @@
+"""Fold a channel-wise ``y = scale * x + shift`` into the linear operator that makes ``x``.
+
+Conv, ConvTranspose, Gemm and MatMul keep their node and name; a weight that nobody else reads keeps its name too and
+changes its value, a shared one is copied. Arithmetic is float64, the result is rounded once to the weight's type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.passes.clean.operands import absent, static
+
+# node: JSON {"mean": [...], "std": [...]}, per output channel what training saw of the folded operator's output
+# (a BatchNormalization makes its input's mean 0 and its standard deviation 1, so these are beta and |gamma|).
+STATISTICS = "graphpress.batchnorm"
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear node with a constant weight.
+
+    Attributes:
+        node: The operator.
+        channels: Number of output channels.
+        channel_axis: Axis of the output that holds them, from the front (Conv) or -1 (MatMul, Gemm).
+    """
+
+    node: ir.Node
+    channels: int
+    channel_axis: int
+
+
+def linear(value: ir.Value | None) -> Linear | str:
+    """The linear operator that makes ``value``, or why nothing can be folded into it."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.domain != "" or node.op_type not in _SCALE:
+        return "its input comes from no Conv, ConvTranspose, Gemm or MatMul"
+    if value.is_graph_output() or len(value.uses()) > 1:
+        return f"others read the output of {node.name!r} as well"
+    if isinstance(node.graph, ir.Function) or any(a.is_ref() for a in node.attributes.values()):
+        return "it stands in a function"
+    weight = edit.constant_tensor(node.inputs[1])
+    if weight is None or not (absent(node, 2) or edit.is_constant(node.inputs[2])):
+        return f"weight or bias of {node.name!r} is not constant"
+    if weight.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        return f"the weight of {node.name!r} is {weight.dtype}"
+    shape = static(weight.shape)
+    if node.op_type == "MatMul" and len(shape) != 2:
+        return f"the weight of {node.name!r} is no matrix"
+    return Linear(node, _channels(node, shape), -1 if node.op_type in ("Gemm", "MatMul") else 1)
+
+
+def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
+    if node.op_type == "ConvTranspose":
+        return shape[1] * node.attributes.get_int("group", 1)
+    if (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)) or node.op_type == "MatMul":
+        return shape[1]
+    return shape[0]
+
+
+def fold(target: Linear, scale: np.ndarray, shift: np.ndarray) -> str | None:
+    """Let the node give ``scale * y + shift`` (float64 vectors, one element a channel); or say why it cannot.
+
+    A MatMul takes no shift: it must be zero.
+    """
+    node = target.node
+    weight = edit.constant(node.inputs[1])
+    assert weight is not None
+    wide = weight.astype(np.float64)
+    with np.errstate(all="ignore"):
+        scaled = _SCALE[node.op_type](node, wide, scale).astype(weight.dtype)
+        bias = (_bias(node, target) * scale + shift / _beta(node)).astype(weight.dtype)
+    if not (np.isfinite(scaled).all() and np.isfinite(bias).all()):
+        return "the folded weights would not be finite"
+    _write(node, 1, scaled, "weight")
+    if bias.any() or not absent(node, 2):
+        assert node.op_type != "MatMul", "a MatMul has no bias"
+        _write(node, 2, bias, "bias")
+    _note_statistics(node, scale, shift)
+    return None
+
+
+def _beta(node: ir.Node) -> float:
+    return node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
+
+
+def _bias(node: ir.Node, target: Linear) -> np.ndarray:
+    bias = None if absent(node, 2) else edit.constant(node.inputs[2])
+    if bias is None:
+        return np.zeros(target.channels)
+    # A Gemm's C may be a scalar, a row, a column or a matrix; only a column and a matrix keep their two axes.
+    wide = bias.astype(np.float64)
+    return wide if wide.ndim == 2 and wide.shape[0] > 1 else np.broadcast_to(wide.reshape(-1), target.channels)
+
+
+def _scale_conv(node: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _scale_conv_transpose(node: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The weight is [inputs, outputs / groups, ...]: each group of inputs has its own outputs."""
+    groups = node.attributes.get_int("group", 1)
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    return (grouped * scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
+
+
+def _scale_gemm(node: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return weight * (scale[:, None] if node.attributes.get_int("transB", 0) else scale)
+
+
+def _scale_matmul(node: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return weight * scale
+
+
+_SCALE: dict[str, Callable[[ir.Node, np.ndarray, np.ndarray], np.ndarray]] = {
+    "Conv": _scale_conv,
+    "ConvTranspose": _scale_conv_transpose,
+    "Gemm": _scale_gemm,
+    "MatMul": _scale_matmul,
+}
+
+
+def _write(node: ir.Node, slot: int, array: np.ndarray, what: str) -> None:
+    """Put ``array`` in place of the constant at ``slot``, under its name where it is this node's alone."""
+    old = None if absent(node, slot) else node.inputs[slot]
+    if old is not None and old.is_initializer() and len(old.uses()) == 1:
+        old.const_value = ir.tensor(array, name=old.name)
+        old.shape, old.type = ir.Shape(array.shape), ir.TensorType(old.const_value.dtype)
+        return
+    assert isinstance(node.graph, ir.Graph)
+    new = edit.add_const(node.graph, array, old.name if old is not None and old.name else f"{node.name}.{what}")
+    if slot >= len(node.inputs):
+        node.resize_inputs(slot + 1)
+    edit.set_input(node, slot, new)
+    if old is not None:
+        edit.remove_unused([old])
+
+
+def _note_statistics(node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> None:
+    """Statistics of an earlier BatchNormalization follow what is folded after it."""
+    if STATISTICS in node.metadata_props:
+        known = json.loads(node.metadata_props[STATISTICS])
+        write_statistics(node, scale * known["mean"] + shift, abs(scale) * known["std"])
+
+
+def write_statistics(node: ir.Node, mean: np.ndarray, std: np.ndarray) -> None:
+    """Keep mean and standard deviation of each output channel with the node."""
+    data = {"mean": [float(f"{v:.8g}") for v in mean], "std": [float(f"{v:.8g}") for v in std]}
+    node.metadata_props[STATISTICS] = json.dumps(data)
+
+
+def read_statistics(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
+    """(mean, std) of each output channel as a folded BatchNormalization knew them, or None."""
+    text = node.metadata_props.get(STATISTICS)
+    if text is None:
+        return None
+    data = json.loads(text)
+    return np.asarray(data["mean"]), np.asarray(data["std"])

@@ -1,0 +1,106 @@
+"""Fewer and plainer reshapes: computed targets become constants, chains become one node, transposes compose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.base import Context, Pass, PassReport
+from graphpress.passes.clean.known_dims import known_dims
+from graphpress.types import Numerics
+
+_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True)
+class MergeReshapes(Pass):
+    """Give Reshape a constant target where all but one dimension are known or copied, and merge chains of Reshape,
+    Flatten, Squeeze and Unsqueeze, and of Transpose.
+
+    Needs shapes: run ``infer-shapes`` before. A dimension is copied where input and output name it alike.
+    """
+
+    name: ClassVar[str] = "merge-reshapes"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        for node in edit.nodes(model):
+            if node.domain != "" or not isinstance(node.graph, ir.Graph):
+                continue
+            if node.op_type == "Transpose":
+                report.changed += _merge_transposes(node)
+            elif node.op_type in _RESHAPES:
+                report.changed += _merge_reshapes(node) or _fix_target(node)
+
+
+def _merge_reshapes(node: ir.Node) -> bool:
+    """Let a reshape read the origin of the chain that ends in it."""
+    origin = node.inputs[0]
+    while (before := _producer(origin, *_RESHAPES)) is not None:
+        origin = before.inputs[0]
+    if origin is None or origin is node.inputs[0]:
+        return False
+    target = _target(origin.shape, node.outputs[0].shape)
+    if target is None:
+        return False
+    _reshape(node, origin, target)
+    return True
+
+
+def _fix_target(node: ir.Node) -> bool:
+    if node.op_type != "Reshape" or edit.is_constant(node.inputs[1]) or node.inputs[0] is None:
+        return False
+    target = _target(node.inputs[0].shape, node.outputs[0].shape)
+    if target is None:
+        dims = known_dims(node.inputs[1])
+        target = None if dims is None else _target(None, ir.Shape([d if d != -1 else None for d in dims]))
+    if target is None:
+        return False
+    _reshape(node, node.inputs[0], target)
+    return True
+
+
+def _target(source: ir.Shape | None, result: ir.Shape | None) -> list[int] | None:
+    """The operand of a Reshape from ``source`` to ``result``: a size, 0 for a copied dimension, once -1."""
+    if result is None or 0 in result:
+        return None
+    target = []
+    for i, dim in enumerate(result):
+        copied = source is not None and i < len(source) and not isinstance(dim, int) and dim.value and source[i] == dim
+        target.append(0 if copied else dim if isinstance(dim, int) else -1)
+    return target if target.count(-1) < 2 else None
+
+
+def _reshape(node: ir.Node, origin: ir.Value, target: list[int]) -> None:
+    """Turn ``node`` into ``Reshape(origin, target)`` under its name."""
+    inputs, value, name = list(node.inputs), node.outputs[0], node.name
+    assert isinstance(node.graph, ir.Graph)
+    const = edit.add_const(node.graph, np.array(target, np.int64), f"{name}_shape")
+    made = edit.new_node("Reshape", [origin, const], before=node, origin=node)
+    edit.like(made.outputs[0], value)
+    edit.replace(value, made.outputs[0])
+    edit.remove([node])
+    made.name = name
+    made.metadata_props.update(node.metadata_props)
+    edit.remove_unused(inputs)
+
+
+def _merge_transposes(node: ir.Node) -> bool:
+    before = _producer(node.inputs[0], "Transpose")
+    if before is None or not all("perm" in n.attributes for n in (node, before)):
+        return False
+    inner, outer = before.attributes["perm"].as_ints(), node.attributes["perm"].as_ints()
+    node.attributes["perm"] = ir.AttrInt64s("perm", [inner[axis] for axis in outer])
+    assert before.inputs[0] is not None
+    edit.set_input(node, 0, before.inputs[0])
+    edit.remove_unused(before.outputs)
+    return True
+
+
+def _producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.domain == "" and node.op_type in op_types else None

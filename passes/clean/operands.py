@@ -1,0 +1,38 @@
+"""Operands that were attributes in older opsets and are inputs in newer ones, read in one way."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphpress import edit
+
+
+def ints(node: ir.Node, slot: int, attribute: str = "") -> list[int] | None:
+    """The constant integers at input ``slot``, or those of the attribute of that name; None if there are none."""
+    value = node.inputs[slot] if slot < len(node.inputs) else None
+    if value is not None:
+        array = edit.constant(value)
+        return None if array is None else [int(v) for v in array.ravel()]
+    given = node.attributes.get(attribute)
+    return None if given is None or given.is_ref() else [int(v) for v in given.as_ints()]
+
+
+def number(node: ir.Node, slot: int, attribute: str = "") -> float | None:
+    """The constant scalar at input ``slot``, or the attribute of that name; None if there is none."""
+    value = node.inputs[slot] if slot < len(node.inputs) else None
+    if value is not None:
+        array = edit.constant(value)
+        return None if array is None or array.size != 1 else float(array.ravel()[0])
+    given = node.attributes.get(attribute)
+    return None if given is None or given.is_ref() else float(given.as_float())
+
+
+def static(shape: ir.Shape | None) -> tuple[int, ...]:
+    """The dimensions of a shape that is known to be static."""
+    assert shape is not None and shape.is_static()
+    return tuple(int(d) for d in shape)  # type: ignore[arg-type]
+
+
+def absent(node: ir.Node, slot: int) -> bool:
+    """Whether the optional input ``slot`` is left out."""
+    return slot >= len(node.inputs) or node.inputs[slot] is None
