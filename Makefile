@@ -3,7 +3,7 @@
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
-VENV ?= .venv
+VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BEGUN := $(VENV)/.begun
@@ -29,12 +29,14 @@ bench: $(READY)
 clean:
 	rm -rf $(VENV) .check build dist *.egg-info
 
-# .ready is written last and .begun first: an environment that was begun and never got ready may be broken anywhere,
-# so it is made anew. A ready one is brought up to date in place.
+# .begun is written first and .ready last. An environment that was begun and is not ready was interrupted, may be broken
+# anywhere, and is made anew. Where pip gives up by itself it has changed nothing, and a ready one stays in use.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "graphpress needs Python 3.11 or newer: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 2; }
 	@if [ -e $(BEGUN) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi
 	@echo "Installing into $(VENV); the first time takes a minute or two."
 	@touch $(BEGUN)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@rm $(BEGUN) && touch $(READY)
+	@$(PIP) --constraint constraints.txt --editable '.[dev]' || { test ! -e $@ || rm $(BEGUN); exit 1; }
+	@rm $(BEGUN) && touch $@
