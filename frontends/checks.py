@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -28,14 +29,16 @@ _RUNTIME_ONLY = {
     "ImageScaler", "MultilevelCropAndResize_TRT", "ParametricSoftplus", "PyramidROIAlign_TRT", "Scale", "ScaledTanh",
     "SimplifiedLayerNormalization",
 }  # fmt: skip
-_T = onnx.TensorProto
+Names: TypeAlias = Collection[str]
+_D = ir.DataType
+_TYPES = set(_D) - {_D.UNDEFINED}
 # element type -> (field of TensorProto that holds it when it is not raw, entries of that field an element takes)
-_FIELDS: dict[int, tuple[str, float]] = {
-    _T.FLOAT: ("float_data", 1), _T.COMPLEX64: ("float_data", 2), _T.DOUBLE: ("double_data", 1),
-    _T.COMPLEX128: ("double_data", 2), _T.INT64: ("int64_data", 1), _T.UINT64: ("uint64_data", 1),
-    _T.UINT32: ("uint64_data", 1), _T.STRING: ("string_data", 1),
-    _T.INT4: ("int32_data", 0.5), _T.UINT4: ("int32_data", 0.5), _T.FLOAT4E2M1: ("int32_data", 0.5),
-    _T.INT2: ("int32_data", 0.25), _T.UINT2: ("int32_data", 0.25),
+_FIELDS: dict[ir.DataType, tuple[str, float]] = {
+    _D.FLOAT: ("float_data", 1), _D.COMPLEX64: ("float_data", 2), _D.DOUBLE: ("double_data", 1),
+    _D.COMPLEX128: ("double_data", 2), _D.INT64: ("int64_data", 1), _D.UINT64: ("uint64_data", 1),
+    _D.UINT32: ("uint64_data", 1), _D.STRING: ("string_data", 1), _D.INT4: ("int32_data", 1 / 2),
+    _D.UINT4: ("int32_data", 1 / 2), _D.FLOAT4E2M1: ("int32_data", 1 / 2), _D.INT2: ("int32_data", 1 / 4),
+    _D.UINT2: ("int32_data", 1 / 4),
 }  # fmt: skip
 
 
@@ -52,8 +55,7 @@ def check(model: onnx.ModelProto, store: stored.Store, domains: Collection[str])
     """
     _versions(model)
     known = _Known(model, domains)
-    names: set[str] = set()
-    _Graph(known, store).check(model.graph, names, f"graph {model.graph.name!r}")
+    _Graph(known, store).check(model.graph, set(), f"graph {model.graph.name!r}")
     if not model.graph.output:
         raise InvalidModel("the graph has no outputs")
     for function in model.functions:
@@ -64,20 +66,22 @@ def check(model: onnx.ModelProto, store: stored.Store, domains: Collection[str])
 
 def _versions(model: onnx.ModelProto) -> None:
     if not model.ir_version or not model.HasField("graph"):
-        raise InvalidModel(
-            f"not an ONNX model: it has no {'graph' if model.ir_version else 'IR version'}", fix="Give a whole .onnx file."
-        )
-    opsets = {o.domain: o.version for o in model.opset_import}
-    version = max((v for d, v in opsets.items() if d in STANDARD), default=0 if opsets else 1)
+        lacks = "graph" if model.ir_version else "IR version"
+        raise InvalidModel(f"not an ONNX model: it has no {lacks}", fix="Give a whole .onnx file.")
+    for entry in model.opset_import:
+        entry.domain = "" if entry.domain in STANDARD else entry.domain
+    imported = [o.version for o in model.opset_import if o.domain == ""] or ([] if model.opset_import else [1])
+    if not imported and any(n.domain in STANDARD for n in model.graph.node):
+        raise InvalidModel("it imports no version of the standard operators", fix="Add one to its opset_import.")
     newest = onnx.defs.onnx_opset_version()
-    if model.ir_version > onnx.IR_VERSION or version > newest:
+    if model.ir_version > onnx.IR_VERSION or max(imported, default=0) > newest:
         raise InvalidModel(
-            f"IR version {model.ir_version} and opset {version} are beyond the installed onnx ({onnx.IR_VERSION} and {newest})",
+            f"IR version {model.ir_version}, opset {imported}: the installed onnx knows {onnx.IR_VERSION} and {newest}",
             fix="Install a newer onnx, or export for an older opset.",
         )
-    if version < OLDEST_OPSET and (version or any(n.domain in STANDARD for n in model.graph.node)):
+    if imported and min(imported) < OLDEST_OPSET:
         raise InvalidModel(
-            f"opset {version} is older than {OLDEST_OPSET}, the oldest that is supported",
+            f"opset {min(imported)} is older than {OLDEST_OPSET}, the oldest that is supported",
             fix="Export it anew, or raise it with onnx.version_converter.",
         )
 
@@ -128,7 +132,7 @@ class _Graph:
         self.body(graph.node, inputs | initializers, [v.name for v in graph.output], where, outer)
 
     def body(
-        self, nodes: Iterable[onnx.NodeProto], start: set[str], outputs: Iterable[str], where: str, outer: Collection[str] = ()
+        self, nodes: Iterable[onnx.NodeProto], start: set[str], outputs: Iterable[str], where: str, outer: Names = ()
     ) -> None:
         """Each value is defined once, and what is read is defined in this graph or around it."""
         nodes = list(nodes)
@@ -157,10 +161,11 @@ class _Graph:
         if not attr.type and not attr.ref_attr_name:
             raise InvalidModel(f"attribute {attr.name!r} has no type", where=where)
         if attr.type in (attr.SPARSE_TENSOR, attr.SPARSE_TENSORS):
-            raise InvalidModel(f"attribute {attr.name!r} is a sparse tensor: not supported", where=where, fix="Store it dense.")
-        for tensor in ([attr.t] if attr.type == attr.TENSOR and not attr.ref_attr_name else attr.tensors):
+            what = f"attribute {attr.name!r} is a sparse tensor: not supported"
+            raise InvalidModel(what, where=where, fix="Store it dense.")
+        for tensor in [attr.t] if attr.type == attr.TENSOR and not attr.ref_attr_name else attr.tensors:
             _tensor(tensor, self.store, f"{where} attribute {attr.name!r}")
-        for graph in ([attr.g] if attr.type == attr.GRAPH else attr.graphs):
+        for graph in [attr.g] if attr.type == attr.GRAPH else attr.graphs:
             self.check(graph, visible, f"{attr.name} of {where}")
 
 
@@ -202,39 +207,36 @@ def _declared(value: onnx.ValueInfoProto) -> None:
 
 def _tensor(tensor: onnx.TensorProto, store: stored.Store, where: str) -> None:
     """The data is there and is as much as shape and type say; nothing is allocated."""
-    if tensor.data_type not in _T.DataType.values() or tensor.data_type == _T.UNDEFINED:
-        raise InvalidModel(f"element type {tensor.data_type} is unknown", where=where)
-    if any(d < 0 for d in tensor.dims):
-        raise InvalidModel(f"shape {list(tensor.dims)} has a negative size", where=where)
-    if tensor.data_location == _T.EXTERNAL:
-        _external(tensor, store, where)
-    elif tensor.HasField("raw_data"):
-        _measure(tensor, len(tensor.raw_data), -1 if tensor.data_type == _T.STRING else _nbytes(tensor), "bytes", where)
-    else:
-        field, each = _FIELDS.get(tensor.data_type, ("int32_data", 1))
-        _measure(tensor, len(getattr(tensor, field)), math.ceil(math.prod(tensor.dims) * each), f"entries of {field}", where)
-
-
-def _nbytes(tensor: onnx.TensorProto) -> int:
-    return -(-math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth // 8)
-
-
-def _external(tensor: onnx.TensorProto, store: stored.Store, where: str) -> None:
     try:
-        if tensor.data_type == _T.STRING:
-            raise InvalidModel("strings cannot be external data")
-        for entry in tensor.external_data:
-            if entry.key in ("offset", "length") and not re.fullmatch("[0-9]{1,18}", entry.value):
-                raise InvalidModel(f"the {entry.key} of its external data is {entry.value[:40]!r}")
-        reference = ir.serde.deserialize_tensor(tensor)
-        assert isinstance(reference, ir.ExternalTensor)
-        store.tensor(reference)
+        _measure(tensor, store)
     except InvalidModel as e:
         raise InvalidModel(e.what, where=where, fix=e.fix) from e
 
 
-def _measure(tensor: onnx.TensorProto, have: int, want: int, unit: str, where: str) -> None:
+def _measure(tensor: onnx.TensorProto, store: stored.Store) -> None:
+    if tensor.data_type not in _TYPES:
+        raise InvalidModel(f"element type {tensor.data_type} is unknown")
+    if any(d < 0 for d in tensor.dims):
+        raise InvalidModel(f"shape {list(tensor.dims)} has a negative size")
+    dtype, size = _D(tensor.data_type), math.prod(tensor.dims)
+    if dtype == _D.STRING and (tensor.HasField("raw_data") or tensor.data_location == tensor.EXTERNAL):
+        raise InvalidModel("strings can be neither raw nor external data")
+    if tensor.data_location == tensor.EXTERNAL:
+        _external(tensor, store)
+        return
+    if tensor.HasField("raw_data"):
+        have, want, unit = len(tensor.raw_data), -(-size * dtype.bitwidth // 8), "bytes"
+    else:
+        field, each = _FIELDS.get(dtype, ("int32_data", 1))
+        have, want, unit = len(getattr(tensor, field)), math.ceil(size * each), f"entries of {field}"
     if have != want:
-        dtype = ir.DataType(tensor.data_type)
-        need = f"needs {want} {unit}" if want >= 0 else f"cannot be {unit}"
-        raise InvalidModel(f"shape {list(tensor.dims)} of {dtype} {need}, the file has {have}", where=where)
+        raise InvalidModel(f"shape {list(tensor.dims)} of {dtype} needs {want} {unit}, the file has {have}")
+
+
+def _external(tensor: onnx.TensorProto, store: stored.Store) -> None:
+    for entry in tensor.external_data:
+        if entry.key in ("offset", "length") and not re.fullmatch("[0-9]{1,18}", entry.value):
+            raise InvalidModel(f"the {entry.key} of its external data is {entry.value[:40]!r}")
+    reference = ir.serde.deserialize_tensor(tensor)
+    assert isinstance(reference, ir.ExternalTensor)
+    store.tensor(reference)

@@ -67,8 +67,9 @@ def load(
         if not allow_nonfinite:
             weights.check(model)
     except InvalidModel as e:
-        raise InvalidModel(e.what, where=f"{path}: {e.where}" if e.where else str(path), fix=e.fix) from e
-    except Exception as e:  # noqa: BLE001 - whatever a damaged file makes of the libraries that read it, it is the file
+        where = f"{path}: {e.where}" if e.where else str(path)
+        raise InvalidModel(e.what, where=where, fix=e.fix or "Export the model anew.") from e
+    except Exception as e:  # whatever a damaged file makes of the libraries that read it, it is the file's fault
         raise InvalidModel(f"cannot be read as a graph: {_root(e)}", where=str(path), fix="Get the file again.") from e
     return model
 

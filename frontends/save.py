@@ -51,25 +51,28 @@ def save(model: ir.Model, path: str | os.PathLike[str], external: bool | None = 
         BadRequest: The place cannot be written, the disk is full, or the model does not fit into one file.
     """
     path = Path(path)
-    size = sum(v.const_value.nbytes for v in _big(model.graph))
+    size = sum(tensor.nbytes for _, tensor in _big(model.graph))
     if external is None:
         external = size > EXTERNAL_FROM
     elif not external and size > _FILE_LIMIT:
-        raise BadRequest(f"{size >> 20} MB do not fit into one file of 2 GB", where=str(path), fix="Save with external.")
+        raise BadRequest(f"{size >> 20} MB do not fit into 2 GB", where=str(path), fix="Save with external=True.")
     light = model.clone()  # the nodes are copied, the tensors shared
     light.ir_version = _ir_version(light)
     with _staged(path) as place:
         (_write_pair if external else _write_one)(light, path, place)
 
 
-def _big(graph: edit.Scope) -> list[ir.Value]:
+def _big(graph: edit.Scope) -> list[tuple[ir.Value, ir.TensorProtocol]]:
     """Initializers whose bytes are not for the message."""
-    values = graph.initializers.values() if isinstance(graph, ir.Graph) else ()
     return [
-        v for v in values
+        (v, t) for v in _initializers(graph)
         if (t := v.const_value) is not None and t.dtype != ir.DataType.STRING
         and t.nbytes and (t.nbytes >= wire.BIG or isinstance(t, ir.ExternalTensor))
     ]  # fmt: skip
+
+
+def _initializers(graph: edit.Scope) -> list[ir.Value]:
+    return list(graph.initializers.values()) if isinstance(graph, ir.Graph) else []
 
 
 def _ir_version(model: ir.Model) -> int:
@@ -77,9 +80,10 @@ def _ir_version(model: ir.Model) -> int:
     skipped by older readers.)"""
     imports = [onnx.OperatorSetIdProto(domain=d, version=v) for d, v in model.opset_imports.items()]
     lowest = onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True)  # noqa: TID251 - it holds the table
-    types = {v.dtype for g in edit.graphs(model) for n in g for v in n.outputs} | {
-        v.dtype for g in edit.graphs(model) for v in (*g.inputs, *(g.initializers.values() if isinstance(g, ir.Graph) else ()))
-    }
+    types: set[ir.DataType | None] = set()
+    for graph in edit.graphs(model):
+        types.update(v.dtype for v in (*graph.inputs, *_initializers(graph)))
+        types.update(v.dtype for node in graph for v in node.outputs)
     since = [_TYPE_SINCE.get(t, 0) for t in types if t is not None]
     return max(4, lowest, 10 if model.functions else 0, 11 if model.device_configurations else 0, *since)
 
@@ -87,9 +91,9 @@ def _ir_version(model: ir.Model) -> int:
 def _write_one(light: ir.Model, path: Path, place: _Place) -> None:
     """One file: big initializers are streamed into the message."""
     tensors: dict[str, ir.TensorProtocol] = {}
-    for value in _big(light.graph):
-        tensors[value.name or ""] = value.const_value
-        value.const_value = _reference(value.const_value, wire.INSIDE, 0)
+    for value, tensor in _big(light.graph):
+        tensors[value.name or ""] = tensor
+        value.const_value = _reference(tensor, wire.INSIDE, 0)
     proto = _message(light)
     for head in proto.graph.initializer:
         if head.name in tensors:
@@ -104,8 +108,7 @@ def _write_pair(light: ir.Model, path: Path, place: _Place) -> None:
     data = path.with_name(path.name + _DATA)
     end = 0
     with place(data) as file:
-        for value in [v for graph in edit.graphs(light) for v in _big(graph)]:
-            tensor = value.const_value
+        for value, tensor in [pair for graph in edit.graphs(light) for pair in _big(graph)]:
             grain = _PAGE if tensor.nbytes >= _PAGED else _LINE
             start = -(-end // grain) * grain
             file.write(bytes(start - end))
@@ -119,7 +122,7 @@ def _write_pair(light: ir.Model, path: Path, place: _Place) -> None:
 
 def _reference(tensor: ir.TensorProtocol, location: str, offset: int) -> ir.ExternalTensor:
     return ir.ExternalTensor(
-        location, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name or "",
+        location, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "",
         doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
     )  # fmt: skip
 
@@ -151,15 +154,20 @@ def _staged(path: Path) -> Iterator[_Place]:
         yield place
         _commit(staged)
     except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = "no space left" if full else (e.strerror or str(e)).lower()
-        fix = "Free some space, or choose another place." if full else "Give a file name in a folder that can be written."
-        raise BadRequest(f"cannot be written: {reason}", where=str(path), fix=fix) from e
+        raise _unwritable(path, e) from e
     except EncodeError as e:
-        raise BadRequest("the graph does not fit into 2 GB", where=str(path), fix="Make initializers of its constants.") from e
+        what = "the graph without its initializers does not fit into 2 GB"
+        raise BadRequest(what, where=str(path), fix="Make initializers of its constants.") from e
     finally:
         for temporary in staged.values():
             temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> BadRequest:
+    what, fix = f"cannot be written: {(error.strerror or str(error)).lower()}", "Give a file name in a writable folder."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what, fix = "there is no space left to write it", "Free some, or choose another place."
+    return BadRequest(what, where=str(path), fix=fix)
 
 
 def _commit(staged: dict[Path, Path]) -> None:

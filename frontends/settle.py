@@ -1,5 +1,4 @@
-"""What the rest of graphpress relies on in a graph, whatever file it came from: unique names, nodes in order, weights that
-are constants."""
+"""What the rest of graphpress relies on, whatever file a graph came from: names, order, weights that are constants."""
 
 from __future__ import annotations
 
@@ -32,8 +31,12 @@ def unique_names(model: ir.Model) -> None:
         elif node.name in seen:
             node.name = _free(node.name, taken)
         seen.add(node.name)
-    for root in (model.graph, *model.functions.values()):
+    for root in _roots(model):
         _unique_values(root)
+
+
+def _roots(model: ir.Model) -> list[edit.Scope]:
+    return [model.graph, *model.functions.values()]
 
 
 def _unique_values(root: edit.Scope) -> None:
@@ -95,7 +98,7 @@ def sort(model: ir.Model) -> None:
     Raises:
         InvalidModel: Some read one another in a circle.
     """
-    for root in (model.graph, *model.functions.values()):
+    for root in _roots(model):
         try:
             root.sort()
         except ValueError as e:

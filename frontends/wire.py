@@ -38,7 +38,11 @@ def skeleton(data: memoryview) -> bytes:
     Raises:
         Malformed: The bytes end too early or hold an impossible field.
     """
-    return _cut(data, 0, len(data), _GRAPH, lambda f: _cut(data, f.begin, f.end, _INITIALIZER, lambda t: _cut_tensor(data, t)))
+
+    def graph(field: _Field) -> bytes:
+        return _cut(data, field.begin, field.end, _INITIALIZER, lambda tensor: _cut_tensor(data, tensor))
+
+    return _cut(data, 0, len(data), _GRAPH, graph)
 
 
 def _cut(data: memoryview, begin: int, end: int, number: int, inner: Callable[[_Field], bytes | None]) -> bytes:
@@ -111,7 +115,7 @@ def _encode(value: int) -> bytes:
 
 
 def write(file: BinaryIO, model: onnx.ModelProto, tensors: Sequence[ir.TensorProtocol | None]) -> None:
-    """Serialise ``model``, taking the bytes of initializer i from ``tensors[i]``, one after another (None: it has them).
+    """Serialise ``model``, taking the bytes of its initializer i from ``tensors[i]`` (None: it has them).
 
     The graph comes last, so that no file cut short can pass for a whole one. ``model`` loses its graph.
 
@@ -144,6 +148,6 @@ def copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
         ValueError: They are not as many as its shape and type say.
     """
     start = file.tell()
-    tensor.tofile(file)
+    tensor.tofile(file)  # type: ignore[attr-defined] # every tensor class has it, the protocol does not say so
     if file.tell() - start != tensor.nbytes:
         raise ValueError(f"tensor {tensor.name!r} wrote {file.tell() - start} bytes, its shape says {tensor.nbytes}")
