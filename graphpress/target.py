@@ -1,7 +1,7 @@
 """What a runtime on one kind of machine computes in integers: a table of capabilities, read from targets/*.json.
 
-The table holds what probes saw on the installed runtime (``backends/ort/probe.py``); a test holds the two equal. Nothing
-is probed on load.
+The table holds what probes saw on the installed runtime (``backends/ort/probe.py``); a test holds the two equal.
+Nothing is probed on load.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Capability:
 
     Attributes:
         op: The operator that it computes.
-        mode: ``static`` (ranges calibrated), ``dynamic`` (ranges found at run time) or ``weight`` (low-bit weights only).
+        mode: ``static`` (calibrated ranges), ``dynamic`` (ranges found at run time), ``weight`` (low-bit weights only).
         kernel: The operator that runs in the end; "" where weights are stored low-bit and restored to float once, at
             load: smaller, not faster.
         activation: Storage types of computed inputs; a constant in an activation slot is stored like one.
@@ -133,7 +133,7 @@ def _mode(schemes: Mapping[Site, Scheme]) -> str:
 
 
 def _violations(c: Capability, node: ir.Node, schemes: Mapping[Site, Scheme]) -> Iterator[str]:
-    yield from (why for text in c.conditions if (why := _condition(text, node, schemes)))
+    yield from (why for text in c.conditions if (why := condition(text, node, schemes)))
     for slot in c.activation_slots or range(len(node.inputs)):
         yield from _activation(c, node, slot, schemes)
     for slot in c.weight_slots:
@@ -191,7 +191,8 @@ def _output_quantized(node: ir.Node, schemes: Mapping[Site, Scheme]) -> bool:
     return bool(uses) and all(Site(u.node.name or "", u.idx, Role.ACTIVATION) in schemes for u in uses)
 
 
-def _condition(text: str, node: ir.Node, schemes: Mapping[Site, Scheme]) -> str | None:
+def condition(text: str, node: ir.Node, schemes: Mapping[Site, Scheme]) -> str | None:
+    """Why one of a capability's conditions does not hold for ``node``, or None if it does."""
     kind, _, rest = text.partition(":")
     if kind == "attr":
         name, _, want = rest.partition("==")

@@ -1,1 +1,4 @@
 """ONNX Runtime: sessions, lowering, audit."""
+
+from graphpress.backends.ort.lower import lower as lower
+from graphpress.backends.ort.session import execute as execute

@@ -1,0 +1,115 @@
+"""Put one kernel in the place of what it computes: names, scope and public outputs stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.base import BY
+
+CONTRIB = "com.microsoft"
+
+
+def helper_node(
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    site: ir.Node,
+    attributes: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> ir.Value:
+    """A node before ``site`` that was made for it; its output."""
+    node = edit.new_node(op_type, inputs, attributes, before=site, origin=site, **more)
+    node.metadata_props[BY] = "lower"
+    return node.outputs[0]
+
+
+def substitute(
+    site: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    domain: str = CONTRIB,
+) -> ir.Node:
+    """Replace ``site`` by one node of another type, which takes over its name, metadata and outputs."""
+    node = edit.new_node(
+        op_type, inputs, attributes, before=site, origin=site, domain=domain, outputs=len(site.outputs)
+    )
+    node.metadata_props.update(site.metadata_props)
+    node.metadata_props[BY] = "lower"
+    old_inputs, name = list(site.inputs), site.name
+    for old, new in zip(site.outputs, node.outputs, strict=True):
+        edit.like(new, old)
+        edit.replace(old, new)
+    edit.remove([site])
+    node.name = name
+    edit.remove_unused(old_inputs)
+    return node
+
+
+def absorb_bias(site: ir.Node, columns: int) -> ir.Value | None:
+    """The bias of a MatMul, if its only reader adds a constant [columns]; the Add is taken out of the graph."""
+    out = site.outputs[0]
+    uses = list(out.uses())
+    if len(uses) != 1 or out.is_graph_output() or uses[0].node.op_type != "Add" or uses[0].node.graph is not site.graph:
+        return None
+    add = uses[0].node
+    bias = add.inputs[1 - uses[0].idx]
+    array = edit.constant(bias)
+    if array is None or array.shape != (columns,) or array.dtype != np.float32:
+        return None
+    edit.replace(add.outputs[0], out)
+    edit.remove([add])
+    return bias
+
+
+def one_dimensional(site: ir.Node, bias: ir.Value | None, columns: int) -> tuple[ir.Value | None, bool]:
+    """(the bias as [columns], whether it is one): Gemm's C may be [1, N], a scalar, or computed."""
+    if bias is None:
+        return None, True
+    array = edit.constant(bias)
+    if (
+        array is None
+        or array.dtype != np.float32
+        or array.size not in (1, columns)
+        or array.shape[-1:] not in ((columns,), (1,), ())
+    ):
+        return bias, False
+    if array.shape == (columns,):
+        return bias, True
+    assert isinstance(site.graph, ir.Graph)
+    return edit.add_const(site.graph, np.broadcast_to(array.reshape(-1), columns).copy(), f"{bias.name}_flat"), True
+
+
+def add_after(node: ir.Node, bias: ir.Value) -> None:
+    """Add ``bias`` to what ``node`` gives."""
+    out = node.outputs[0]
+    add = edit.new_node("Add", [out, bias], after=node, origin=node)
+    add.metadata_props[BY] = "lower"
+    edit.like(add.outputs[0], out)
+    edit.replace(out, add.outputs[0])
+    edit.set_input(add, 0, out)
+
+
+def widened(site: ir.Node, codes: ir.Value) -> ir.Value:
+    """Codes of 2 or 4 bits as int8 or uint8."""
+    assert codes.dtype is not None
+    wide = ir.DataType.INT8 if codes.dtype.is_signed() else ir.DataType.UINT8
+    return edit.like(helper_node("Cast", [codes], site, {"to": wide}), codes, wide)
+
+
+class Shared:
+    """Constants made once for each thing they are made of, so that weights used twice are stored once."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Any, ...], ir.Value] = {}
+
+    def const(self, graph: ir.Graph, key: tuple[Any, ...], name: str, make: Callable[[], np.ndarray]) -> ir.Value:
+        """The initializer of ``graph`` under ``key``; ``make`` is called the first time."""
+        key = (id(graph), *key)
+        if key not in self._made or self._made[key].name not in graph.initializers:
+            self._made[key] = edit.add_const(graph, make(), name)
+        return self._made[key]

@@ -1,0 +1,51 @@
+"""From the canonical quantized graph to the forms that ONNX Runtime runs fast. Every rule is one small module.
+
+The first rule that applies to a node takes it; the last one sees to weights that no kernel reads as stored. Static
+Q/DQ around Conv, Add and the like stays: ONNX Runtime makes its own kernels of it. The graph keeps its opset: passes
+raise it only when a type needs it, and ONNX Runtime 1.32 fuses the same patterns at every opset from 13 on (probed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.backends.ort import emit, lower_gather, lower_lstm, lower_matmul, lower_nbits, lower_weights
+from graphpress.base import STAGE, TARGET
+from graphpress.errors import Unsupported
+from graphpress.target import Target
+from graphpress.types import Stage
+
+RULES: tuple[Callable[[ir.Node, Target, emit.Shared], bool], ...] = (
+    lower_matmul.apply,
+    lower_nbits.apply,
+    lower_lstm.apply,
+    lower_gather.apply,
+    lower_weights.apply,
+)
+
+
+def lower(model: ir.Model, target: Target) -> ir.Model:
+    """A new model for ``target``, subgraphs included; the given one is left as it is.
+
+    What was lowered for this target already is copied. Nodes keep their names; helpers carry ``graphpress.from``.
+
+    Raises:
+        Unsupported: The model was lowered for another target.
+    """
+    result = model.clone()
+    if result.metadata_props.get(STAGE) == Stage.LOWERED:
+        if result.metadata_props.get(TARGET) != target.name:
+            raise Unsupported(f"the model was lowered for {result.metadata_props.get(TARGET)!r}", where=target.name)
+        return result
+    shared = emit.Shared()
+    for node in list(edit.nodes(result)):
+        if node.graph is not None:
+            any(rule(node, target, shared) for rule in RULES)
+    if any(n.domain == emit.CONTRIB for n in edit.nodes(result)):
+        result.opset_imports.setdefault(emit.CONTRIB, 1)
+    result.metadata_props[STAGE] = Stage.LOWERED.value
+    result.metadata_props[TARGET] = target.name
+    return result

@@ -1,0 +1,80 @@
+"""Weights that no low-bit kernel reads as they are stored.
+
+Two forms, both constant to ONNX Runtime, which folds them once, at load; the file keeps the packed codes:
+
+- In front of a static integer kernel, codes of 4 or 2 bits are widened: Cast to int8, then DequantizeLinear.
+  QLinearConv, QLinearMatMul and QGemm then run on the widened codes.
+- Everywhere else they are restored: Cast to float, Sub zero, Mul scale. A DequantizeLinear there would be computed in
+  every run (ONNX Runtime never folds one), or become a MatMulNBits that rounds activations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.backends.ort import canonical, emit
+from graphpress.backends.ort.canonical import Weight
+from graphpress.backends.ort.groups import static_violation
+from graphpress.target import Target
+
+
+def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+    """Lower the weights that ``node`` reads; whether there were any to lower."""
+    found = False
+    if node.op_type in ("DequantizeLinear", "QuantizeLinear") or not isinstance(node.graph, ir.Graph):
+        return False
+    for slot, value in enumerate(node.inputs):
+        w = canonical.weight(value)
+        if w is None:
+            continue
+        integer = static_violation(node, target) is None
+        if integer and (w.bits == 8 or w.block):
+            continue
+        edit.set_input(node, slot, _widened_weight(node, w) if integer else _restored(node, w, shared))
+        edit.remove_unused([value])
+        found = True
+    return found
+
+
+def _widened_weight(site: ir.Node, w: Weight) -> ir.Value:
+    graph = site.graph
+    assert isinstance(graph, ir.Graph)
+    codes = emit.widened(site, w.value)
+    storage = np.int8 if w.dtype.is_signed() else np.uint8
+    zero = edit.add_const(graph, w.zero.astype(storage), f"{w.value.name}_zero")
+    attributes = {} if w.axis is None else {"axis": w.axis}
+    out = emit.helper_node("DequantizeLinear", [codes, w.node.inputs[1], zero], site, attributes)
+    return edit.like(out, w.node.outputs[0])
+
+
+def _restored(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
+    graph = site.graph
+    assert isinstance(graph, ir.Graph)
+    shape, grouped = _shapes(w)
+    codes = w.value
+    if w.block:
+        codes = shared.const(graph, ("grouped", codes.name), f"{codes.name}_grouped", lambda: w.codes.reshape(grouped))
+    value = emit.helper_node("Cast", [codes], site, {"to": ir.DataType.FLOAT})
+    if not w.symmetric:
+        zero = edit.add_const(graph, w.zero.astype(np.float32).reshape(shape), f"{w.value.name}_zero")
+        value = emit.helper_node("Sub", [value, zero], site)
+    scale = edit.add_const(graph, w.scale.reshape(shape), f"{w.value.name}_scale")
+    value = emit.helper_node("Mul", [value, scale], site)
+    if w.block:
+        whole = edit.add_const(graph, np.array(w.codes.shape, np.int64), "shape")
+        value = emit.helper_node("Reshape", [value, whole], site)
+    return edit.like(value, w.node.outputs[0])
+
+
+def _shapes(w: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(shape of the scale that broadcasts over the codes, shape of the codes with an axis for the groups)."""
+    full, axis = w.codes.shape, w.axis
+    if axis is None:
+        return (), full
+    if not w.block:
+        return tuple(d if i == axis else 1 for i, d in enumerate(full)), full
+    groups = w.scale.shape[axis]
+    scale = (*w.scale.shape[: axis + 1], 1, *w.scale.shape[axis + 1 :])
+    return scale, (*full[:axis], groups, full[axis] // groups, *full[axis + 1 :])
