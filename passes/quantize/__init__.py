@@ -1,1 +1,1 @@
-"""Passes that decide how tensors are stored, and the one that writes a decision into the graph."""
+"""Quantization: decide (``make_plan`` under ``Options``), then apply (``apply-plan``); ``quantize`` does both."""

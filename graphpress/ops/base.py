@@ -1,0 +1,55 @@
+"""What a dialect operator is, and how a model comes to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from graphpress.errors import VerifyError
+
+DOMAIN = "graphpress"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator of the dialect ``graphpress::``.
+
+    Attributes:
+        name: Its op type.
+        function: Builds its meaning: a model-local ONNX function in standard operators.
+        opset: The lowest default-domain opset that the body needs.
+        verify: Raises VerifyError on a node that is not a legal use.
+        kernel: Gives the torch function of the same meaning; imports torch when it is called.
+        cost: Arithmetic operations of one node; None where shapes are unknown.
+    """
+
+    name: str
+    function: Callable[[], ir.Function]
+    opset: int
+    verify: Callable[[ir.Node], None]
+    kernel: Callable[[], Callable[..., Any]]
+    cost: Callable[[ir.Node], int | None]
+
+
+def attach(model: ir.Model, op: Op) -> None:
+    """Let ``model`` carry the operator's body and import its domain, so that any runtime can run it.
+
+    The model must import at least ``op.opset`` of the default domain.
+    """
+    function = op.function()
+    model.opset_imports.setdefault(DOMAIN, VERSION)
+    model.functions.setdefault(function.identifier(), function)
+
+
+def expect(node: ir.Node, holds: bool, rule: str) -> None:
+    """Raise unless the rule holds.
+
+    Raises:
+        VerifyError: Names the node and the rule.
+    """
+    if not holds:
+        raise VerifyError(rule, where=f"node {node.name!r} ({node.domain}::{node.op_type})")

@@ -1,0 +1,107 @@
+"""Ranges of the static activations of a plan: what shares a scale, what to observe, what cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from graphpress.base import Context
+from graphpress.collect import Calibration, collect
+from graphpress.errors import BadRequest
+from graphpress.passes.quantize import anatomy
+from graphpress.passes.quantizers.affine import QParams, from_range
+from graphpress.types import Plan, Role, Site
+
+
+def static_sites(plan: Plan) -> list[Site]:
+    """Sites whose range comes from data."""
+    return [s for s, v in plan.items() if s.role is not Role.WEIGHT and not v.dynamic]
+
+
+@dataclass
+class Activations:
+    """Groups of values with one scale: each value with those that it is tied to, directly or through others.
+
+    Attributes:
+        plan: What is to be written.
+        values: The value of each site.
+        broken: Nodes that cannot be quantized, with the reason.
+    """
+
+    plan: Plan
+    values: Mapping[Site, ir.Value]
+    broken: dict[str, str] = field(default_factory=dict)
+    _found: Calibration = field(default_factory=Calibration)
+    _parent: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for tie in self.plan.ties:
+            first, *rest = sorted(tie)
+            for site in rest:
+                self._parent[self.group(site)] = self.group(first)
+
+    def group(self, site: Site) -> ir.Value:
+        """The value that stands for all that share a scale with that of ``site``."""
+        value = self.values[site]
+        while (parent := self._parent.get(value, value)) is not value:
+            value = parent
+        return value
+
+    def observe(self, model: ir.Model, ctx: Context, batch_size: int | None) -> None:
+        """Find the ranges, and which nodes have none.
+
+        Raises:
+            BadRequest: There is nothing to run, or nothing to run it on.
+            CalibrationError: The data does not fit the model.
+        """
+        sites = static_sites(self.plan)
+        if not sites:
+            return
+        if ctx.data is None or ctx.run is None:
+            raise BadRequest(
+                "static activations need calibration data", where="quantize",
+                fix="Give data, or choose a recipe with dynamic or float activations.",
+            )  # fmt: skip
+        moved = self._moved()
+        schemes = {v.name or "": self.plan[s] for s in sites if (v := self.values[s]) not in moved}
+        self._found = collect(model, schemes, ctx.data, ctx.run, batch_size=batch_size, progress=ctx.progress)
+        spans = self._spans()
+        for site in sites:
+            if why := self._unusable(self.values[site].name or "", self.group(site) in spans):
+                self.broken.setdefault(site.node, why)
+
+    def _moved(self) -> set[ir.Value]:
+        """Values that data movement takes from another of their group, so that they lie within its range."""
+        found = set()
+        for tie in self.plan.ties:
+            sources = {s.node for s in tie if s.role is Role.ACTIVATION}
+            outs = [self.values[s] for s in tie if s.role is Role.OUTPUT and s.node in sources]
+            found |= {v for v in outs if (node := v.producer()) is not None and anatomy.moved(node)}
+        return found
+
+    def _unusable(self, name: str, has_span: bool) -> str | None:
+        if name in self._found.unobserved:
+            return f"{name!r} has no range: {self._found.unobserved[name]}"
+        if not has_span:
+            return f"{name!r} has no range, as nothing that it is moved from has one"
+        seen = self._found.get(name)
+        if seen is not None and seen.nonfinite:
+            return f"{seen.nonfinite} of {seen.count} elements of {name!r} were NaN or infinite"
+        return f"{name!r} was zero on all calibration data" if seen is not None and seen.dead else None
+
+    def _spans(self) -> dict[ir.Value, tuple[float, float]]:
+        """The range of each group: all ranges of its values together."""
+        spans: dict[ir.Value, tuple[float, float]] = {}
+        for site in static_sites(self.plan):
+            seen = self._found.get(self.values[site].name or "")
+            if seen is not None:
+                lo, hi = spans.get(self.group(site), (0.0, 0.0))
+                spans[self.group(site)] = min(lo, seen.lo), max(hi, seen.hi)
+        return spans
+
+    def params(self, plan: Plan) -> dict[Site, QParams]:
+        """Scale and zero point of each static site of ``plan``, which is what is left of ``self.plan``."""
+        spans = self._spans()
+        return {s: from_range(*spans[self.group(s)], plan[s]) for s in static_sites(plan)}

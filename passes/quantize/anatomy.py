@@ -1,0 +1,182 @@
+"""What the operands of an operator are to quantization: slots, axes, data movement, clamps behind it. Node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.types import Granularity, Kind, Role, Scheme, per_channel, per_group
+
+# Operators with weights: input slots that hold them.
+WEIGHTS: dict[str, tuple[int, ...]] = {
+    "Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (1,), "Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2),
+}  # fmt: skip
+# Operators with arithmetic of their own but no weights: they join when they stand among quantized ones.
+LIGHT = frozenset("Add AveragePool Concat GlobalAveragePool LeakyRelu Mul Sigmoid Softmax Where".split())
+# Data movement: what comes out has the range and the scale of what went in.
+MOVES = frozenset(
+    "DepthToSpace Expand Flatten Gather GatherElements MaxPool Pad ReduceMax ReduceMin Reshape Resize Slice "
+    "SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split()
+)
+CLAMPS = frozenset({"Relu", "Clip"})
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+RECURRENT = frozenset({"LSTM", "GRU"})
+
+
+def operands(node: ir.Node) -> dict[int, Role] | str:
+    """The role of each operand of an operator with weights, or why it cannot be quantized.
+
+    A computed tensor in a weight slot of MatMul and Gemm is an activation; a constant in an activation slot has the role of
+    a weight.
+    """
+    slots = WEIGHTS[node.op_type]
+    roles = {s: Role.WEIGHT if edit.is_constant(node.inputs[s]) else Role.ACTIVATION for s in slots}
+    if node.op_type != "Gather":
+        roles[0] = Role.WEIGHT if edit.is_constant(node.inputs[0]) else Role.ACTIVATION
+    if set(roles.values()) == {Role.WEIGHT}:
+        return "all operands are constant" if node.op_type != "Gather" else roles
+    for slot, role in roles.items():
+        if slot in slots and role is Role.ACTIVATION and (why := _computed(node, slot)):
+            return why
+    return next((why for slot in roles if (why := _unfit(node.inputs[slot], slot))), None) or roles
+
+
+def _computed(node: ir.Node, slot: int) -> str | None:
+    value = node.inputs[slot]
+    assert value is not None
+    source = value.producer()
+    if value.is_graph_input() and value.is_initializer():
+        return f"weight {value.name!r} is a graph input, which a caller may override"
+    if source is not None and source.op_type == "DequantizeLinear":
+        return "it is quantized already"
+    if source is not None and source.inputs and all(v is None or edit.is_constant(v) for v in source.inputs):
+        return f"the weight is computed from a constant by {source.op_type}; fold constants first"
+    return None if node.op_type in ("MatMul", "Gemm") else f"the weight (input {slot}) is computed"
+
+
+def _unfit(value: ir.Value | None, slot: int) -> str | None:
+    if value is None:
+        return f"input {slot} is absent"
+    if value.dtype not in (None, *FLOATS):
+        return f"input {slot} is {value.dtype}, not float32, float16 or bfloat16"
+    if edit.is_constant(value) and value.shape is not None and 0 in value.shape.numpy():
+        return f"input {slot} has no elements"
+    return None
+
+
+def channel_axis(node: ir.Node, slot: int) -> int | None:
+    """The axis of a weight that counts output channels (rows of an embedding); None where it has none."""
+    rank = _rank(node, slot)
+    axis = {
+        "Conv": 0, "ConvTranspose": 1, "Gather": 0, "MatMul": rank - 1,
+        "Gemm": 0 if edit.attribute(node, "transB", 0) else 1,
+    }.get(node.op_type, 1)  # fmt: skip
+    return axis if rank > max(axis, 1 if node.op_type == "MatMul" else 0) else None
+
+
+def group_axis(node: ir.Node, slot: int) -> int | None:
+    """The axis of a weight along which products are summed, to be cut into groups (an embedding's row)."""
+    rank = _rank(node, slot)
+    if node.op_type in RECURRENT:
+        return 2
+    axis = {
+        "Conv": 1, "ConvTranspose": 0, "Gather": rank - 1, "MatMul": rank - 2,
+        "Gemm": 1 if edit.attribute(node, "transB", 0) else 0,
+    }.get(node.op_type, -1)  # fmt: skip
+    return axis if rank > 1 and axis >= 0 else None
+
+
+def granularities(node: ir.Node, slot: int, kind: Kind, group_size: int) -> list[Granularity]:
+    """What was asked for, then what comes nearest: groups, channels, the whole tensor.
+
+    Groups that are not smaller than the axis are channels.
+    """
+    value, found = node.inputs[slot], [Granularity()]
+    assert value is not None and value.shape is not None
+    if kind is not Kind.TENSOR and (axis := channel_axis(node, slot)) is not None:
+        found.insert(0, per_channel(axis))
+    if kind is Kind.GROUP and (axis := group_axis(node, slot)) is not None and value.shape.numpy()[axis] > group_size:
+        found.insert(0, per_group(axis, group_size))
+    return found
+
+
+def _rank(node: ir.Node, slot: int) -> int:
+    value = node.inputs[slot]
+    return len(value.shape) if value is not None and value.shape is not None else 0
+
+
+def moved(node: ir.Node) -> bool:
+    """Whether the node only moves elements of its first input, so that input and outputs can share one scale."""
+    if node.domain != "" or node.op_type not in MOVES:
+        return False
+    if node.op_type == "MaxPool":
+        return len(node.outputs) == 1
+    if node.op_type == "Pad":
+        fill = node.inputs[2] if len(node.inputs) > 2 else None
+        return fill is None or (array := edit.constant(fill)) is not None and not np.any(array)
+    if node.op_type == "Resize":
+        return bool(edit.attribute(node, "mode", "nearest") == "nearest")
+    return not edit.is_constant(node.inputs[0])
+
+
+def interval(node: ir.Node) -> tuple[float, float] | None:
+    """What a Relu or a Clip with constant bounds clips to; None for other nodes."""
+    if node.domain != "" or node.op_type not in CLAMPS:
+        return None
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    bounds = [float(edit.attribute(node, "min", -np.inf)), float(edit.attribute(node, "max", np.inf))]
+    for i, value in enumerate(node.inputs[1:3]):
+        if value is not None:
+            array = edit.constant(value)
+            if array is None:
+                return None
+            bounds[i] = float(array.item())
+    return bounds[0], bounds[1]
+
+
+def clamp_behind(node: ir.Node) -> ir.Node | None:
+    """The Relu or Clip that alone reads the output of ``node``, if a range from ``lo <= 0`` to ``hi >= 0`` is left."""
+    out = node.outputs[0]
+    uses = out.uses()
+    if out.is_graph_output() or len(uses) != 1:
+        return None
+    user = uses[0].node
+    limits = interval(user)
+    inside = limits is not None and limits[0] <= 0.0 <= limits[1] and user.graph is node.graph
+    return user if inside and uses[0].idx == 0 else None
+
+
+def settled(node: ir.Node, scheme: Scheme) -> ir.Value:
+    """The value to quantize as the output of ``node``: behind the clamp that saturation can stand for, if there is one."""
+    clamp = None if scheme.symmetric else clamp_behind(node)
+    return node.outputs[0] if clamp is None else clamp.outputs[0]
+
+
+def computed(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
+    """(slot, value) of the inputs of a light operator that are data, constants included."""
+    for slot, value in enumerate(node.inputs):
+        if value is not None and not (node.op_type == "Where" and slot == 0):
+            yield slot, value
+
+
+def body(model: ir.Model) -> list[ir.Node]:
+    """Nodes of the main graph and of the bodies in it, outer before inner; functions are left alone."""
+    within = {id(n) for f in model.functions.values() for n in _below(f)}
+    return [n for n in edit.nodes(model) if id(n) not in within]
+
+
+def _below(scope: edit.Scope) -> Iterator[ir.Node]:
+    for node in scope:
+        yield node
+        for graph in edit.subgraphs(node):
+            yield from _below(graph)
+
+
+def is_table(node: ir.Node) -> bool:
+    """Whether a Gather reads rows of a constant matrix: an embedding."""
+    table = node.inputs[0]
+    return edit.is_constant(table) and table is not None and table.shape is not None and len(table.shape) == 2

@@ -1,0 +1,137 @@
+"""Write a plan into the graph: the one pass that makes a float model a quantized one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.base import SCHEME, Context, Pass, PassReport
+from graphpress.errors import BadRequest, StaleSite, nearest
+from graphpress.ops.dynamic_quantize_token import OP as TOKEN
+from graphpress.passes.quantize import anatomy
+from graphpress.passes.quantize.activations import Activations
+from graphpress.passes.quantize.emit import Emitter
+from graphpress.passes.quantize.weights import fit_weights
+from graphpress.passes.quantizers.affine import QParams
+from graphpress.types import Kind, Numerics, Plan, Role, Scheme, Site, Stage
+
+
+@dataclass(frozen=True)
+class ApplyPlan(Pass):
+    """Quantize what a plan says, in the canonical forms: Q -> DQ with initializers, or quantization at run time.
+
+    Ranges of static activations come from the calibration data. Nodes whose scales would be degenerate (NaN or infinite
+    weights, values that were never seen or always zero) stay float, each with a Skip.
+
+    Attributes:
+        plan: The plan, or the path of its JSON.
+        batch_size: Samples at a time during calibration; None: what fits the memory budget.
+    """
+
+    plan: Plan | str
+    batch_size: int | None = None
+
+    name = "apply-plan"
+    numerics = Numerics.LOSSY
+    gives = Stage.QDQ
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        """Rewrite ``model``.
+
+        Raises:
+            StaleSite: The plan names a node or slot that the graph does not have.
+            BadRequest: It has static activations and there is no data; or its file cannot be read.
+            Unsupported: A scheme needs an opset that the model cannot be converted to.
+        """
+        plan = self.plan if isinstance(self.plan, Plan) else _load(self.plan)
+        values = _locate(model, plan)
+        if (version := _opset(plan, values)) > edit.opset(model):
+            edit.require_opset(model, version)
+            values = _locate(model, plan)
+        weights = fit_weights(plan, values)
+        activations = Activations(plan, values)
+        activations.observe(model, ctx, self.batch_size)
+        broken = {**activations.broken, **weights.broken}
+        for node, why in broken.items():
+            report.skip(node, why)
+        plan = plan.without(broken)
+        report.skips += [r for r in weights.remarks if r.where in map(str, plan)]
+        _write(model, plan, activations, {**activations.params(plan), **weights.params})
+        report.plan, report.changed = plan, len(plan.nodes())
+        report.metrics |= _metrics(plan)
+
+
+def _load(path: str) -> Plan:
+    try:
+        return Plan.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as e:
+        raise BadRequest(e.strerror or "cannot be read", where=f"plan {path!r}") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise BadRequest(f"not a plan: {e}", where=f"plan {path!r}", fix="Write it with Plan.to_json.") from e
+
+
+def _metrics(plan: Plan) -> dict[str, float | str]:
+    roles = [s.role for s in plan]
+    return {f"{role} sites": float(roles.count(role)) for role in Role if role in roles}
+
+
+def _locate(model: ir.Model, plan: Plan) -> dict[Site, ir.Value]:
+    """The value that each site quantizes.
+
+    Raises:
+        StaleSite: The graph has no such node or slot.
+    """
+    nodes = {n.name or "": n for n in anatomy.body(model)}
+    found = {}
+    for site, scheme in plan.items():
+        if site.node not in nodes:
+            raise StaleSite("the graph has no such node", where=f"site {site}", fix=nearest(site.node, nodes))
+        found[site] = _value(nodes[site.node], site, scheme)
+    return found
+
+
+def _value(node: ir.Node, site: Site, scheme: Scheme) -> ir.Value:
+    if site.role is Role.OUTPUT and site.slot == 0:
+        return anatomy.settled(node, scheme)
+    slots = node.outputs if site.role is Role.OUTPUT else node.inputs
+    value = slots[site.slot] if site.slot < len(slots) else None
+    if value is None:
+        raise StaleSite(f"the {node.op_type} has no such slot", where=f"site {site}")
+    return value
+
+
+def _opset(plan: Plan, values: Mapping[Site, ir.Value]) -> int:
+    """The lowest opset that expresses the plan."""
+    needed = [13]
+    for site, scheme in plan.items():
+        dtype = values[site].dtype
+        half = 19 if dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else 13
+        token = TOKEN.opset if scheme.granularity.kind is Kind.TOKEN else 13
+        needed.append(max(scheme.opset, half, token))
+    return max(needed) if plan else 1
+
+
+def _write(model: ir.Model, plan: Plan, activations: Activations, params: Mapping[Site, QParams]) -> None:
+    by_node: dict[str, dict[Site, Scheme]] = {}
+    for site, scheme in plan.items():
+        by_node.setdefault(site.node, {})[site] = scheme
+    emitter = Emitter(model)
+    touched = [n for n in anatomy.body(model) if n.name in by_node]
+    for node in touched:
+        for site, scheme in by_node[node.name or ""].items():
+            if site.role is Role.OUTPUT:
+                emitter.output(activations.values[site], activations.group(site), params[site], scheme, node)
+    for node in touched:
+        sites = by_node[node.name or ""]
+        for site, scheme in sites.items():
+            if scheme.dynamic:
+                emitter.dynamic(node, site.slot, scheme)
+            elif site.role is not Role.OUTPUT:
+                group = activations.group(site)
+                emitter.input(node, site.slot, group, params[site], scheme)
+        node.metadata_props[SCHEME] = "; ".join(f"{s.role}[{s.slot}] {v}" for s, v in sorted(sites.items()))

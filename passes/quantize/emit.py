@@ -1,0 +1,123 @@
+"""Write the canonical quantized forms into a graph: the only place where Q, DQ and dynamic quantization are built."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.ops.base import DOMAIN, attach
+from graphpress.ops.dynamic_quantize_token import OP as TOKEN
+from graphpress.passes.quantizers.affine import QParams
+from graphpress.types import Kind, Scheme
+
+
+@dataclass
+class Emitter:
+    """Builds each pair once: the readers of one value in one graph share it if they agree on group and scheme.
+
+    A *group* stands for one scale and zero point: values of one group share these initializers. To be fed node by node in
+    order of the graph, so that what the first reader makes stands before the others.
+    """
+
+    model: ir.Model
+    _pairs: dict[Hashable, ir.Value] = field(default_factory=dict)
+    _grids: dict[ir.Value, Hashable] = field(default_factory=dict)
+    _constants: dict[Hashable, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+
+    def output(self, value: ir.Value, group: Hashable, params: QParams, scheme: Scheme, origin: ir.Node) -> None:
+        """Let every reader of ``value``, the caller of the model included, read it through Q -> DQ."""
+        producer = value.producer()
+        assert producer is not None, "an output has a producer"
+        q, dq = self._pair(value, group, params, scheme, origin, after=producer)
+        edit.replace(value, dq.outputs[0])
+        edit.set_input(q, 0, value)
+
+    def input(self, node: ir.Node, slot: int, group: Hashable, params: QParams, scheme: Scheme) -> None:
+        """Let input ``slot`` of ``node`` read its value through Q -> DQ."""
+        value = node.inputs[slot]
+        assert value is not None
+        if self._grids.get(value) == (group, scheme):
+            return
+        key = (value, group, scheme, node.graph)
+        if key not in self._pairs:
+            self._pairs[key] = self._pair(value, group, params, scheme, node, before=node)[1].outputs[0]
+        edit.set_input(node, slot, self._pairs[key])
+
+    def dynamic(self, node: ir.Node, slot: int, scheme: Scheme) -> None:
+        """Let input ``slot`` of ``node`` read its value through quantization at run time."""
+        value = node.inputs[slot]
+        assert value is not None
+        key = (value, scheme, node.graph)
+        if key not in self._pairs:
+            build = self._by_token if scheme.granularity.kind is Kind.TOKEN else _by_tensor
+            self._pairs[key] = build(node, value)
+        edit.set_input(node, slot, self._pairs[key])
+
+    def _pair(
+        self, value: ir.Value, group: Hashable, params: QParams, scheme: Scheme, origin: ir.Node, **place: ir.Node
+    ) -> tuple[ir.Node, ir.Node]:
+        (anchor,) = place.values()
+        scale, zero = self._parameters(value, group, params, scheme, anchor)
+        attributes = _attributes(scheme)
+        q = edit.new_node("QuantizeLinear", [value, scale, zero], attributes, origin=origin, **place)
+        edit.like(q.outputs[0], value, scheme.ir_dtype)
+        dq = edit.new_node("DequantizeLinear", [q.outputs[0], scale, zero], attributes, origin=origin, after=q)
+        edit.like(dq.outputs[0], value)
+        self._grids[dq.outputs[0]] = (group, scheme)
+        return q, dq
+
+    def _parameters(
+        self, value: ir.Value, group: Hashable, params: QParams, scheme: Scheme, anchor: ir.Node
+    ) -> tuple[ir.Value, ir.Value]:
+        graph = anchor.graph
+        assert isinstance(graph, ir.Graph)
+        dtype = value.dtype or ir.DataType.FLOAT
+        key = (group, scheme, graph, dtype)
+        if key not in self._constants:
+            scale = _scale(params.scale, dtype)
+            zero = np.asarray(params.zero_point).astype(scheme.ir_dtype.numpy())
+            self._constants[key] = (
+                edit.add_const(graph, scale, f"{value.name}_scale"),
+                edit.add_const(graph, zero, f"{value.name}_zero_point"),
+            )
+        return self._constants[key]
+
+    def _by_token(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        attach(self.model, TOKEN)
+        made = edit.new_node(TOKEN.name, [value], before=node, origin=node, outputs=2, domain=DOMAIN)
+        q, scale = made.outputs
+        edit.like(q, value, ir.DataType.INT8)
+        scale.type = value.type
+        scale.shape = ir.Shape([*list(value.shape)[:-1], 1]) if value.shape is not None else None
+        to_float = edit.new_node("Cast", [q], {"to": ir.DataType.FLOAT}, before=node, origin=node)
+        scaled = edit.new_node("Mul", [edit.like(to_float.outputs[0], value), scale], before=node, origin=node)
+        return edit.like(scaled.outputs[0], value)
+
+
+def _by_tensor(node: ir.Node, value: ir.Value) -> ir.Value:
+    made = edit.new_node("DynamicQuantizeLinear", [value], before=node, origin=node, outputs=3)
+    q, scale, zero = made.outputs
+    edit.like(q, value, ir.DataType.UINT8)
+    for scalar, dtype in ((scale, ir.DataType.FLOAT), (zero, ir.DataType.UINT8)):
+        scalar.shape, scalar.type = ir.Shape([]), ir.TensorType(dtype)
+    dq = edit.new_node("DequantizeLinear", [q, scale, zero], before=node, origin=node)
+    return edit.like(dq.outputs[0], value)
+
+
+def _attributes(scheme: Scheme) -> dict[str, Any]:
+    granularity = scheme.granularity
+    attributes = {} if granularity.axis is None else {"axis": granularity.axis}
+    return attributes if granularity.group_size is None else attributes | {"block_size": granularity.group_size}
+
+
+def _scale(scale: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    """The scale in the type of the values, as Q wants it; never rounded to zero."""
+    wanted = dtype.numpy()
+    cast = np.asarray(scale, np.float32).astype(wanted)
+    smallest = {ir.DataType.FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-126}.get(dtype)
+    return cast if smallest is None else np.where(cast > 0, cast, np.asarray(smallest, wanted))

@@ -1,0 +1,121 @@
+"""What can be asked of quantization, and the schemes that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from graphpress.errors import BadRequest
+from graphpress.types import PER_TENSOR, PER_TOKEN, Granularity, Kind, Scheme
+
+Mode: TypeAlias = Literal["static", "dynamic", "weight"]
+Integer: TypeAlias = Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to quantize and how.
+
+    Attributes:
+        mode: ``static`` (activation ranges from calibration data), ``dynamic`` (found at run time) or ``weight`` (weights only).
+        weight: Storage type of weights.
+        weight_granularity: How many scales a weight has.
+        group_size: Elements that share a scale where weight_granularity is per_group; a power of two from 16 to 256.
+        weight_symmetric: Weights without a zero point.
+        weight_observer: How the range of a weight is found: minmax, mse.
+        activation: Storage type of activations; None: the one that is fast on the target, or int8 for per_token.
+        activation_granularity: per_tensor, or per_token (dynamic only: one scale for each row of the last axis).
+        activation_symmetric: Activations without a zero point. Asymmetric ones absorb a Relu.
+        observer: How the range of an activation is found: minmax, moving_average, percentile, mse, entropy.
+        attention: Quantize MatMul and Gemm of two computed tensors as well; None: where mode is static.
+        embeddings: Quantize the tables of Gather as well (weights only).
+        fallback: Modes to try, in order, for an operator that the target cannot run in ``mode``.
+        op_types: Only these operators; empty: all that can be, except Softmax, whose input loses too much in 8 bits.
+        ignore: Selectors of nodes that stay float: exact names, globs, or ``re:`` and a regular expression.
+        sites: Overrides all of the above: selector of nodes, or a site such as ``conv1[1] weight``, to ``float`` or to a
+            scheme in words, such as ``int4 per_group:32 asym mse``; what is not said stays as planned.
+    """
+
+    mode: Mode = "static"
+    weight: Integer = "int8"
+    weight_granularity: Literal["per_tensor", "per_channel", "per_group"] = "per_channel"
+    group_size: int = 64
+    weight_symmetric: bool = True
+    weight_observer: str = "minmax"
+    activation: Integer | None = None
+    activation_granularity: Literal["per_tensor", "per_token"] = "per_tensor"
+    activation_symmetric: bool = False
+    observer: str = "minmax"
+    attention: bool | None = None
+    embeddings: bool = True
+    fallback: tuple[Mode, ...] = ()
+    op_types: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    sites: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.activation_granularity == "per_token" and self.mode != "dynamic":
+            raise _contradiction("activation_granularity", "per_token scales are found at run time", "Set mode: dynamic.")
+        if self.mode == "weight" and self.activation is not None:
+            raise _contradiction("activation", "mode weight leaves activations float", "Set mode: static or dynamic.")
+        if self.mode == "dynamic" and self.activation not in (None, self._dynamic):
+            raise _contradiction("activation", f"{self.activation_granularity} scales found at run time are {self._dynamic}")
+        if self.group_size not in (16, 32, 64, 128, 256):
+            raise BadRequest(f"{self.group_size} is none of 16, 32, 64, 128, 256", where="quantize: option 'group_size'")
+
+    @property
+    def _dynamic(self) -> str:
+        return "int8" if self.activation_granularity == "per_token" else "uint8"
+
+    def weight_scheme(self, granularity: Granularity) -> Scheme:
+        """How a weight is stored."""
+        return Scheme(self.weight, granularity, self.weight_symmetric, observer=self.weight_observer)
+
+    def activation_scheme(self, mode: Mode, native: str, recurrent: bool = False) -> Scheme:
+        """How an activation is stored; ``native`` is the type that is fast on the target.
+
+        Recurrent operators quantize each step as a whole, so they know no tokens.
+        """
+        if mode == "static":
+            return Scheme(self.activation or native, PER_TENSOR, self.activation_symmetric, observer=self.observer)
+        if self.activation_granularity == "per_token" and not recurrent:
+            return Scheme("int8", PER_TOKEN, dynamic=True)
+        return Scheme("uint8", PER_TENSOR, symmetric=False, dynamic=True)
+
+
+def _contradiction(option: str, what: str, fix: str = "") -> BadRequest:
+    return BadRequest(what, where=f"quantize: option {option!r}", fix=fix)
+
+
+def override(scheme: Scheme, text: str, axes: Mapping[Kind, int | None], where: str) -> Scheme:
+    """``scheme`` with what the words of ``text`` say put in place: a type, a granularity, sym or asym, an observer.
+
+    ``per_channel`` and ``per_group:SIZE`` may leave the axis to ``axes``.
+
+    Raises:
+        BadRequest: A word that means nothing here, or a granularity without an axis to go along.
+    """
+    for word in text.split():
+        kind, *numbers = word.split(":")
+        if word in ("sym", "asym"):
+            scheme = replace(scheme, symmetric=word == "sym")
+        elif kind in {k.value for k in Kind}:
+            scheme = replace(scheme, granularity=_granularity(Kind(kind), numbers, axes, where), dynamic=kind == Kind.TOKEN)
+        elif "int" in word:
+            scheme = replace(scheme, dtype=word)
+        elif word == "dynamic":
+            scheme = replace(scheme, dynamic=True)
+        else:
+            scheme = replace(scheme, observer=word)
+    return scheme
+
+
+def _granularity(kind: Kind, numbers: list[str], axes: Mapping[Kind, int | None], where: str) -> Granularity:
+    wanted = {Kind.CHANNEL: 1, Kind.GROUP: 2}.get(kind, 0)
+    if len(numbers) == wanted - 1:
+        axis = axes.get(kind)
+        if axis is None:
+            raise BadRequest(f"{kind} needs an axis, and the operator has none that goes without saying", where=where)
+        numbers = [str(axis), *numbers]
+    return Granularity.parse(":".join([kind, *numbers]))

@@ -1,0 +1,151 @@
+"""Decide what is stored how: options and a target's rules give a Plan, and a reason for every operator left out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from graphpress import selectors
+from graphpress.base import SCHEME, Skip
+from graphpress.passes.quantize import anatomy
+from graphpress.passes.quantize.flow import Flow
+from graphpress.passes.quantize.options import Mode, Options
+from graphpress.passes.quantize.overrides import overridden
+from graphpress.target import Target
+from graphpress.types import Kind, Plan, Role, Scheme, Site
+
+NATIVE = "uint8"  # activations where there is no target to say better
+NOT_BY_DEFAULT = frozenset({"Softmax"})
+
+
+def make_plan(model: ir.Model, target: Target | None, options: Options) -> tuple[Plan, list[Skip]]:
+    """What ``options`` ask for, as far as ``target`` (None: anything goes) runs it on low-bit kernels.
+
+    Returns:
+        The plan, and one Skip for each operator with weights that stays float or gets less than was asked.
+
+    Raises:
+        BadRequest: A selector that matches nothing, or a scheme that cannot be read.
+    """
+    nodes = anatomy.body(model)
+    where = "quantize: option 'ignore'"
+    ignored = {n.name or "" for s in options.ignore for n in selectors.match(s, nodes, where)}
+    return _Planner(target, options, ignored).run(nodes)
+
+
+@dataclass
+class _Planner:
+    target: Target | None
+    options: Options
+    ignored: set[str]
+    skips: list[Skip] = field(default_factory=list)
+
+    def run(self, nodes: list[ir.Node]) -> tuple[Plan, list[Skip]]:
+        schemes: dict[Site, Scheme] = {}
+        static: dict[ir.Node, bool] = {}
+        for node in nodes:
+            if node.domain == "" and node.op_type in anatomy.WEIGHTS and self._asked(node):
+                sites = self._heavy(node)
+                schemes.update(sites)
+                if any(s.role is not Role.WEIGHT and not v.dynamic for s, v in sites.items()):
+                    static[node] = Site(node.name or "", 0, Role.OUTPUT) in sites
+        plan = Plan(schemes)
+        if static:
+            flow = Flow(self._activation("static"), static, self._joins).run(nodes)
+            plan = plan.merge(Plan(flow.sites, tuple(flow.ties)))
+        return overridden(plan, self.options, self._activation("static"), nodes), self.skips
+
+    def _skip(self, node: ir.Node, why: str) -> None:
+        self.skips.append(Skip(node.name or "", why))
+
+    def _activation(self, mode: Mode, node: ir.Node | None = None) -> Scheme:
+        native = self.target.activation_dtype if self.target else NATIVE
+        recurrent = node is not None and node.op_type in anatomy.RECURRENT
+        return self.options.activation_scheme(mode, native, recurrent)
+
+    def _asked(self, node: ir.Node) -> bool:
+        """Whether the options want the operator at all."""
+        if node.op_type == "Gather" and not (self.options.embeddings and anatomy.is_table(node)):
+            return False
+        if self.options.op_types and node.op_type not in self.options.op_types:
+            return False
+        if node.name in self.ignored:
+            self._skip(node, "ignored on request")
+        elif SCHEME in node.metadata_props:
+            self._skip(node, "it is quantized already")
+        else:
+            return True
+        return False
+
+    def _heavy(self, node: ir.Node) -> Mapping[Site, Scheme]:
+        """The sites of an operator with weights in the first mode that works; none, with a Skip, where no mode does."""
+        roles = anatomy.operands(node)
+        if isinstance(roles, str):
+            self._skip(node, roles)
+            return {}
+        why = ""
+        modes: tuple[Mode, ...] = (self.options.mode, *self.options.fallback)
+        for mode in ("weight",) if node.op_type == "Gather" else modes:
+            found = self._in_mode(node, mode, roles)
+            if not isinstance(found, str):
+                if why:
+                    self._skip(node, f"{mode} instead of {self.options.mode}: {why}")
+                return found
+            why = why or found
+        self._skip(node, why)
+        return {}
+
+    def _in_mode(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> Mapping[Site, Scheme] | str:
+        slots = [s for s in anatomy.WEIGHTS[node.op_type] if roles[s] is Role.WEIGHT]
+        if not slots and (why := self._no_weights(mode, roles)):
+            return why
+        fixed = {} if mode == "weight" else self._activation_sites(node, mode, roles)
+        kind, size = Kind(self.options.weight_granularity), self.options.group_size
+        choices = [anatomy.granularities(node, slot, kind, size) for slot in slots]
+        broken = ""
+        for combination in itertools.zip_longest(*choices, fillvalue=choices[0][-1]) if choices else [()]:
+            weights = {
+                Site(node.name or "", slot, Role.WEIGHT): self.options.weight_scheme(g)
+                for slot, g in zip(slots, combination, strict=True)
+            }
+            why = self.target.allows(node, {**fixed, **weights}) if self.target else None
+            if why is None:
+                if broken:
+                    self.skips.append(Skip(str(next(iter(weights))), f"{combination[0]} instead: {broken}"))
+                return {**fixed, **weights}
+            broken = broken or why
+        return broken
+
+    def _no_weights(self, mode: Mode, roles: Mapping[int, Role]) -> str | None:
+        attention = mode == "static" if self.options.attention is None else self.options.attention
+        if mode == "weight" or (mode == "dynamic" and Role.WEIGHT in roles.values()):
+            return "it has no weights"
+        return None if attention else "it has no weights, and attention was not asked for"
+
+    def _activation_sites(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> dict[Site, Scheme]:
+        scheme, name = self._activation(mode, node), node.name or ""
+        slots = anatomy.WEIGHTS[node.op_type]
+        sites = {Site(name, s, r): scheme for s, r in roles.items() if r is Role.ACTIVATION or s not in slots}
+        if mode == "static" and self._must_quantize_output(node):
+            sites[Site(name, 0, Role.OUTPUT)] = scheme
+        return sites
+
+    def _must_quantize_output(self, node: ir.Node) -> bool:
+        if self.target is None:
+            return node.op_type not in ("MatMul", "Gemm")
+        return all(c.output == "required" for c in self.target.find(node.op_type, "static"))
+
+    def _joins(self, node: ir.Node, sites: Mapping[Site, Scheme]) -> bool:
+        """Whether an operator without weights may be quantized."""
+        if node.domain != "" or node.op_type not in anatomy.LIGHT:
+            return False
+        if node.name in self.ignored or SCHEME in node.metadata_props:
+            return False
+        if node.op_type not in (self.options.op_types or anatomy.LIGHT - NOT_BY_DEFAULT):
+            return False
+        if any(v.dtype not in (None, *anatomy.FLOATS) for _, v in anatomy.computed(node)):
+            return False
+        return self.target is None or self.target.allows(node, sites) is None

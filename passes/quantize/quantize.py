@@ -1,0 +1,39 @@
+"""The pass that recipes name: plan by options, then apply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphpress.base import Context, Pass, PassReport
+from graphpress.passes.quantize.apply_plan import ApplyPlan
+from graphpress.passes.quantize.options import Options
+from graphpress.passes.quantize.plan import make_plan
+from graphpress.types import Numerics, Stage
+
+
+@dataclass(frozen=True)
+class Quantize(Options, Pass):
+    """Quantize weights and activations: static, dynamic or weight-only. The options are those of ``Options``.
+
+    Attributes:
+        batch_size: Samples at a time during calibration; None: what fits the memory budget.
+    """
+
+    batch_size: int | None = None
+
+    name = "quantize"
+    numerics = Numerics.LOSSY
+    gives = Stage.QDQ
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        """Rewrite ``model``; what is left float is a Skip.
+
+        Raises:
+            BadRequest: A selector that matches nothing, or static mode without data.
+            CalibrationError: The data does not fit the model.
+        """
+        plan, skips = make_plan(model, ctx.target, self)
+        report.skips += skips
+        ApplyPlan(plan, self.batch_size).run(model, ctx, report)
