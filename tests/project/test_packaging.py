@@ -15,7 +15,8 @@ import pytest
 
 from graphpress.tools.check import directions, rooms
 
-NAMES = {"PIL": "pillow", "google": "protobuf", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # import name -> distribution, where they differ
+# import name -> distribution, where they differ
+NAMES = {"PIL": "pillow", "google": "protobuf", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 def test_pyproject_lists_every_package(checkout: Path) -> None:
@@ -54,10 +55,10 @@ def test_the_wheel_holds_every_file(checkout: Path, tmp_path: Path) -> None:
     assert inside == wanted
 
 
-def _third_party(checkout: Path) -> set[str]:
+def _third_party(sources: list[rooms.Source]) -> set[str]:
     """Distributions that the sources import, also inside functions."""
-    names = {name for source in rooms.sources(checkout) for _, name in directions.imported(source.tree, ())}
-    roots = {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "graphpress"}
+    names = {name for source in sources for _, name in directions.imported(source.tree, ())}
+    roots = {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "graphpress", "tests"}
     return {_canonical(NAMES.get(root, root)) for root in roots}
 
 
@@ -71,10 +72,13 @@ def _names(requirements: list[str]) -> set[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported(checkout: Path) -> None:
     project = rooms.settings(checkout)["project"]
-    extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name != "dev"}
-    declared, imported = _names(sum(extras.values(), project["dependencies"])), _third_party(checkout)
-    assert imported - declared == set(), "imported but not declared"
-    assert declared - imported == set(), "declared but never imported"
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    shipped = _names(sum((extras[e] for e in extras if e != "dev"), project["dependencies"]))
+    imported = _third_party(rooms.sources(checkout))
+    assert imported - shipped == set(), "imported but not declared"
+    assert shipped - imported == set(), "declared but never imported"
+    tests = [rooms.Source(path.stem, path) for path in (checkout / "tests").rglob("*.py")]
+    assert _third_party(tests) - shipped - _names(extras["dev"]) == set(), "imported by tests but not declared"
 
 
 def test_constraints_pin_what_is_declared(checkout: Path) -> None:
@@ -95,3 +99,11 @@ def test_version_is_the_one_of_the_changelog(checkout: Path) -> None:
 def test_modules_parse_under_the_oldest_python(checkout: Path) -> None:
     for source in rooms.sources(checkout):
         ast.parse(source.text, feature_version=(3, 11))
+
+
+def test_nothing_that_git_ignores_is_tracked(checkout: Path) -> None:
+    if not (checkout / ".git").exists():
+        pytest.skip("not a clone")
+    command = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    tracked = subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(tracked) == 0, tracked[:3]
