@@ -130,11 +130,13 @@ def _write(node: ir.Node, slot: int, array: np.ndarray, what: str) -> None:
     """Put ``array`` in place of the constant at ``slot``, under its name where it is this node's alone."""
     old = None if absent(node, slot) else node.inputs[slot]
     if old is not None and old.is_initializer() and len(old.uses()) == 1:
-        old.const_value = ir.tensor(array, name=old.name)
+        old.const_value = ir.Tensor(array, name=old.name)
         old.shape, old.type = ir.Shape(array.shape), ir.TensorType(old.const_value.dtype)
         return
     assert isinstance(node.graph, ir.Graph)
-    new = edit.add_const(node.graph, array, old.name if old is not None and old.name else f"{node.name}.{what}")
+    new = edit.add_const(
+        node.graph, ir.Tensor(array), old.name if old is not None and old.name else f"{node.name}.{what}"
+    )
     if slot >= len(node.inputs):
         node.resize_inputs(slot + 1)
     edit.set_input(node, slot, new)

@@ -10,6 +10,7 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
+from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
 from graphpress.types import Numerics
 
@@ -28,6 +29,8 @@ class InferShapes(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        if all(_is_known(o) for n in edit.nodes(model) for o in n.outputs):
+            return
         proto = _weightless(model)
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True)
@@ -35,6 +38,13 @@ class InferShapes(Pass):
             report.skip("model", f"shape inference failed: {str(e).splitlines()[0]}")
             return
         report.changed = _merge(model.graph, inferred.graph, _symbols(model.graph))
+
+
+def _is_known(value: ir.Value) -> bool:
+    shape = value.shape
+    return not value.name or (
+        value.type is not None and shape is not None and all(isinstance(d, int) or d.value for d in shape)
+    )
 
 
 def _weightless(model: ir.Model) -> onnx.ModelProto:

@@ -21,8 +21,8 @@ def number(node: ir.Node, slot: int, attribute: str = "") -> float | None:
     """The constant scalar at input ``slot``, or the attribute of that name; None if there is none."""
     value = node.inputs[slot] if slot < len(node.inputs) else None
     if value is not None:
-        array = edit.constant(value)
-        return None if array is None or array.size != 1 else float(array.ravel()[0])
+        tensor = edit.constant_tensor(value)
+        return None if tensor is None or tensor.size != 1 else float(tensor.numpy().ravel()[0])
     given = node.attributes.get(attribute)
     return None if given is None or given.is_ref() else float(given.as_float())
 
