@@ -230,7 +230,7 @@ class _Builder:
         zero = 0 if scheme.signed else 1 << (scheme.bits - 1)
         parts = [
             self.const(codes.astype(np.int16).astype(storage), f"w{slot}"),
-            self.const(self.rng.uniform(0.01, 0.02, scale_shape).astype(np.float32), f"w{slot}_scale"),
+            self.const((self.rng.uniform(0.1, 0.3, scale_shape) / scheme.qmax).astype(np.float32), f"w{slot}_scale"),
             self.const(np.full(scale_shape, zero).astype(storage), f"w{slot}_zero"),
         ]
         return self.op("DequantizeLinear", list(parts), **attributes)[0]
