@@ -26,7 +26,14 @@ def render(results: Results) -> str:
 
 def _line(row: Row) -> str:
     model = row.model if row.status == "ok" else f"{row.model} ({_STATUS[row.status]})"
-    cells = [model, row.metric, _figure(row, row.before), _figure(row, row.after), _size(row), _latency(row, "1")]
+    cells = [
+        model,
+        row.metric or "-",
+        _figure(row, row.before),
+        _figure(row, row.after),
+        _size(row),
+        _latency(row, "1"),
+    ]
     cells += [_latency(row, "32"), _number(row.seconds, ".1f"), _number(row.integer, ".1%")]
     return f"| {' | '.join(cells)} |"
 

@@ -22,9 +22,9 @@ def tasks(zoo: Path, pattern: str = "*") -> list[Task]:
     return select([t for domain in (classification, detection, speech, language) for t in domain.tasks(zoo)], pattern)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, models: str = "*") -> None:
     """--zoo and --models, as every command here takes them."""
     zoo = os.environ.get("GRAPHPRESS_ZOO")
     what = "folder of models (default: $GRAPHPRESS_ZOO)"
     parser.add_argument("--zoo", type=Path, default=zoo, required=zoo is None, help=what)
-    parser.add_argument("--models", default="*", help="comma-separated globs (default: all)")
+    parser.add_argument("--models", default=models, help=f"comma-separated globs (default: {models})")

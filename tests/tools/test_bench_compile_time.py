@@ -1,0 +1,38 @@
+"""The measuring of compile time: figures from fresh processes, medians, shares."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphpress.tools.bench import compile_time
+from graphpress.tools.bench.compile_time import peak, render
+
+
+def test_peak_grows_with_what_is_touched() -> None:
+    before = peak()
+    np.ones(100 << 17)  # 100 MB
+    assert 80 < peak() - before < 130
+
+
+def test_medians_of_interleaved_runs(monkeypatch) -> None:
+    calls = []
+
+    def fresh(tool: str, *_: object) -> dict[str, float]:
+        calls.append(tool)
+        return {"seconds": float(len(calls)), "peak_mb": 1.0}
+
+    monkeypatch.setattr(compile_time, "fresh", fresh)
+    found = compile_time.compare(None, None, 3, ("a", "b"))
+    assert calls == ["a", "b"] * 3
+    assert found == {"a": {"seconds": 3.0, "peak_mb": 1.0}, "b": {"seconds": 4.0, "peak_mb": 1.0}}
+
+
+def test_render_gives_our_share() -> None:
+    figures = {"graphpress": {"seconds": 1.0, "peak_mb": 50.0}, "other": {"seconds": 4.0, "peak_mb": 100.0}}
+    text = render({"net": figures, "start-up": {"import": {"seconds": 0.1}}})
+    assert [line.split() for line in text.splitlines()] == [
+        ["net", "graphpress", "seconds", "1.00", "peak_mb", "50.00"],
+        ["net", "other", "seconds", "4.00", "peak_mb", "100.00"],
+        ["net", "ours", "is", "seconds", "0.25x", "peak_mb", "0.50x"],
+        ["start-up", "import", "seconds", "0.10"],
+    ]
