@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import Context
 from graphpress.passes.fold.grid import is_dequantize, is_quantize
 
-# Operators for which a runtime with QDQ support has a kernel from integers to integers; a target says it better.
-INTEGER = frozenset(
-    [
-        "Add",
-        "AveragePool",
-        "Concat",
-        "Conv",
-        "Gemm",
-        "GlobalAveragePool",
-        "LeakyRelu",
-        "MatMul",
-        "Mul",
-        "Sigmoid",
-        "Softmax",
-        "Where",
-    ]
-)
-FREE_OUTPUT = frozenset({"Gemm", "MatMul"})  # these have kernels from integers to float as well
+# Operators for which a runtime that knows QDQ has kernels from integers to integers, and whether the Q behind them is
+# required or optional. What a target says goes before this.
+INTEGER: Mapping[str, str] = {
+    **dict.fromkeys(("Add", "AveragePool", "Concat", "Conv", "GlobalAveragePool", "LeakyRelu", "Mul"), "required"),
+    **dict.fromkeys(("Sigmoid", "Softmax", "Where"), "required"),
+    **dict.fromkeys(("Gemm", "MatMul"), "optional"),
+}
 
 
-def integer_ops(ctx: Context) -> frozenset[str]:
-    """The operators that the target computes on integers when every edge is quantized."""
+def integer_ops(ctx: Context) -> Mapping[str, str]:
+    """The operators that the target computes on integers, and whether they require a Q behind them."""
     if ctx.target is None:
         return INTEGER
-    return frozenset(c.op for c in ctx.target.capabilities if c.mode == "static")
+    static = [c for c in ctx.target.capabilities if c.mode == "static"]
+    return {c.op: c.output for c in static if c.output in ("required", "optional")}
 
 
-def conversions(model: ir.Model, integer: frozenset[str] = INTEGER) -> list[ir.Node]:
+def conversions(model: ir.Model, integer: Mapping[str, str] = INTEGER) -> list[ir.Node]:
     """The Q and DQ nodes that are real work at run time.
 
     Those on constants do not count, nor do those around an operator of ``integer`` whose inputs all come from DQ and
@@ -44,7 +36,7 @@ def conversions(model: ir.Model, integer: frozenset[str] = INTEGER) -> list[ir.N
     return [n for n in edit.nodes(model) if _converts(n, integer)]
 
 
-def _converts(node: ir.Node, integer: frozenset[str]) -> bool:
+def _converts(node: ir.Node, integer: Mapping[str, str]) -> bool:
     source = node.inputs[0] if node.inputs else None
     if source is None or edit.is_constant(source):
         return False
@@ -56,10 +48,10 @@ def _converts(node: ir.Node, integer: frozenset[str]) -> bool:
     return out.is_graph_output() or not all(_fused(user, integer) for user, _ in out.uses())
 
 
-def _fused(node: ir.Node | None, integer: frozenset[str]) -> bool:
+def _fused(node: ir.Node | None, integer: Mapping[str, str]) -> bool:
     if node is None or node.domain != "" or node.op_type not in integer:
         return False
-    return reads_integers(node) and (node.op_type in FREE_OUTPUT or _gives_integers(node))
+    return reads_integers(node) and (integer[node.op_type] == "optional" or _gives_integers(node))
 
 
 def reads_integers(node: ir.Node) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import onnx_ir as ir
 
 from graphpress import edit
@@ -18,14 +21,21 @@ class Flow:
         grids: The constant grid of each Q and DQ.
         on: Float values all of whose elements lie on a movable grid, with that grid.
         through: Movement all of whose outputs are read through one grid, with that grid.
+        fused: Movement that has an integer kernel of its own from the grids of its inputs to another (Concat).
+
+    Args:
+        model: The model; it may change afterwards, but the walks are not repeated.
+        integer: Operators with an integer kernel, and whether that requires a Q behind it.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, integer: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.integer = integer
         self.nodes = list(edit.nodes(model))
         self.moves: dict[ir.Node, Movement] = {}
         self.grids: dict[ir.Node, Grid] = {}
         self.on: dict[ir.Value, Grid] = {}
         self.through: dict[ir.Node, Grid] = {}
+        self.fused: set[ir.Node] = set()
         movable = edit.opset(model) >= OPSET
         for node in self.nodes:
             self._forward(node, movable)
@@ -54,12 +64,12 @@ class Flow:
     def _wanted_behind(self, node: ir.Node) -> Grid | None:
         grids = {self.wanted(out) for out in node.outputs if out.uses() or out.is_graph_output()}
         grid = grids.pop() if len(grids) == 1 else None
-        move = self.moves[node]
-        if grid is None or not fits(grid, move):
+        if grid is None or not fits(grid, self.moves[node]):
             return None
-        # A Concat of several grids has its own kernel, which requantizes on the way.
-        several = len(move.data) > 1 and any(self.on.get(v, grid) != grid for v in node.inputs if v is not None)
-        return None if several else grid
+        if node.op_type in self.integer and _requantizes({self.on.get(v) for v in node.inputs if v is not None}, grid):
+            self.fused.add(node)
+            return None
+        return grid
 
     def wanted(self, value: ir.Value) -> Grid | None:
         """The one movable grid on which every use reads ``value``, at once or behind movement, in its own graph."""
@@ -85,3 +95,7 @@ class Flow:
 def fits(grid: Grid, move: Movement) -> bool:
     """Whether the operator runs on the integers of ``grid``."""
     return grid.dtype.bitwidth <= move.bits
+
+
+def _requantizes(inputs: set[Grid | None], output: Grid) -> bool:
+    return None not in inputs and inputs != {output}

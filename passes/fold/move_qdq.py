@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import SCOPE, Context, Pass, PassReport
-from graphpress.passes.fold.conversions import FREE_OUTPUT, conversions, integer_ops
+from graphpress.passes.fold.conversions import conversions, integer_ops
 from graphpress.passes.fold.cut import FOREVER, Network
 from graphpress.passes.fold.flow import Flow
 from graphpress.passes.fold.grid import Grid, is_dequantize, is_quantize, new_dequantize, new_quantize
@@ -36,9 +36,10 @@ class MoveQdq(Pass):
     needs = (Stage.QDQ,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        flow, integer = Flow(model), integer_ops(ctx)
+        integer = integer_ops(ctx)
+        flow = Flow(model, integer)
         report.metrics["conversions before"] = len(conversions(model, integer))
-        domains = _Domains(flow, integer)
+        domains = _Domains(flow)
         integers = domains.integers()
         mover = _Mover(flow)
         for node, grid in domains.free.items():
@@ -52,9 +53,10 @@ class MoveQdq(Pass):
 class _Domains:
     """Which of the operators that may run on integers should, given the fixed sides of everything around them."""
 
-    def __init__(self, flow: Flow, integer: frozenset[str]) -> None:
-        self.flow, self.integer = flow, integer
-        grids = {node: flow.on.get(node.outputs[0]) or flow.through.get(node) for node in flow.moves}
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        moves = [node for node in flow.moves if node not in flow.fused]
+        grids = {node: flow.through.get(node) or flow.on.get(node.outputs[0]) for node in moves}
         self.free: dict[ir.Node, Grid] = {n: g for n, g in grids.items() if g is not None and _writable(n, flow)}
 
     def integers(self) -> set[ir.Node]:
@@ -119,12 +121,12 @@ class _Domains:
 
     def _computes(self, node: ir.Node) -> bool:
         """Whether an integer kernel can take this node, wherever its Q and DQ end up."""
-        if node in self.free or node.op_type not in self.integer or node.domain != "":
+        if node in self.free or node.op_type not in self.flow.integer or node.domain != "":
             return False
         computed = [v for v in node.inputs if v is not None and not edit.is_constant(v)]
         if not computed or not all(v in self.flow.on or is_dequantize(v.producer()) for v in computed):
             return False
-        return node.op_type in FREE_OUTPUT or all(self.flow.wanted(out) for out in node.outputs)
+        return self.flow.integer[node.op_type] == "optional" or all(self.flow.wanted(out) for out in node.outputs)
 
 
 def _writable(node: ir.Node, flow: Flow) -> bool:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
+from graphpress.passes.fold.conversions import integer_ops
 from graphpress.passes.fold.flow import Flow
 from graphpress.passes.fold.grid import Grid, is_dequantize, is_quantize
 from graphpress.types import Numerics, Stage
@@ -31,11 +32,11 @@ class ShareScales(Pass):
     needs = (Stage.QDQ,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        flow = Flow(model)
+        flow = Flow(model, integer_ops(ctx))
         for node, grid in flow.grids.items():
             if is_quantize(node) and grid.movable:
                 report.changed += _drop_first(flow, node, grid)
-        flow = Flow(model)
+        flow = Flow(model, integer_ops(ctx))
         for node, grid in flow.grids.items():
             if is_quantize(node) and grid.movable:
                 report.changed += _drop_second(flow, node, grid, report)

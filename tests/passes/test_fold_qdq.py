@@ -1,4 +1,4 @@
-"""cancel-qdq, absorb-clip and share-scales: Before and Expected, and the numbers in ONNX Runtime without optimisation."""
+"""cancel-qdq, absorb-clip, share-scales: Before and Expected, and numbers from ONNX Runtime without optimisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphpress import edit
 from graphpress.passes.fold.absorb_clip import AbsorbClip
 from graphpress.passes.fold.cancel_qdq import CancelQdq
 from graphpress.passes.fold.grid import grid_of
@@ -97,8 +96,9 @@ def test_q_undoes_dq_for_every_integer(scale: float, dtype: str, data: st.DataOb
 @pytest.mark.parametrize("scale", ["1e-39", "1e38"])
 def test_a_scale_at_the_edge_of_float32_is_left_alone(scale: str) -> None:
     constants = f"float s = {{{scale}}}, uint8 z = {{128}}"
-    body = "q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  p = QuantizeLinear(d, s, z)  y = DequantizeLinear(p, s, z)"
-    after, [report] = apply(parse(_model(body, constants=constants)), CancelQdq())
+    pair = "{0} = QuantizeLinear({1}, s, z)  {2} = DequantizeLinear({0}, s, z)"
+    body = pair.format("q", "x", "d") + pair.format("p", "d", "y")
+    _, [report] = apply(parse(_model(body, constants=constants)), CancelQdq())
     assert report.changed == 0 and report.skips
 
 
@@ -158,7 +158,9 @@ def test_a_reader_of_floats_keeps_the_relu(reader: str) -> None:
 
 def test_a_relu_of_what_cannot_be_negative_goes() -> None:
     constants = "float s = {0.1}, uint8 z = {0}"
-    before = parse(_model("q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  y = Relu(d)", constants=constants))
+    before = parse(
+        _model("q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  y = Relu(d)", constants=constants)
+    )
     after, _ = apply(before, AbsorbClip())
     assert ops(after) == ["QuantizeLinear", "DequantizeLinear"]
     assert_same_outputs(before, after, _feeds())
@@ -193,7 +195,9 @@ def test_the_first_of_two_roundings_goes_where_the_second_range_lies_within() ->
     assert ops(after) == ["Neg", "MaxPool", "QuantizeLinear", "DequantizeLinear"]
     feeds = {"x": np.random.default_rng(0).normal(size=(1, 2, 4, 4), scale=2).astype(np.float32)}
     a, b = run(before, feeds)["y"], run(after, feeds)["y"]
-    assert 0 < np.abs(a - b).max() <= 0.015 + 0.02 * 1.001  # half a step of the first grid, then one rounding of the second
+    assert (
+        0 < np.abs(a - b).max() <= 0.015 + 0.02 * 1.001
+    )  # half a step of the first grid, then one rounding of the second
 
 
 def test_the_second_goes_where_the_first_range_lies_within_and_the_types_are_equal() -> None:

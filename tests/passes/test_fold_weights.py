@@ -142,7 +142,9 @@ def test_in_the_branches_of_an_if() -> None:
 g (bool c, float[2] x) => (float[2] y) <float[2] w = {1, 2}, float s = {0.1}, int8 z = {0}>
 {
     y = If (c) <
-        then_branch = t () => (float[2] a) { q = QuantizeLinear(w, s, z)  d = DequantizeLinear(q, s, z)  a = Add(x, d) },
+        then_branch = t () => (float[2] a) {
+            q = QuantizeLinear(w, s, z)  d = DequantizeLinear(q, s, z)  a = Add(x, d)
+        },
         else_branch = e () => (float[2] b) { b = Identity(x) }
     >
 }
