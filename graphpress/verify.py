@@ -35,7 +35,7 @@ class _Checker:
         for function in self.model.functions.values():
             self.domains = set(self.model.opset_imports) | set(function.opset_imports)
             self.node_names = {}
-            self.scope(function, {}, ())
+            self.scope(function.graph, {}, ())  # its nodes call the graph inside their own
 
     def scope(self, graph: edit.Scope, outer: dict[str, ir.Value], path: tuple[str, ...]) -> None:
         defined: dict[str, ir.Value] = dict(outer)
