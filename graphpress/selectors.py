@@ -1,7 +1,7 @@
 """Selectors: how a user names nodes. An exact name, a glob (``*`` and ``?``), or ``re:`` and a regular expression.
 
-A selector is held against the whole node name and the whole module scope (``graphpress.scope``). One that matches nothing
-is an error: a typing mistake must not leave a model other than asked for.
+A selector is held against the whole node name and the whole module scope (``graphpress.scope``). One that matches
+nothing is an error: a typing mistake must not leave a model other than asked for.
 """
 
 from __future__ import annotations

@@ -15,12 +15,16 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (1,), "Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2),
 }  # fmt: skip
 # Operators with arithmetic of their own but no weights: they join when they stand among quantized ones.
-LIGHT = frozenset("Add AveragePool Concat GlobalAveragePool LeakyRelu Mul Sigmoid Softmax Where".split())
+LIGHT = frozenset(
+    {"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax", "Where"}
+)
 # Data movement: what comes out has the range and the scale of what went in.
 MOVES = frozenset(
-    "DepthToSpace Expand Flatten Gather GatherElements MaxPool Pad ReduceMax ReduceMin Reshape Resize Slice "
-    "SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split()
-)
+    {
+        "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "Pad", "ReduceMax", "ReduceMin",
+        "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
 CLAMPS = frozenset({"Relu", "Clip"})
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 RECURRENT = frozenset({"LSTM", "GRU"})
@@ -29,8 +33,8 @@ RECURRENT = frozenset({"LSTM", "GRU"})
 def operands(node: ir.Node) -> dict[int, Role] | str:
     """The role of each operand of an operator with weights, or why it cannot be quantized.
 
-    A computed tensor in a weight slot of MatMul and Gemm is an activation; a constant in an activation slot has the role of
-    a weight.
+    A computed tensor in a weight slot of MatMul and Gemm is an activation; a constant in an activation slot has the
+    role of a weight.
     """
     slots = WEIGHTS[node.op_type]
     roles = {s: Role.WEIGHT if edit.is_constant(node.inputs[s]) else Role.ACTIVATION for s in slots}
@@ -116,7 +120,7 @@ def moved(node: ir.Node) -> bool:
         return len(node.outputs) == 1
     if node.op_type == "Pad":
         fill = node.inputs[2] if len(node.inputs) > 2 else None
-        return fill is None or (array := edit.constant(fill)) is not None and not np.any(array)
+        return fill is None or ((array := edit.constant(fill)) is not None and not np.any(array))
     if node.op_type == "Resize":
         return bool(edit.attribute(node, "mode", "nearest") == "nearest")
     return not edit.is_constant(node.inputs[0])
@@ -151,7 +155,7 @@ def clamp_behind(node: ir.Node) -> ir.Node | None:
 
 
 def settled(node: ir.Node, scheme: Scheme) -> ir.Value:
-    """The value to quantize as the output of ``node``: behind the clamp that saturation can stand for, if there is one."""
+    """The value to quantize as the output of ``node``: behind the clamp that saturation can stand for, if any."""
     clamp = None if scheme.symmetric else clamp_behind(node)
     return node.outputs[0] if clamp is None else clamp.outputs[0]
 

@@ -20,8 +20,8 @@ from graphpress.types import Kind, Scheme
 class Emitter:
     """Builds each pair once: the readers of one value in one graph share it if they agree on group and scheme.
 
-    A *group* stands for one scale and zero point: values of one group share these initializers. To be fed node by node in
-    order of the graph, so that what the first reader makes stands before the others.
+    A *group* stands for one scale and zero point: values of one group share these initializers. To be fed node by node
+    in order of the graph, so that what the first reader makes stands before the others.
     """
 
     model: ir.Model

@@ -1,10 +1,11 @@
 """Static quantization as a flow: which operators between quantized ones join, and which outputs are quantized.
 
-Operators with weights are given. Forwards, a value is *hard* if it comes quantized anyway (the kernel of its producer writes
-integers only, such as Conv) and *soft* if it could (MatMul and Gemm write floats as well, at no extra cost). A light
-operator is a candidate if all its inputs are soft or one is hard; its result is hard if one input is. Backwards, a value is
-wanted if a quantized operator reads it, directly or behind data movement. Hard candidates whose result is wanted join; soft
-ones only where a hard one wants them: among MatMuls, floats between are cheaper and more accurate than integers.
+Operators with weights are given. Forwards, a value is *hard* if it comes quantized anyway (the kernel of its producer
+writes integers only, such as Conv) and *soft* if it could (MatMul and Gemm write floats as well, at no extra cost). A
+light operator is a candidate if all its inputs are soft or one is hard; its result is hard if one input is. Backwards,
+a value is wanted if a quantized operator reads it, directly or behind data movement. Hard candidates whose result is
+wanted join; soft ones only where a hard one wants them: among MatMuls, floats between are cheaper and more accurate
+than integers.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Flow:
                 self._tie_inputs(node)
 
     def _tie_inputs(self, node: ir.Node) -> None:
-        """Inputs that nobody else reads, fresh from an operator, are better written with the scale of the result at once."""
+        """Inputs that nobody else reads, fresh from an operator, are best written with the scale of the result."""
         alone = [
             Site(node.name or "", slot, Role.ACTIVATION)
             for slot, value in computed(node)

@@ -18,7 +18,8 @@ class Options:
     """What to quantize and how.
 
     Attributes:
-        mode: ``static`` (activation ranges from calibration data), ``dynamic`` (found at run time) or ``weight`` (weights only).
+        mode: ``static`` (activation ranges from calibration data), ``dynamic`` (found at run time) or ``weight``
+            (activations stay float).
         weight: Storage type of weights.
         weight_granularity: How many scales a weight has.
         group_size: Elements that share a scale where weight_granularity is per_group; a power of two from 16 to 256.
@@ -33,8 +34,8 @@ class Options:
         fallback: Modes to try, in order, for an operator that the target cannot run in ``mode``.
         op_types: Only these operators; empty: all that can be, except Softmax, whose input loses too much in 8 bits.
         ignore: Selectors of nodes that stay float: exact names, globs, or ``re:`` and a regular expression.
-        sites: Overrides all of the above: selector of nodes, or a site such as ``conv1[1] weight``, to ``float`` or to a
-            scheme in words, such as ``int4 per_group:32 asym mse``; what is not said stays as planned.
+        sites: Overrides all of the above: selector of nodes, or a site such as ``conv1[1] weight``, to ``float`` or to
+            a scheme in words, such as ``int4 per_group:32 asym mse``; what is not said stays as planned.
     """
 
     mode: Mode = "static"
@@ -56,13 +57,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.activation_granularity == "per_token" and self.mode != "dynamic":
-            raise _contradiction("activation_granularity", "per_token scales are found at run time", "Set mode: dynamic.")
+            raise _wrong("activation_granularity", "per_token scales are found at run time", "Set mode: dynamic.")
         if self.mode == "weight" and self.activation is not None:
-            raise _contradiction("activation", "mode weight leaves activations float", "Set mode: static or dynamic.")
+            raise _wrong("activation", "mode weight leaves activations float", "Set mode: static or dynamic.")
         if self.mode == "dynamic" and self.activation not in (None, self._dynamic):
-            raise _contradiction("activation", f"{self.activation_granularity} scales found at run time are {self._dynamic}")
+            raise _wrong("activation", f"{self.activation_granularity} scales found at run time are {self._dynamic}")
         if self.group_size not in (16, 32, 64, 128, 256):
-            raise BadRequest(f"{self.group_size} is none of 16, 32, 64, 128, 256", where="quantize: option 'group_size'")
+            raise _wrong("group_size", f"{self.group_size} is none of 16, 32, 64, 128, 256")
 
     @property
     def _dynamic(self) -> str:
@@ -84,7 +85,7 @@ class Options:
         return Scheme("uint8", PER_TENSOR, symmetric=False, dynamic=True)
 
 
-def _contradiction(option: str, what: str, fix: str = "") -> BadRequest:
+def _wrong(option: str, what: str, fix: str = "") -> BadRequest:
     return BadRequest(what, where=f"quantize: option {option!r}", fix=fix)
 
 
@@ -101,7 +102,8 @@ def override(scheme: Scheme, text: str, axes: Mapping[Kind, int | None], where: 
         if word in ("sym", "asym"):
             scheme = replace(scheme, symmetric=word == "sym")
         elif kind in {k.value for k in Kind}:
-            scheme = replace(scheme, granularity=_granularity(Kind(kind), numbers, axes, where), dynamic=kind == Kind.TOKEN)
+            granularity = _granularity(Kind(kind), numbers, axes, where)
+            scheme = replace(scheme, granularity=granularity, dynamic=kind == Kind.TOKEN)
         elif "int" in word:
             scheme = replace(scheme, dtype=word)
         elif word == "dynamic":

@@ -32,14 +32,12 @@ def overridden(plan: Plan, options: Options, activation: Scheme, nodes: Iterable
                 plan = Plan({s: v for s, v in plan.items() if s != site}, _untied(plan, site))
             else:
                 base = plan.get(site) or (options.weight_scheme(PER_TENSOR) if site.role is Role.WEIGHT else activation)
-                axes = {Kind.CHANNEL: None, Kind.GROUP: None} if site.role is not Role.WEIGHT else _axes(node, site.slot)
+                axes = _axes(node, site.slot) if site.role is Role.WEIGHT else {}
                 plan = plan.merge({site: override(base, text, axes, where)})
     return plan
 
 
-def _sites(
-    selector: str, text: str, plan: Plan, by_name: Mapping[str, ir.Node], where: str
-) -> list[Site]:
+def _sites(selector: str, text: str, plan: Plan, by_name: Mapping[str, ir.Node], where: str) -> list[Site]:
     if (site := _exact(selector, by_name)) is not None:
         node = by_name[site.node]
         slots = node.outputs if site.role is Role.OUTPUT else node.inputs
@@ -66,10 +64,11 @@ def _exact(selector: str, by_name: Mapping[str, ir.Node]) -> Site | None:
 
 
 def _weights(node: ir.Node) -> list[Site]:
-    roles = anatomy.operands(node) if node.op_type in anatomy.WEIGHTS and node.domain == "" else {}
+    slots = anatomy.WEIGHTS.get(node.op_type, ()) if node.domain == "" else ()
+    roles = anatomy.operands(node) if slots else {}
     if isinstance(roles, str):
         return []
-    return [Site(node.name or "", s, r) for s, r in roles.items() if r is Role.WEIGHT and s in anatomy.WEIGHTS[node.op_type]]
+    return [Site(node.name or "", s, Role.WEIGHT) for s in slots if roles[s] is Role.WEIGHT]
 
 
 def _axes(node: ir.Node, slot: int) -> dict[Kind, int | None]:
