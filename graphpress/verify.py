@@ -72,7 +72,7 @@ class _Checker:
     def node(
         self, node: ir.Node, graph: edit.Scope, defined: dict[str, ir.Value], visible: set[int], path: tuple[str, ...]
     ) -> None:
-        if node.graph is not graph:
+        if node.graph is not (graph.graph if isinstance(graph, ir.Function) else graph):
             self.fail("the node says that it belongs to another graph", node)
         if not node.name or self.node_names.setdefault(node.name, node) is not node:
             self.fail("the node has no name" if not node.name else "two nodes have this name", node)
