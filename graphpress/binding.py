@@ -52,6 +52,11 @@ class Binding:
         """Arrays ready for a Runner, of the model's types; ``rows`` are ``count`` samples."""
         return {slot.name: slot.feed(rows, count) for slot in self.slots}
 
+    def count(self, feeds: Mapping[str, np.ndarray]) -> int:
+        """How many samples some feeds hold."""
+        rows = [slot.name for slot in self.slots if slot.mode is Mode.ROWS]
+        return len(feeds[rows[0]]) if rows else 1
+
 
 def bind(model: ir.Model, parts: Iterable[tuple[str, Mapping[str, Header]]]) -> Binding:
     """Match data with the inputs of a model.
@@ -129,7 +134,7 @@ def _exact(slots: Iterable[Slot]) -> int | None:
 
 
 def lossless(source: np.dtype, target: np.dtype) -> bool:
-    """Whether every value of one element type has its exact like in the other (numpy's "safe" lets int64 -> float64)."""
+    """Whether every value of one element type has its equal in the other; numpy calls int64 -> float64 safe too."""
     if target.kind == "O":  # ONNX strings
         return source.kind in "UO"
     digits = 8 * source.itemsize - (source.kind == "i")

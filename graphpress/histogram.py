@@ -52,6 +52,13 @@ class Histogram:
         self.counts[SIDE - merged.size // 2 : SIDE + merged.size // 2] = merged
         self.exponent += steps
 
+    def folded(self) -> Histogram:
+        """The histogram of the magnitudes."""
+        result = Histogram()
+        result.exponent = self.exponent
+        result.counts[SIDE:] = self.counts[SIDE:] + self.counts[:SIDE][::-1]
+        return result
+
     def span(self) -> tuple[int, np.ndarray]:
         """(first bin, counts) of the shortest run of bins that holds all elements and touches zero."""
         used = np.flatnonzero(self.counts)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from graphpress.errors import BadRequest, nearest
 from graphpress.histogram import Histogram
-from graphpress.scale import scale_and_zero
+from graphpress.ranges import least_divergence, least_error
 from graphpress.types import Kind, Scheme
 
 _SHOWN = 64  # bins of the histogram in a report
@@ -178,41 +178,44 @@ class Percentile(Observer):
 
 
 class MeanSquaredError(Observer):
-    """The range with the least expected squared error of quantizing, saturation included.
+    """The range whose quantization loses the least squared error, saturation included: ``ranges.least_error``."""
 
-    The histogram is read as a density constant over each bin, for which the error of the scheme's own grid is
-    integrated in closed form. Searched over ratios of the extremes on a geometric grid, then a finer one around the
-    best; an asymmetric range has each end searched in turn, twice. (As the MSE calibration of NVIDIA's
-    pytorch-quantization, with the integral in place of bin centres.)
-    """
-
-    BINNED = 1 << 20
-    COARSE = 2.0 ** (-np.arange(33) / 4)  # down to 1/256
-    FINE = 2.0 ** (np.arange(-7, 8) / 32)
+    BINNED = 1 << 19
 
     def choose(self) -> tuple[float, float]:
-        return _search(self.minimum, self.maximum, self.scheme.symmetric, self._scan)
-
-    def _scan(self, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
-        edges, counts = self.histogram.edges()
-        return expected_error(edges, counts, lo, hi, self.scheme)
+        return least_error(self.histogram, self.minimum, self.maximum, self.scheme)
 
 
 class Entropy(Observer):
-    """The range with the least Kullback-Leibler divergence between the values and their quantized histogram.
+    """The range whose quantized histogram diverges least from the original: ``ranges.least_divergence``."""
 
-    S. Migacz, "8-bit inference with TensorRT", GTC 2017; details (even groups, the bin at zero takes its neighbour's
-    count, the largest of equal candidates) as ``_compute_amax_entropy`` of NVIDIA's pytorch-quantization. Symmetric
-    schemes use magnitudes and 2**(bits-1) groups. Asymmetric ones use 2**bits groups over the range and search each
-    end in turn, twice.
-    """
-
-    BINNED = 1 << 20
+    BINNED = 1 << 19
 
     def choose(self) -> tuple[float, float]:
-        if self.scheme.symmetric:
-            first, counts = self.histogram.folded().span()
-            stops = np.arange(1, counts.size + 1)
-            reach = self._best(counts, first, np.zeros_like(stops), stops, stops)
-            return -reach[1], reach[1]
-        return self._two_sided()
+        return least_divergence(self.histogram, self.scheme)
+
+
+OBSERVERS: Mapping[str, type[Observer]] = {
+    "minmax": Observer,
+    "moving_average": MovingAverage,
+    "percentile": Percentile,
+    "mse": MeanSquaredError,
+    "entropy": Entropy,
+}
+
+
+def observer(scheme: Scheme, samples: int) -> Observer:
+    """The observer that ``scheme.observer`` names, for data of ``samples`` samples.
+
+    Raises:
+        BadRequest: No such observer, an argument it does not take, or per-channel scales of a value that is computed.
+    """
+    name, _, argument = scheme.observer.partition(":")
+    if name not in OBSERVERS:
+        raise BadRequest(f"there is no observer {name!r}", where="observer", fix=nearest(name, OBSERVERS))
+    if scheme.granularity.kind not in (Kind.TENSOR, Kind.TOKEN):
+        raise BadRequest(
+            f"the range of a computed value is per_tensor, not {scheme.granularity}",
+            where="granularity", fix="Use per_tensor, or weights.",
+        )  # fmt: skip
+    return OBSERVERS[name](scheme, samples, argument)
