@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
@@ -29,7 +30,7 @@ def _violation(node: ir.Node, c: Capability) -> str | None:
     for slot in (*slots, *c.weight_slots):
         if why := _input(node, slot, c):
             return why
-    if c.output == "none" or (c.output == "optional" and not _some_quantized(node)):
+    if c.output == "none" or (c.output == "optional" and not any(quantizers(v) for v in node.outputs)):
         return None
     return output_violation(node, c)
 
@@ -51,25 +52,43 @@ def _input(node: ir.Node, slot: int, c: Capability) -> str | None:
     )
 
 
-def _quantizers(value: ir.Value) -> list[ir.Node]:
-    return [u.node for u in value.uses() if u.node.op_type == "QuantizeLinear" and u.idx == 0]
+def quantizers(value: ir.Value) -> list[ir.Node]:
+    """The QuantizeLinear nodes that read ``value``, also behind a Relu or Clip that their range makes redundant."""
+    found = []
+    for use in value.uses():
+        if use.idx == 0 and use.node.op_type == "QuantizeLinear":
+            found.append(use.node)
+        elif use.idx == 0 and use.node.op_type in ("Relu", "Clip") and not use.node.outputs[0].is_graph_output():
+            inner = [u.node for u in use.node.outputs[0].uses()]
+            if len(inner) == 1 and inner[0].op_type == "QuantizeLinear" and _redundant(use.node, inner[0]):
+                found.append(inner[0])
+    return found
 
 
-def _some_quantized(node: ir.Node) -> bool:
-    return any(_quantizers(v) for v in node.outputs)
+def _redundant(clip: ir.Node, q: ir.Node) -> bool:
+    """Whether the codes of ``q`` end where ``clip`` clips."""
+    scale, zero = edit.constant(q.inputs[1]), edit.constant(q.inputs[2] if len(q.inputs) > 2 else None)
+    if scale is None or scale.size != 1 or zero is None:
+        return False
+    codes = np.iinfo(zero.dtype)
+    low, high = ((c - int(zero.item())) * float(scale.item()) for c in (codes.min, codes.max))
+    bounds = [edit.constant(v) for v in (*clip.inputs[1:], None, None)[:2]]
+    floor = 0.0 if clip.op_type == "Relu" else -np.inf if bounds[0] is None else float(bounds[0].item())
+    ceiling = np.inf if bounds[1] is None else float(bounds[1].item())
+    return floor <= low and high <= ceiling
 
 
 def output_violation(node: ir.Node, c: Capability) -> str | None:
     """The rule on outputs that is broken: every reader of every output is one QuantizeLinear."""
     for value in node.outputs:
-        readers, quantizers = len(value.uses()), _quantizers(value)
+        readers, found = len(value.uses()), quantizers(value)
         if value.is_graph_output():
             return "its output is a graph output"
-        if not quantizers:
+        if not found:
             return "its output is not quantized (no trailing Q)"
         if readers != 1:
-            return f"its output has {readers} readers and {readers - len(quantizers)} of them is no QuantizeLinear"
-        if c.output == "same" and not _same_parameters(node.inputs[0], quantizers[0]):
+            return f"its output has {readers} readers, {readers - len(found)} of them no QuantizeLinear"
+        if c.output == "same" and not _same_parameters(node.inputs[0], found[0]):
             return "its output has another scale or zero point than its input"
     return None
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.backends.ort import canonical, emit
-from graphpress.backends.ort.canonical import Activation, Matrix, Weight
+from graphpress.backends.ort.canonical import Activation, Weight
 from graphpress.target import Target
 
 
@@ -65,7 +65,7 @@ def _constant(node: ir.Node, x: Activation, w: Weight, shared: emit.Shared) -> b
         zero = shared.const(node.graph, ("zero", *key), f"{w.value.name}_zero", lambda: _small(m.zero).astype(storage))
     bias, extra = bias_of(node, m.codes.shape[1])
     if x.kind == "token":
-        _by_token(node, x, [codes, scale, zero], m, bias or extra)
+        _by_token(node, x, [codes, scale, zero], bias or extra)
     else:
         made = emit.substitute(
             node, "MatMulIntegerToFloat", [x.codes, codes, x.scale, scale, x.zero, zero, bias], domain=emit.CONTRIB
@@ -94,32 +94,46 @@ def _codes(node: ir.Node, w: Weight, transposed: bool, shared: emit.Shared) -> i
     return value if w.bits == 8 else emit.widened(node, value)
 
 
-def _by_token(node: ir.Node, x: Activation, right: list[ir.Value | None], m: Matrix, bias: ir.Value | None) -> None:
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    codes, (b, scale, zero) = unsigned_token(node, x), right
-    one = edit.add_const(graph, np.array(1, np.float32), "one")
-    middle = edit.add_const(graph, np.array(128, np.uint8), "middle")
+def _by_token(node: ir.Node, x: Activation, right: list[ir.Value | None], bias: ir.Value | None) -> None:
+    b, scale, zero = right
+    codes, row_scale, one, middle = _unsigned_token(x)
     product = emit.helper_node("MatMulIntegerToFloat", [codes, b, one, scale, middle, zero], node, domain=emit.CONTRIB)
-    made = emit.substitute(node, "Mul", [product, x.scale], domain="")
+    made = emit.substitute(node, "Mul", [product, row_scale], domain="")
     if bias is not None:
         emit.add_after(made, bias)
 
 
-def unsigned_token(node: ir.Node, x: Activation) -> ir.Value:
-    """The token codes plus 128 as uint8, made once for all readers of one quantizer.
+def _unsigned_token(x: Activation) -> list[ir.Value]:
+    """(codes + 128 as uint8, scale by row, 1, 128): what the dialect op's body computes, without its signed codes.
 
-    The dialect op's own codes are recomputed from its scale in one QuantizeLinear(x / scale): a division and a
-    rounding half to even, as its body has them.
+    Made once for all readers of one quantizer, in front of it; the op itself goes when nobody reads it any more.
     """
-    graph, maker = node.graph, x.scale.producer()
-    assert isinstance(graph, ir.Graph) and maker is not None and maker.graph is not None
-    for user in x.scale.uses():
-        if user.node.op_type == "Div" and user.node.metadata_props.get("graphpress.from") == maker.name:
-            return next(iter(user.node.outputs[0].uses())).node.outputs[0]
-    one = edit.add_const(graph, np.array(1, np.float32), "one")
-    middle = edit.add_const(graph, np.array(128, np.uint8), "middle")
-    ratio = edit.new_node("Div", [x.source, x.scale], after=maker, origin=maker)
-    edit.like(ratio.outputs[0], x.source)
-    codes = edit.new_node("QuantizeLinear", [ratio.outputs[0], one, middle], after=ratio, origin=maker)
-    return edit.like(codes.outputs[0], x.source, ir.DataType.UINT8)
+    op = x.scale.producer()
+    assert op is not None and isinstance(op.graph, ir.Graph)
+    for user in x.source.uses():
+        if user.node.metadata_props.get(_TOKENS) == op.name:
+            codes = user.node.outputs[0].uses()[0].node
+            return [codes.outputs[0], *(v for v in (user.node.inputs[1], *codes.inputs[1:]) if v is not None)]
+    graph = op.graph
+    numbers = [edit.add_const(graph, np.array(v, t), n) for v, t, n in _NUMBERS]
+    magnitude = emit.helper_node("Abs", [x.source], op)
+    largest = emit.helper_node(
+        "ReduceMax", [magnitude, edit.add_const(graph, np.array([-1]), "rows")], op, {"keepdims": 1}
+    )
+    raw = emit.helper_node("Div", [largest, numbers[2]], op)
+    scale = edit.like(emit.helper_node("Max", [raw, numbers[3]], op), x.scale)
+    ratio = emit.helper_node("Div", [x.source, scale], op)
+    divider = ratio.producer()
+    assert divider is not None
+    divider.metadata_props[_TOKENS] = op.name or ""
+    codes = emit.helper_node("QuantizeLinear", [ratio, *numbers[:2]], op)
+    return [edit.like(codes, x.source, ir.DataType.UINT8), scale, *numbers[:2]]
+
+
+_TOKENS = "graphpress.tokens"  # on the division by the row scales: the quantizer whose codes are made of it
+_NUMBERS = (
+    (1, np.float32, "one"),
+    (128, np.uint8, "middle"),
+    (127, np.float32, "largest_code"),
+    (np.finfo(np.float32).tiny, np.float32, "smallest_scale"),
+)

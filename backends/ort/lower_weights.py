@@ -5,7 +5,7 @@ Two forms, both constant to ONNX Runtime, which folds them once, at load; the fi
 - In front of a static integer kernel, codes of 4 or 2 bits are widened: Cast to int8, then DequantizeLinear.
   QLinearConv, QLinearMatMul and QGemm then run on the widened codes.
 - Everywhere else they are restored: Cast to float, Sub zero, Mul scale. A DequantizeLinear there would be computed in
-  every run (ONNX Runtime never folds one), or become a MatMulNBits that rounds activations.
+  every run (ONNX Runtime folds none), or become a MatMulNBits that rounds activations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.backends.ort import canonical, emit
 from graphpress.backends.ort.canonical import Weight
-from graphpress.backends.ort.groups import static_violation
+from graphpress.backends.ort.groups import quantizers
 from graphpress.target import Target
 
 
@@ -29,13 +29,25 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
         w = canonical.weight(value)
         if w is None:
             continue
-        integer = static_violation(node, target) is None
-        if integer and (w.bits == 8 or w.block):
+        static = _between_static(node) and bool(target.find(node.op_type, "static"))
+        if static and (w.bits == 8 or w.block):
             continue
-        edit.set_input(node, slot, _widened_weight(node, w) if integer else _restored(node, w, shared))
+        edit.set_input(node, slot, _widened_weight(node, w) if static else _restored(node, w, shared))
         edit.remove_unused([value])
         found = True
     return found
+
+
+def _between_static(node: ir.Node) -> bool:
+    """Whether a static activation goes in and a quantized one comes out.
+
+    There, ONNX Runtime would round a float weight to int8 by itself, with one scale for all channels; so even a weight
+    that its kernel cannot take stays behind a DequantizeLinear.
+    """
+    x = canonical.activation(node.inputs[0])
+    if x is None or x.kind != "static":
+        return False
+    return node.op_type in ("MatMul", "Gemm") or any(quantizers(v) for v in node.outputs)
 
 
 def _widened_weight(site: ir.Node, w: Weight) -> ir.Value:
