@@ -98,7 +98,7 @@ class _Sums:
     def result(self, name: str) -> OutputCheck:
         if self.broken:
             return OutputCheck(name, -math.inf, 0.0, math.inf, 0.0 if self.rows else None)
-        cosine = self.ab / math.sqrt(self.aa * self.bb) if self.aa and self.bb else float(self.aa == self.bb)
+        cosine = float(self.ab / math.sqrt(self.aa * self.bb)) if self.aa and self.bb else float(self.aa == self.bb)
         return OutputCheck(
             name, sqnr(self.aa, self.ee), cosine, self.max_abs, self.same / self.rows if self.rows else None
         )
