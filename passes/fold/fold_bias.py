@@ -76,14 +76,23 @@ def _as_vector(node: ir.Node, w: ir.Node, grid: Grid, bias: np.ndarray) -> np.nd
     axis = 0 if not gemm or edit.attribute(node, "transB", 0) else 1
     if gemm and (edit.attribute(node, "alpha", 1.0), edit.attribute(node, "beta", 1.0)) != (1.0, 1.0):
         return "alpha or beta is not 1"
-    shape = w.inputs[0].shape if w.inputs[0] is not None else None
-    if shape is None or not isinstance(shape[axis], int):
+    shape = _shape(w.inputs[0])
+    channels = shape[axis] if shape is not None and len(shape) > axis else None
+    if shape is None or not isinstance(channels, int):
         return "the shape of the weight is not known"
     if grid.block or (grid.axis is not None and grid.axis % len(shape) != axis):
         return "the weight's scales do not go by output channel"
     if bias.dtype != np.float32 or bias.ndim > 2 or (bias.ndim == 2 and bias.shape[0] != 1):
         return "the bias is not one float32 number a channel"
-    return np.broadcast_to(bias.reshape(-1), (shape[axis],))
+    return np.broadcast_to(bias.reshape(-1), (channels,))
+
+
+def _shape(stored: ir.Value | None) -> ir.Shape | None:
+    """The shape of a weight, which its Q has too where nobody wrote it down behind it."""
+    if stored is None or stored.shape is not None:
+        return stored.shape if stored is not None else None
+    quantize = stored.producer()
+    return quantize.inputs[0].shape if is_quantize(quantize) and quantize.inputs[0] is not None else None
 
 
 def _roomy_scale(w: ir.Node, grid: Grid, bias: np.ndarray, s_x: float) -> np.ndarray | str:
@@ -122,7 +131,7 @@ def _dead(source: ir.Value | None, grid: Grid, channels: np.ndarray) -> bool:
 def _write(node: ir.Node, scope: ir.Graph, old: ir.Value, bias: np.ndarray, scale: np.ndarray) -> None:
     steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
     parts = {"quantized": steps, "scale": scale, "zero_point": np.zeros(scale.shape, np.int32)}
-    inputs = [edit.add_const(scope, array, f"{old.name}_{part}") for part, array in parts.items()]
+    inputs = [edit.add_const(scope, ir.Tensor(array), f"{old.name}_{part}") for part, array in parts.items()]
     made = edit.new_node(DEQUANTIZE, inputs, {"axis": 0}, before=node, origin=node)
     made.outputs[0].shape, made.outputs[0].type = ir.Shape(steps.shape), ir.TensorType(ir.DataType.FLOAT)
     edit.set_input(node, 2, made.outputs[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
@@ -48,7 +49,7 @@ class FoldWeights(Pass):
 
 
 def _quantized(tensor: ir.TensorProtocol, grid: Grid) -> ir.TensorProtocol:
-    def integers() -> ir.Tensor:
+    def integers() -> ir.Tensor[np.ndarray]:
         return ir.Tensor(grid.quantize(tensor.numpy()), dtype=grid.dtype)
 
     if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes >= STREAMED:

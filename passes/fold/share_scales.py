@@ -36,7 +36,8 @@ class ShareScales(Pass):
         for node, grid in flow.grids.items():
             if is_quantize(node) and grid.movable:
                 report.changed += _drop_first(flow, node, grid)
-        flow = Flow(model, integer_ops(ctx))
+        if report.changed:
+            flow = Flow(model, integer_ops(ctx))
         for node, grid in flow.grids.items():
             if is_quantize(node) and grid.movable:
                 report.changed += _drop_second(flow, node, grid, report)
