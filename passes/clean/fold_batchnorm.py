@@ -13,7 +13,7 @@ from graphpress.base import Context, Pass, PassReport
 from graphpress.passes.clean import affine
 from graphpress.passes.clean.affine import Linear
 from graphpress.passes.clean.remove_identity import can_replace, forward
-from graphpress.types import Numerics, Stage
+from graphpress.types import Numerics
 
 _Affine = tuple[np.ndarray, np.ndarray]  # scale and shift, float64, one element a channel
 
@@ -30,7 +30,6 @@ class FoldBatchnorm(Pass):
 
     name: ClassVar[str] = "fold-batchnorm"
     numerics: ClassVar[Numerics] = Numerics.CLOSE
-    needs: ClassVar[tuple[Stage, ...]] = (Stage.FLOAT,)
     scales: bool = True
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:

@@ -66,7 +66,7 @@ class FoldConstants(Pass):
             dims = None if shape is None or not shape.is_static() else np.array(np.prod(shape.numpy()), dtype=object)
         else:
             dims = known_dims(value)
-        if dims is None or any(d is None for d in dims.ravel()):
+        if dims is None or not all(isinstance(d, int) for d in dims.ravel()):
             return False
         freeze(value, ir.Tensor(dims.astype(np.int64)))
         return True

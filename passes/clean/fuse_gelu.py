@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
 from graphpress.passes.clean.operands import number
-from graphpress.types import Numerics, Stage
+from graphpress.types import Numerics
 
 _OPSET = 20
 
@@ -22,7 +22,6 @@ class FuseGelu(Pass):
 
     name: ClassVar[str] = "fuse-gelu"
     numerics: ClassVar[Numerics] = Numerics.CLOSE
-    needs: ClassVar[tuple[Stage, ...]] = (Stage.FLOAT,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         for node in edit.nodes(model):

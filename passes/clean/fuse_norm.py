@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
 from graphpress.passes.clean.operands import ints, number, static
-from graphpress.types import Numerics, Stage
+from graphpress.types import Numerics
 
 _LAYER_NORM_OPSET, _RMS_NORM_OPSET = 17, 23
 
@@ -34,7 +34,6 @@ class FuseNorm(Pass):
 
     name: ClassVar[str] = "fuse-norm"
     numerics: ClassVar[Numerics] = Numerics.CLOSE
-    needs: ClassVar[tuple[Stage, ...]] = (Stage.FLOAT,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         for node in edit.nodes(model):

@@ -1,6 +1,6 @@
 """What is known of a vector of sizes: the values that a Shape node gives where a dimension is static.
 
-``Shape(x)`` of ``x [batch, 3, 32, 32]`` is ``(None, 3, 32, 32)``; Gather, Slice, Concat and the like carry this on,
+``Shape(x)`` of ``x [batch, 3, 32, 32]`` is ``("batch", 3, 32, 32)``; Gather, Slice, Concat and the like carry this on,
 so that a size picked out of a dynamic shape folds although the shape itself does not.
 """
 
@@ -13,12 +13,12 @@ import onnx_ir as ir
 
 from graphpress import edit
 
-Dims = np.ndarray  # of objects: int or None; rank 0 or 1
+Dims = np.ndarray  # of objects: int, name of a dimension, or None for anything; rank 0 or 1
 _DEPTH = 16  # longer chains of shape arithmetic than this are not followed
 
 
 def known_dims(value: ir.Value | None, depth: int = _DEPTH) -> Dims | None:
-    """The elements of an int64 scalar or vector, None for each that depends on the input; None if it is neither."""
+    """The elements of an int64 scalar or vector, a name or None where they depend on the input; None if it is none."""
     if value is None or depth == 0:
         return None
     tensor = edit.constant_tensor(value)
@@ -37,7 +37,7 @@ def _shape(node: ir.Node, depth: int) -> Dims | None:
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     if shape is None:
         return None
-    dims = [d if isinstance(d, int) else None for d in shape]
+    dims = [d if isinstance(d, int) else d.value for d in shape]
     end = node.attributes.get_int("end", len(dims))
     return np.array([*dims[node.attributes.get_int("start", 0) : end]], dtype=object)
 
@@ -100,6 +100,12 @@ def _squeeze(node: ir.Node, depth: int) -> Dims | None:
     return dims.reshape(()) if dims is not None and single else None
 
 
+def _reshape(node: ir.Node, depth: int) -> Dims | None:
+    dims, target = known_dims(node.inputs[0], depth), _constants(node, ("shape",))
+    flat = target == [[-1]] or (target == [[1]] and dims is not None and dims.size == 1)
+    return dims.reshape(-1) if dims is not None and flat else None
+
+
 _RULES: dict[str, Callable[[ir.Node, int], Dims | None]] = {
     "Shape": _shape,
     "Identity": _same,
@@ -109,4 +115,5 @@ _RULES: dict[str, Callable[[ir.Node, int], Dims | None]] = {
     "Concat": _concat,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
+    "Reshape": _reshape,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
 from graphpress.passes.clean.known_dims import known_dims
+from graphpress.passes.clean.operands import ints
 from graphpress.types import Numerics
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -39,12 +41,15 @@ class MergeReshapes(Pass):
 
 def _merge_reshapes(node: ir.Node) -> bool:
     """Let a reshape read the origin of the chain that ends in it."""
-    origin = node.inputs[0]
+    origin, result = node.inputs[0], node.outputs[0]
     while (before := _producer(origin, *_RESHAPES)) is not None:
         origin = before.inputs[0]
     if origin is None or origin is node.inputs[0]:
         return False
-    target = _target(origin.shape, node.outputs[0].shape)
+    target = ints(node, 1) if node.op_type == "Reshape" else None
+    if target is None or 0 in target:
+        # What is stated of a graph output is a promise that nobody keeps: the runtime only warns.
+        target = None if result.is_graph_output() or result.shape is None else _target(origin.shape, list(result.shape))
     if target is None:
         return False
     _reshape(node, origin, target)
@@ -54,23 +59,22 @@ def _merge_reshapes(node: ir.Node) -> bool:
 def _fix_target(node: ir.Node) -> bool:
     if node.op_type != "Reshape" or edit.is_constant(node.inputs[1]) or node.inputs[0] is None:
         return False
-    target = _target(node.inputs[0].shape, node.outputs[0].shape)
-    if target is None:
-        dims = known_dims(node.inputs[1])
-        target = None if dims is None else _target(None, ir.Shape([d if d != -1 else None for d in dims]))
+    dims = known_dims(node.inputs[1])
+    target = None if dims is None else _target(node.inputs[0].shape, list(dims))
     if target is None:
         return False
     _reshape(node, node.inputs[0], target)
     return True
 
 
-def _target(source: ir.Shape | None, result: ir.Shape | None) -> list[int] | None:
-    """The operand of a Reshape from ``source`` to ``result``: a size, 0 for a copied dimension, once -1."""
-    if result is None or 0 in result:
+def _target(source: ir.Shape | None, result: Sequence[object]) -> list[int] | None:
+    """The operand of a Reshape from ``source`` to ``result``: a size, 0 for a dimension of the same name, once -1."""
+    if 0 in result:
         return None
+    names = [d.value if isinstance(d, ir.SymbolicDim) else d for d in source or ()]
     target = []
-    for i, dim in enumerate(result):
-        copied = source is not None and i < len(source) and not isinstance(dim, int) and dim.value and source[i] == dim
+    for i, dim in enumerate(d.value if isinstance(d, ir.SymbolicDim) else d for d in result):
+        copied = isinstance(dim, str) and i < len(names) and names[i] == dim
         target.append(0 if copied else dim if isinstance(dim, int) else -1)
     return target if target.count(-1) < 2 else None
 
