@@ -11,8 +11,9 @@ import pytest
 from graphpress.errors import BadRequest
 from graphpress.tools.bench.markdown import missed, render
 from graphpress.tools.bench.results import Results, machine, resume
-from graphpress.tools.bench.row import Row
+from graphpress.tools.bench.row import Row, measure
 from graphpress.tools.bench.table import main, rows
+from graphpress.tools.bench.task import Task
 
 GOOD = Row(
     "resnet20",
@@ -25,6 +26,7 @@ GOOD = Row(
     latency={"1": {"ratio": 0.5}, "32": {"ratio": 0.333}},
     seconds=1.24,
     integer=0.998,
+    note="seen",
 )
 
 
@@ -44,6 +46,7 @@ def test_render() -> None:
         "| model | metric | float | compressed | size MB | batch 1 | batch 32 | compile s | integer MACs |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
         "| vad (refused) | - | - | - | - | - | - | - | - |\n\n"
+        "- resnet20: seen.\n\n"
         "- vad, w4a16: refused: node 'a|b': no\n"
     )
 
@@ -65,6 +68,22 @@ def test_render() -> None:
 def test_bars(change: dict, says: list[str]) -> None:
     row = Row.from_json(GOOD.to_json() | change)
     assert missed([row]) == [f"{row.model}, {row.recipe}: {s}" for s in says]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (BadRequest("no", where="here"), "refused", "here: no"),
+        (ZeroDivisionError("oh"), "crash", "ZeroDivisionError: oh"),
+    ],
+)
+def test_an_error_is_a_row(error: Exception, status: str, reason: str, tmp_path: Path) -> None:
+    def fail(_: Path) -> Path:
+        raise error
+
+    row = measure(Task("net", "speech", fail, dict, lambda *_: {}, lambda _: {}), "w8a8", tmp_path)
+    assert (row.model, row.recipe, row.kind, row.status, row.reason) == ("net", "w8a8", "speech", status, reason)
+    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
 
 
 def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from graphpress.tools.bench.classification import photographs
+from graphpress.tools.bench.row import warm
 from graphpress.tools.bench.zoo import add_options, tasks
 
 IMAGES = 300
@@ -32,11 +33,11 @@ def ours(model: Path, data: Path, out: Path) -> Callable[[], None]:
     """Imports, and gives what is timed."""
     import graphpress as gp
 
-    compile_, save = gp.compile, gp.save  # names are lazy: importing is not compiling
+    warm()
 
     def run() -> None:
-        compiled, _ = compile_(model, "w8a8", data, prove=False)
-        save(compiled, out)
+        compiled, _ = gp.compile(model, "w8a8", data, prove=False)
+        gp.save(compiled, out)
 
     return run
 
@@ -121,15 +122,15 @@ def compare(model: Path, data: Path, repeat: int, tools: Sequence[str] = tuple(T
     return {t: {k: statistics.median(r[k] for r in found) for k in found[0]} for t, found in runs.items()}
 
 
-def start_up(repeat: int = 5) -> dict[str, float]:
-    """Median seconds beyond a bare interpreter, for the import and for --help."""
+def start_up(rounds: int = 5) -> dict[str, float]:
+    """Median seconds beyond a bare interpreter, for the import and for --help, in interleaved runs."""
     cases = {
         "bare": ["-c", "pass"],
         "import graphpress": ["-c", "import graphpress"],
         "graphpress --help": ["-c", "from graphpress.tools.cli import main; main()", "--help"],
     }
-    seconds = {name: statistics.median(_wall(args) for _ in range(repeat)) for name, args in cases.items()}
-    return {name: s - seconds["bare"] for name, s in seconds.items() if name != "bare"}
+    walls = [{name: _wall(args) for name, args in cases.items()} for _ in range(rounds)]
+    return {name: statistics.median(w[name] - w["bare"] for w in walls) for name in cases if name != "bare"}
 
 
 def _wall(args: Sequence[str]) -> float:

@@ -19,6 +19,8 @@ def render(results: Results) -> str:
     for recipe in dict.fromkeys(r.recipe for r in results.rows):
         rows = [_line(r) for r in results.rows if r.recipe == recipe]
         parts.append("\n".join([f"**{recipe}**", "", _HEAD, _RULE, *rows]))
+    if notes := {r.model: r.note for r in results.rows if r.note}:
+        parts.append("\n".join(f"- {model}: {note}." for model, note in notes.items()))
     if reasons := [_reason(r) for r in results.rows if r.status != "ok"]:
         parts.append("\n".join(reasons))
     return "\n\n".join(parts) + "\n"

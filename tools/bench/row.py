@@ -33,6 +33,7 @@ class Row:
         latency: Batch size -> medians in ms ``before`` and ``after``, and their ``ratio``, from interleaved runs.
         seconds: From the float file to the saved model, gate included.
         integer: Share of the multiply-adds that run on integer kernels.
+        note: The task's.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Row:
     latency: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float | None = None
     integer: float | None = None
+    note: str = ""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
@@ -59,7 +61,7 @@ class Row:
 
 def measure(task: Task, recipe: str, folder: Path, seconds: float = 2.0) -> Row:
     """Compile, score, weigh and time. Errors become the row's status; ``folder`` keeps the new model."""
-    row = Row(task.name, recipe, task.kind, higher=task.higher)
+    row = Row(task.name, recipe, task.kind, higher=task.higher, note=task.note)
     try:
         _measure(task, row, folder, seconds)
     except GraphpressError as e:
@@ -88,6 +90,17 @@ def _measure(task: Task, row: Row, folder: Path, seconds: float) -> None:
     row.integer = gp.audit(model, feeds=task.feeds(1)).integer_mac_share
 
 
+def warm() -> None:
+    """Import all that compiling needs, which is imported when first used: it is not part of compiling."""
+    from graphpress import catalog, compiler
+    from graphpress.backends import reference  # noqa: F401
+    from graphpress.frontends import onnx_file  # noqa: F401
+    from graphpress.target import Target
+
+    catalog.passes()
+    compiler.backend(Target.load("ort-cpu"))
+
+
 def latency(task: Task, batch: int, old: Runner, new: Runner, seconds: float) -> dict[str, float]:
     """Medians in ms of interleaved runs of the float and the new model."""
     from graphpress.latency import compare
@@ -108,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, required=True, help="folder for the compiled models")
     parser.add_argument("--seconds", type=float, default=2.0, help="of latency measurement per batch size")
     args = parser.parse_args(argv)
+    warm()
     for task in tasks(args.zoo, args.models):
         for recipe in args.recipes.split(","):
             print(json.dumps(measure(task, recipe, args.keep, args.seconds).to_json()), flush=True)
