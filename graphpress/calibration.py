@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +40,14 @@ class _Part:
         return next((h.shape[0] for h in self.headers.values() if h.shape), 1)
 
 
+class _Folder:
+    """A temporary folder that goes with the last data that needs it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="graphpress-data-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class CalibrationData:
     """Samples for the inputs of a model, read when needed. Build it with ``load``, ``from_arrays``, ``from_batches``.
@@ -51,7 +61,7 @@ class CalibrationData:
     parts: Sequence[_Part]
     rows: np.ndarray | None = None  # the samples in use, ascending; None: all
     binding: Binding | None = None
-    keep: object = None  # what must live as long as the data: a temporary folder
+    folder: _Folder | None = None  # lives as long as data that is read from it
 
     def __post_init__(self) -> None:
         for part in self.parts:
@@ -92,12 +102,12 @@ class CalibrationData:
 
         The batches are kept in a temporary folder for as long as the data lives, so memory holds one at a time.
         """
-        folder = tempfile.TemporaryDirectory(prefix="graphpress-data-")
+        folder = _Folder()
         for i, batch in enumerate(batches):
-            npz.save(Path(folder.name) / f"{i:08}.npz", {k: np.asarray(v) for k, v in batch.items()})
-        files = sorted(Path(folder.name).glob("*.npz"))
+            npz.save(folder.path / f"{i:08}.npz", {k: np.asarray(v) for k, v in batch.items()})
+        files = sorted(folder.path.glob("*.npz"))
         parts = [_Part(f"batch {i}", npz.headers(f), partial(npz.read, f)) for i, f in enumerate(files)]
-        return cls(parts, keep=folder)
+        return cls(parts, folder=folder)
 
     def __len__(self) -> int:
         return sum(p.samples for p in self.parts) if self.rows is None else len(self.rows)

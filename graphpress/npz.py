@@ -67,7 +67,7 @@ def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as f:
-            np.savez(f, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # numpy's stubs lack the overload
+            np.savez(f, allow_pickle=False, **arrays)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
