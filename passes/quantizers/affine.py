@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,7 @@ def fit(weight: np.ndarray, scheme: Scheme) -> QParams:
             f"{scheme.observer!r} is not for weights", where="observer", fix=nearest(scheme.observer, ranges)
         )
     groups = _groups(np.asarray(weight, np.float32), scheme)
-    rows = groups.reshape(-1, groups.shape[-1])
+    rows = groups.reshape(math.prod(groups.shape[:-1]), groups.shape[-1])
     if not np.isfinite(rows).all():
         raise BadRequest("the weight holds NaN or infinity", where=str(scheme), fix="Repair the model.")
     params = from_range(*ranges[scheme.observer](rows, scheme), scheme)
@@ -70,9 +71,7 @@ def fit(weight: np.ndarray, scheme: Scheme) -> QParams:
 def quantize(x: np.ndarray, qparams: QParams, scheme: Scheme) -> np.ndarray:
     """saturate(round(x / scale) + zero_point), halves to even; shaped as ``x``, of the storage type."""
     scale, zero = _spread(qparams.scale, x, scheme), _spread(qparams.zero_point, x, scheme).astype(np.float32)
-    codes = np.divide(x, scale, dtype=np.float32)
-    codes = np.rint(codes, out=codes) if codes.ndim else np.rint(codes)
-    codes = np.clip(codes + zero, scheme.qmin, scheme.qmax)
+    codes = np.clip(np.rint(np.divide(x, scale, dtype=np.float32)) + zero, scheme.qmin, scheme.qmax)
     wide = codes.astype(np.int32 if scheme.bits > 8 else np.int16)  # 4-bit types take integers only
     return wide.astype(_storage(scheme))
 
