@@ -77,7 +77,8 @@ def _restored(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     if w.block:
         whole = edit.add_const(graph, np.array(w.codes.shape, np.int64), "shape")
         value = emit.helper_node("Reshape", [value, whole], site)
-    return edit.like(value, w.node.outputs[0])
+    value.shape, value.type = ir.Shape(w.codes.shape), ir.TensorType(ir.DataType.FLOAT)
+    return value
 
 
 def _shapes(w: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,0 +1,240 @@
+"""Prove what runs: for each site the kernel, its time and multiply-adds, or the rule that keeps it in float."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from graphpress import edit
+from graphpress.backends.ort import canonical, macs, origin
+from graphpress.backends.ort.groups import quantizers, static_violation
+from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
+from graphpress.backends.ort.profile import CONTROL, Kernel, Profile, made_up_feeds, profile
+from graphpress.base import ORIGIN, SCHEME, Arrays
+from graphpress.errors import BadRequest
+from graphpress.target import Target
+
+_INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
+_WORTH_A_ROW = 0.01  # share of time from which on a node has a row even if nothing about it is quantized
+
+
+@dataclass(frozen=True)
+class Row:
+    """One site.
+
+    Attributes:
+        node: Name of the node in the lowered graph.
+        op: Its operator there.
+        scheme: How it was quantized, as the pass noted it.
+        verdict: ``integer`` (products of integers), ``weight-only`` (low-bit weights, float products), ``fallback``
+            (quantized, yet computed in float), ``float`` (never quantized).
+        kernel: The operator that ran.
+        reason: The violated rule of a fallback; how a weight-only site computes.
+        microseconds: Of one run, the fastest seen; 0 where it did not run (the other branch of an If).
+        share: Of the time of all nodes.
+        macs: Multiply-adds in the run.
+    """
+
+    node: str
+    op: str
+    scheme: str
+    verdict: str
+    kernel: str
+    reason: str
+    microseconds: float
+    share: float
+    macs: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A change of type or layout between two sites: what it is, its neighbours ("" at the model's edge), its time."""
+
+    op: str
+    source: str
+    sink: str
+    microseconds: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What ran. ``integer_mac_share`` is None where nothing multiplies."""
+
+    target: str
+    isa: str
+    runtime: str
+    sites: tuple[Row, ...]
+    conversions: tuple[Conversion, ...]
+    microseconds: float
+    feeds: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def macs(self) -> int:
+        return sum(r.macs for r in self.sites)
+
+    @property
+    def integer_mac_share(self) -> float | None:
+        return sum(r.macs for r in self.sites if r.verdict == "integer") / self.macs if self.macs else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, rows in the order of the graph."""
+        figures = {"macs": self.macs, "integer_mac_share": self.integer_mac_share}
+        return dataclasses.asdict(self) | figures
+
+
+def audit(model: ir.Model, target: Target, feeds: Arrays | None = None) -> Audit:
+    """Run a lowered model, optimised and as it is, and read back what became of every site.
+
+    Args:
+        model: A lowered model; one that was not lowered is audited as it stands.
+        target: What it was lowered for.
+        feeds: Inputs; made up where absent (zeros for integers, 1 for open dimensions).
+
+    Raises:
+        BadRequest: The feeds do not fit the model.
+        Unsupported: ONNX Runtime refuses the model.
+    """
+    given = made_up_feeds(model) if feeds is None else feeds
+    try:
+        ran = profile(model, given, provider=target.provider)
+    except BadRequest as e:
+        if feeds is not None:
+            raise
+        raise BadRequest(f"{e.what} (on made-up inputs)", where=e.where, fix="Give inputs to audit on.") from e
+    written = profile(model, given, optimise=False, provider=target.provider)
+    return _Auditor(model, target, ran, written).audit(given)
+
+
+class _Auditor:
+    def __init__(self, model: ir.Model, target: Target, ran: Profile, written: Profile) -> None:
+        self.target, self.times = target, ran.kernels
+        self.nodes = list(edit.nodes(model))
+        self.traced = origin.trace(model, ran.graph)
+        self.macs = {n.name: macs.multiply_adds(n, k) for n in self.nodes if (k := written.kernels.get(n.name or ""))}
+        self.total = sum(k.microseconds for k in ran.kernels.values() if k.op not in CONTROL) or 1.0
+        self.by_output = {o: r for r in self.traced for o in r.node.output if o}
+        self.readers: dict[str, list[Ran]] = {}
+        for r in self.traced:
+            for name in r.node.input:
+                self.readers.setdefault(name, []).append(r)
+
+    def audit(self, feeds: Arrays) -> Audit:
+        owned: dict[str, list[Ran]] = {}
+        for r in self.traced:
+            for name in dict.fromkeys(_site(n) for n in r.covers):
+                owned.setdefault(name, []).append(r)
+        rows = [row for n in self.nodes if n.name in owned and _is_site(n) and (row := self.row(n, owned[n.name]))]
+        return Audit(
+            target=self.target.name,
+            isa=self.target.isa,
+            runtime=f"onnxruntime {ort.__version__}",
+            sites=tuple(rows),
+            conversions=tuple(self.conversions()),
+            microseconds=self.total,
+            feeds={k: f"{v.dtype}{list(v.shape)}" for k, v in feeds.items()},
+        )
+
+    def row(self, node: ir.Node, ran: list[Ran]) -> Row | None:
+        mine = [r for r in ran if self.owner(r) == node.name]
+        main = max(mine or ran, key=lambda r: (bool(_INTEGER.match(r.node.op_type)), self.time(r)))
+        spent = sum(self.time(r) for r in mine)
+        verdict, reason = self.verdict(node, main)
+        work = sum(self.macs.get(n.name, 0) for n in self.nodes if _site(n) == node.name)
+        if verdict == "float" and not work and spent < _WORTH_A_ROW * self.total:
+            return None
+        scheme = node.metadata_props.get(SCHEME, "")
+        kernel = main.node.op_type
+        return Row(node.name or "", node.op_type, scheme, verdict, kernel, reason, spent, spent / self.total, work)
+
+    def owner(self, r: Ran) -> str:
+        """The site that a kernel's time goes to: of all it computes the one with most multiply-adds."""
+        assert r.base is not None
+        heaviest = max(r.covers, key=lambda n: self.macs.get(n.name, 0), default=r.base)
+        return _site(heaviest if self.macs.get(heaviest.name, 0) else r.base)
+
+    def time(self, r: Ran) -> float:
+        kernel: Kernel | None = self.times.get(r.node.name)
+        return 0.0 if kernel is None or kernel.op in CONTROL else kernel.microseconds
+
+    def verdict(self, node: ir.Node, main: Ran) -> tuple[str, str]:
+        op = main.node.op_type
+        if op == "MatMulNBits":
+            level = next((a.i for a in main.node.attribute if a.name == "accuracy_level"), 0)
+            return ("integer", "") if level == 4 else ("weight-only", "blocks of weights become float in the kernel")
+        if op == "GatherBlockQuantized":
+            return "weight-only", "only the rows that are read become float"
+        if _INTEGER.match(op) or (node.op_type == op and self.moves_integers(node, main)):
+            return "integer", ""
+        if (bits := _restored(node)) is not None and not any(map(canonical.activation, node.inputs)):
+            return "weight-only", f"{bits}-bit weights become float once, at load"
+        if _quantized(node):
+            return "fallback", static_violation(node, self.target) or "ONNX Runtime kept it in float for no rule known"
+        return "float", ""
+
+    def moves_integers(self, node: ir.Node, main: Ran) -> bool:
+        moves = any(c.output == "same" for c in self.target.find(node.op_type, "static"))
+        source = self.by_output.get(main.node.input[0]) if main.node.input else None
+        before = canonical.activation(node.inputs[0]) if node.inputs else None
+        return moves and before is not None and (source is None or source.node.op_type != "DequantizeLinear")
+
+    def conversions(self) -> list[Conversion]:
+        found = []
+        for r in self.traced:
+            op = r.node.op_type
+            ours = r.base is not None and r.base.op_type == op
+            if op in CONVERSIONS or (op in LAYOUT and not ours) or (op == "Cast" and r.base is None):
+                pair = self.neighbour(r.node, back=True), self.neighbour(r.node, back=False)
+                found.append(Conversion(op, *pair, self.time(r)))
+        return found
+
+    def neighbour(self, node: onnx.NodeProto, *, back: bool) -> str:
+        """The nearest site before or behind a conversion."""
+        for _ in range(8):
+            if back:
+                near = self.by_output.get(node.input[0]) if node.input else None
+            else:
+                near = next((r for o in node.output for r in self.readers.get(o, [])), None)
+            if near is None:
+                return ""
+            if near.base is not None and near.node.op_type not in CONVERSIONS | LAYOUT:
+                return self.owner(near)
+            node = near.node
+        return ""
+
+
+def _site(node: ir.Node) -> str:
+    """The name of the site that a node belongs to."""
+    return node.metadata_props.get(ORIGIN) or node.name or ""
+
+
+def _is_site(node: ir.Node) -> bool:
+    return node.op_type not in CONVERSIONS | CONTROL | {"Constant"} and _site(node) == node.name
+
+
+def _quantized(node: ir.Node) -> bool:
+    inputs = any(canonical.activation(v) or canonical.weight(v) for v in node.inputs)
+    return inputs or any(quantizers(v) for v in node.outputs)
+
+
+def _restored(node: ir.Node) -> int | None:
+    """Bits of a weight that the lowering restores to float in front of ``node``."""
+    for value in node.inputs:
+        for _ in range(4):
+            maker = value.producer() if value is not None else None
+            if maker is None or maker.metadata_props.get(ORIGIN) != node.name:
+                break
+            value = maker.inputs[0]
+        if (
+            value is not None
+            and value.dtype is not None
+            and value.dtype.name in canonical.BITS
+            and edit.is_constant(value)
+        ):
+            return canonical.BITS[value.dtype.name]
+    return None
