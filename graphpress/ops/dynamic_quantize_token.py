@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 _dialect = Opset(DOMAIN, VERSION)
 
 
-@script(_dialect, default_opset=op)  # type: ignore[untyped-decorator]
+@script(_dialect, default_opset=op)
 def DynamicQuantizeToken(x):  # type: ignore[no-untyped-def]  # noqa: N802
     """Quantize rows; a row of zeros gets the smallest normal scale, so q is 0 and nothing is divided by 0."""
-    largest = op.ReduceMax(op.Abs(x), [-1], keepdims=1)
+    largest = op.ReduceMax(op.Abs(x), [-1], keepdims=1)  # type: ignore[arg-type]  # becomes a Constant
     scale = op.Max(op.Div(largest, 127.0), 1.1754944e-38)
     q = op.Cast(op.Round(op.Div(x, scale)), to=3)
     return q, scale
 
 
 def _function() -> ir.Function:
-    return ir.from_proto(DynamicQuantizeToken.to_function_proto())
+    return ir.serde.deserialize_function(DynamicQuantizeToken.to_function_proto())
 
 
 def _verify(node: ir.Node) -> None:

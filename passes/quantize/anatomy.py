@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -145,13 +145,12 @@ def interval(node: ir.Node) -> tuple[float, float] | None:
 def clamp_behind(node: ir.Node) -> ir.Node | None:
     """The Relu or Clip that alone reads the output of ``node``, if a range from ``lo <= 0`` to ``hi >= 0`` is left."""
     out = node.outputs[0]
-    uses = out.uses()
-    if out.is_graph_output() or len(uses) != 1:
+    if out.is_graph_output() or len(out.uses()) != 1:
         return None
-    user = uses[0].node
+    ((user, slot),) = out.uses()
     limits = interval(user)
     inside = limits is not None and limits[0] <= 0.0 <= limits[1] and user.graph is node.graph
-    return user if inside and uses[0].idx == 0 else None
+    return user if inside and slot == 0 else None
 
 
 def settled(node: ir.Node, scheme: Scheme) -> ir.Value:
@@ -178,6 +177,12 @@ def _below(scope: edit.Scope) -> Iterator[ir.Node]:
         yield node
         for graph in edit.subgraphs(node):
             yield from _below(graph)
+
+
+def repeated(nodes: Iterable[ir.Node]) -> set[str]:
+    """Names of the nodes in bodies that run any number of times (Loop, Scan)."""
+    loops = [g for n in nodes if n.op_type in ("Loop", "Scan") for g in edit.subgraphs(n)]
+    return {n.name or "" for graph in loops for n in _below(graph)}
 
 
 def is_table(node: ir.Node) -> bool:

@@ -45,7 +45,7 @@ class Emitter:
             return
         key = (value, group, scheme, node.graph)
         if key not in self._pairs:
-            self._pairs[key] = self._pair(value, group, params, scheme, node, before=node)[1].outputs[0]
+            self._pairs[key] = self._pair(value, group, params, scheme, node, after=None)[1].outputs[0]
         edit.set_input(node, slot, self._pairs[key])
 
     def dynamic(self, node: ir.Node, slot: int, scheme: Scheme) -> None:
@@ -59,12 +59,13 @@ class Emitter:
         edit.set_input(node, slot, self._pairs[key])
 
     def _pair(
-        self, value: ir.Value, group: Hashable, params: QParams, scheme: Scheme, origin: ir.Node, **place: ir.Node
+        self, value: ir.Value, group: Hashable, params: QParams, scheme: Scheme, origin: ir.Node, after: ir.Node | None
     ) -> tuple[ir.Node, ir.Node]:
-        (anchor,) = place.values()
-        scale, zero = self._parameters(value, group, params, scheme, anchor)
+        """Q and DQ behind ``after``, or else before ``origin``."""
+        scale, zero = self._parameters(value, group, params, scheme, after or origin)
         attributes = _attributes(scheme)
-        q = edit.new_node("QuantizeLinear", [value, scale, zero], attributes, origin=origin, **place)
+        before = origin if after is None else None
+        q = edit.new_node("QuantizeLinear", [value, scale, zero], attributes, origin=origin, before=before, after=after)
         edit.like(q.outputs[0], value, scheme.ir_dtype)
         dq = edit.new_node("DequantizeLinear", [q.outputs[0], scale, zero], attributes, origin=origin, after=q)
         edit.like(dq.outputs[0], value)

@@ -17,7 +17,7 @@ from enum import IntFlag
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.passes.quantize.anatomy import CLAMPS, computed, interval, moved, settled
+from graphpress.passes.quantize.anatomy import CLAMPS, LIGHT, computed, interval, moved, settled
 from graphpress.types import Role, Scheme, Site
 
 
@@ -35,7 +35,7 @@ class Flow:
 
     scheme: Scheme
     heavy: Mapping[ir.Node, bool]  # statically quantized operators with weights -> whether their output must be
-    light: Callable[[ir.Node, Mapping[Site, Scheme]], bool]  # whether the target (and the user) lets it join
+    joins: Callable[[ir.Node, Mapping[Site, Scheme]], bool]  # whether the user and the target let it
     sites: dict[Site, Scheme] = field(default_factory=dict)
     ties: list[frozenset[Site]] = field(default_factory=list)
     _hard: dict[ir.Value, bool] = field(default_factory=dict)  # values that can come quantized -> hard or soft
@@ -55,10 +55,10 @@ class Flow:
             self._hard[settled(node, self.scheme)] = self.heavy[node]
         elif moved(node) or interval(node) is not None:
             hard = self._hard.get(node.inputs[0]) if node.inputs[0] is not None else None
-            if hard is not None and node.outputs[0] not in self._hard:
+            if hard is not None and node.outputs[0] not in self._hard and self.joins(node, {}):
                 self._candidates[node] = hard
                 self._hard.update(dict.fromkeys(node.outputs, hard))
-        elif self.light(node, light_sites(node, self.scheme)):
+        elif node.op_type in LIGHT and self.joins(node, light_sites(node, self.scheme)):
             known = [self._hard.get(v) for _, v in computed(node) if not edit.is_constant(v)]
             if known and (True in known or None not in known):
                 self._candidates[node] = True in known
@@ -83,7 +83,8 @@ class Flow:
         if want:
             self._want(node.inputs[0], want)
             source = Site(node.name or "", 0, Role.ACTIVATION)
-            outs = [Site(node.name or "", i, Role.OUTPUT) for i in range(len(node.outputs))]
+            read = [i for i, out in enumerate(node.outputs) if out.uses() or out.is_graph_output()]
+            outs = [Site(node.name or "", i, Role.OUTPUT) for i in read]
             self.sites.update(dict.fromkeys([source, *outs], self.scheme))
             if node.op_type not in CLAMPS:
                 self.ties.append(frozenset([source, *outs]))

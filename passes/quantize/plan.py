@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graphpress import selectors
+from graphpress import edit, selectors
 from graphpress.base import SCHEME, Skip
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.flow import Flow
@@ -33,7 +33,7 @@ def make_plan(model: ir.Model, target: Target | None, options: Options) -> tuple
     nodes = anatomy.body(model)
     where = "quantize: option 'ignore'"
     ignored = {n.name or "" for s in options.ignore for n in selectors.match(s, nodes, where)}
-    return _Planner(target, options, ignored).run(nodes)
+    return _Planner(target, options, ignored, anatomy.repeated(nodes)).run(nodes)
 
 
 @dataclass
@@ -41,6 +41,7 @@ class _Planner:
     target: Target | None
     options: Options
     ignored: set[str]
+    repeated: set[str]
     skips: list[Skip] = field(default_factory=list)
 
     def run(self, nodes: list[ir.Node]) -> tuple[Plan, list[Skip]]:
@@ -100,7 +101,7 @@ class _Planner:
 
     def _in_mode(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> Mapping[Site, Scheme] | str:
         slots = [s for s in anatomy.WEIGHTS[node.op_type] if roles[s] is Role.WEIGHT]
-        if not slots and (why := self._no_weights(mode, roles)):
+        if why := self._impossible(node, mode, roles):
             return why
         fixed = {} if mode == "weight" else self._activation_sites(node, mode, roles)
         kind, size = Kind(self.options.weight_granularity), self.options.group_size
@@ -119,11 +120,28 @@ class _Planner:
             broken = broken or why
         return broken
 
-    def _no_weights(self, mode: Mode, roles: Mapping[int, Role]) -> str | None:
+    def _impossible(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> str | None:
+        """Why the operator cannot be quantized in this mode on any target."""
+        if mode == "static" and node.name in self.repeated:
+            return "it is in a body that repeats, where no range can be observed"
+        if mode == "dynamic" and (why := self._undynamic(node, roles)):
+            return why
+        if any(roles[s] is Role.WEIGHT for s in anatomy.WEIGHTS[node.op_type]):
+            return None
         attention = mode == "static" if self.options.attention is None else self.options.attention
         if mode == "weight" or (mode == "dynamic" and Role.WEIGHT in roles.values()):
             return "it has no weights"
-        return None if attention else "it has no weights, and attention was not asked for"
+        return None if attention else "both operands are computed, and attention was not asked for"
+
+    def _undynamic(self, node: ir.Node, roles: Mapping[int, Role]) -> str | None:
+        computed = [node.inputs[s] for s, role in roles.items() if role is Role.ACTIVATION]
+        if any(v is not None and v.dtype not in (None, ir.DataType.FLOAT) for v in computed):
+            return "quantization at run time takes float32 only"
+        if self.options.activation_granularity != "per_token":
+            return None
+        if len(computed) > 1:
+            return "both operands are computed, and scales by row of the second cannot leave the sum"
+        return "its tokens stand in columns (transA)" if edit.attribute(node, "transA", 0) else None
 
     def _activation_sites(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> dict[Site, Scheme]:
         scheme, name = self._activation(mode, node), node.name or ""
@@ -139,11 +157,11 @@ class _Planner:
         return all(c.output == "required" for c in self.target.find(node.op_type, "static"))
 
     def _joins(self, node: ir.Node, sites: Mapping[Site, Scheme]) -> bool:
-        """Whether an operator without weights may be quantized."""
-        if node.domain != "" or node.op_type not in anatomy.LIGHT:
+        """Whether an operator without weights may be quantized; data movement is exact, whatever runs it."""
+        if node.name in self.ignored or SCHEME in node.metadata_props or node.domain != "":
             return False
-        if node.name in self.ignored or SCHEME in node.metadata_props:
-            return False
+        if node.op_type not in anatomy.LIGHT:
+            return True
         if node.op_type not in (self.options.op_types or anatomy.LIGHT - NOT_BY_DEFAULT):
             return False
         if any(v.dtype not in (None, *anatomy.FLOATS) for _, v in anatomy.computed(node)):
