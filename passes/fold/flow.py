@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 import onnx_ir as ir
 
@@ -24,7 +25,7 @@ class Flow:
         fused: Movement that has an integer kernel of its own from the grids of its inputs to another (Concat).
 
     Args:
-        model: The model; it may change afterwards, but the walks are not repeated.
+        model: The model; where it changes afterwards, ``refresh`` is to be called.
         integer: Operators with an integer kernel, and whether that requires a Q behind it.
     """
 
@@ -71,6 +72,23 @@ class Flow:
             return None
         return grid
 
+    def refresh(self, value: ir.Value) -> None:
+        """Bring ``on`` and ``through`` up to date around a value whose readers changed."""
+        pending: list[ir.Value | None] = [value]
+        while pending:
+            last = pending.pop()
+            node = last.producer() if last is not None else None
+            if node in self.moves and (grid := self._wanted_behind(node)) != self.through.get(node):
+                _put(self.through, node, grid)
+                pending.extend(node.inputs[slot] for slot in self.moves[node].data)
+        readers = [user for user, _ in value.uses()]
+        while readers:
+            node = readers.pop()
+            if node in self.moves and (grid := self._carried(node, self.moves[node])) != self.on.get(node.outputs[0]):
+                for out in node.outputs:
+                    _put(self.on, out, grid)
+                    readers.extend(user for user, _ in out.uses())
+
     def wanted(self, value: ir.Value) -> Grid | None:
         """The one movable grid on which every use reads ``value``, at once or behind movement, in its own graph."""
         if value.is_graph_output():
@@ -95,6 +113,16 @@ class Flow:
 def fits(grid: Grid, move: Movement) -> bool:
     """Whether the operator runs on the integers of ``grid``."""
     return grid.dtype.bitwidth <= move.bits
+
+
+_Key = TypeVar("_Key")
+
+
+def _put(known: dict[_Key, Grid], key: _Key, grid: Grid | None) -> None:
+    if grid is None:
+        known.pop(key, None)
+    else:
+        known[key] = grid
 
 
 def _requantizes(inputs: set[Grid | None], output: Grid) -> bool:

@@ -33,14 +33,9 @@ class ShareScales(Pass):
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         flow = Flow(model, integer_ops(ctx))
-        for node, grid in flow.grids.items():
-            if is_quantize(node) and grid.movable:
-                report.changed += _drop_first(flow, node, grid)
-        if report.changed:
-            flow = Flow(model, integer_ops(ctx))
-        for node, grid in flow.grids.items():
-            if is_quantize(node) and grid.movable:
-                report.changed += _drop_second(flow, node, grid, report)
+        quantized = [(n, g) for n, g in flow.grids.items() if is_quantize(n) and g.movable]
+        report.changed += sum(_drop_first(flow, n, g) for n, g in reversed(quantized))
+        report.changed += sum(_drop_second(flow, n, g, report) for n, g in quantized if n.graph is not None)
 
 
 def _drop_first(flow: Flow, quantize: ir.Node, grid: Grid) -> bool:
@@ -52,7 +47,7 @@ def _drop_first(flow: Flow, quantize: ir.Node, grid: Grid) -> bool:
     later = wanted.pop()
     if wanted or later is None or later == grid or not _covers(grid, later):
         return False
-    return _bypass(backs, source)
+    return _bypass(flow, backs, source)
 
 
 def _drop_second(flow: Flow, quantize: ir.Node, grid: Grid, report: PassReport) -> bool:
@@ -67,7 +62,7 @@ def _drop_second(flow: Flow, quantize: ir.Node, grid: Grid, report: PassReport) 
     if any(_has_integer_bias(user) for back in backs for user, _ in back.uses()):
         report.skip(quantize, "the integer bias behind it was made for its scale")
         return False
-    return _bypass(backs, source)
+    return _bypass(flow, backs, source)
 
 
 def _backs(quantize: ir.Node) -> list[ir.Value]:
@@ -79,10 +74,11 @@ def _backs(quantize: ir.Node) -> list[ir.Value]:
     return [u.outputs[0] for u in users]
 
 
-def _bypass(backs: list[ir.Value], source: ir.Value) -> bool:
+def _bypass(flow: Flow, backs: list[ir.Value], source: ir.Value) -> bool:
     for back in backs:
         edit.replace(back, source)
     edit.remove_unused(backs)
+    flow.refresh(source)
     return True
 
 

@@ -214,6 +214,29 @@ g (float[1,1,4,4] x) => (float[1,2,2,2] y)
     assert_same_outputs(before, after)
 
 
+def test_a_concat_of_several_grids_keeps_its_kernel_and_the_reshape_goes_behind_it() -> None:
+    text = f"""
+g (float[2,4] x) => (float[16] y)
+<{GRID}, float t = {{0.03}}, uint8 u = {{100}}, int64[1] shape = {{16}}>
+{{
+    q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+    p = QuantizeLinear(x, t, u)  e = DequantizeLinear(p, t, u)
+    c = Concat<axis = 0>(d, e)
+    r = Reshape(c, shape)
+    o = QuantizeLinear(r, t, u)  y = DequantizeLinear(o, t, u)
+}}
+"""
+    before = parse(text)
+    after, [report] = apply(before, MoveQdq())
+    assert ops(after)[4:] == ["Concat", "QuantizeLinear", "Reshape", "DequantizeLinear"]
+    assert report.metrics == {"conversions before": 6, "conversions after": 3}
+    assert_same_outputs(before, after)
+    equal = parse(text.replace("s, z)", "t, u)"))
+    after, _ = apply(equal, MoveQdq(), CancelQdq())
+    assert ops(after) == ["QuantizeLinear", "Concat", "Reshape", "DequantizeLinear"]
+    assert_same_outputs(equal, after)
+
+
 def test_values_cross_into_branches_and_public_names_stay() -> None:
     before = parse(f"""
 g (bool c, float[2,4] x) => (float[4,2] t, float[4,2] y)

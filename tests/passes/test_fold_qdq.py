@@ -240,3 +240,19 @@ g (float[1,4] x) => (float[1,4] h, float[1,2] y)
     after, [report] = apply(before, ShareScales())
     assert ops(after) == ops(before)
     assert report.skips[0].why == "the integer bias behind it was made for its scale"
+
+
+def test_a_chain_of_grids_ends_as_one() -> None:
+    pairs = "q{0} = QuantizeLinear(h{1}, {2})  d{0} = DequantizeLinear(q{0}, {2})  h{0} = Transpose(d{0})  "
+    wide, narrow = "t, u", "low, n"
+    chain = [wide, wide, wide, narrow, narrow]
+    body = "h0 = Neg(x)  " + "".join(pairs.format(i + 1, i, grid) for i, grid in enumerate(chain))
+    before = parse(_model(body + "y = Transpose(h5)"))
+    after, [report] = apply(before, ShareScales())
+    assert report.changed == 3
+    scales = [n.inputs[1].name for n in after.graph if n.op_type == "QuantizeLinear" and n.inputs[1] is not None]
+    assert scales == ["low", "low"]  # on one grid now: move-qdq brings them together
+    turned = [narrow, "s, z", "s, z", wide, wide]
+    body = "h0 = Neg(x)  " + "".join(pairs.format(i + 1, i, grid) for i, grid in enumerate(turned))
+    after, [report] = apply(parse(_model(body + "y = Transpose(h5)")), ShareScales())
+    assert report.changed == 4 and ops(after).count("QuantizeLinear") == 1
