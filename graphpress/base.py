@@ -31,8 +31,11 @@ SCHEME = "graphpress.scheme"  # node: str of the schemes applied to it, for repo
 class Runner(Protocol):
     """An executable model: named arrays in, named arrays out."""
 
-    input_names: Sequence[str]
-    output_names: Sequence[str]
+    @property
+    def input_names(self) -> Sequence[str]: ...
+
+    @property
+    def output_names(self) -> Sequence[str]: ...
 
     def __call__(self, feeds: Arrays) -> dict[str, np.ndarray]: ...
 

@@ -74,7 +74,7 @@ def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Runner:
     """An executable: named arrays in, named arrays out."""
     model, where = _model(model), _target(target)
     engine = backend(where)
-    return engine.execute(engine.lower(model, where))
+    return engine.execute(engine.lower(model, where), spinning=True)
 
 
 def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | None = None) -> Any:
@@ -185,6 +185,7 @@ class _Job:
         if data is None:
             return
         data.check(self.model)
+        data = data.bind(self.model)
         held = min(self.recipe.gate.samples, len(data) // 5)
         self.data, self.held_out = data.split(held, self.seed) if held else (data, data)
         if evaluate is None and data.labels is not None:

@@ -1,4 +1,7 @@
-"""Latency of two runners side by side: interleaved runs, so that a drifting machine does not favour one."""
+"""Latency of two runners side by side: interleaved runs, so that a drifting machine does not favour one.
+
+The runners must not spin while they idle: the one would slow the other down.
+"""
 
 from __future__ import annotations
 

@@ -39,6 +39,8 @@ class SessionOptions:
     Attributes:
         optimise: Let ONNX Runtime rewrite the graph; off gives the reference semantics node by node.
         threads: Threads inside one operator; None leaves it to ONNX Runtime (one a core).
+        spinning: Let idle threads spin. Right for a process that runs one model; a compilation holds several sessions,
+            and a pool that spins takes the cores from the one that works.
         save_optimised: Path for the graph that ONNX Runtime made of the model.
         profile: Path prefix for its profile.
         config: Further session config entries.
@@ -46,6 +48,7 @@ class SessionOptions:
 
     optimise: bool = True
     threads: int | None = None
+    spinning: bool = False
     save_optimised: str = ""
     profile: str = ""
     config: dict[str, str] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class SessionOptions:
         if self.profile:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spinning)))
         for key, value in self.config.items():
             options.add_session_config_entry(key, value)
         return options
@@ -131,7 +135,12 @@ def _shape_unknown(info: Any) -> bool:
 
 
 def execute(
-    model: ir.Model, outputs: Sequence[str] | None = None, *, target: Target | None = None, threads: int | None = None
+    model: ir.Model,
+    outputs: Sequence[str] | None = None,
+    *,
+    target: Target | None = None,
+    threads: int | None = None,
+    spinning: bool = False,
 ) -> Session:
     """The model as ONNX Runtime runs it, with its own graph optimisation.
 
@@ -140,14 +149,14 @@ def execute(
         outputs: Values of the main graph to give instead of the graph's outputs.
         target: Where it shall run; the CPU provider when absent.
         threads: Threads inside one operator.
+        spinning: Let idle threads spin: faster for the only model of a process.
 
     Raises:
         BadRequest: ``outputs`` names a value that the main graph lacks.
         Unsupported: ONNX Runtime refuses the model; the message names the node.
     """
-    return open_session(
-        model, outputs, SessionOptions(threads=threads), target.provider if target else "CPUExecutionProvider"
-    )
+    options = SessionOptions(threads=threads, spinning=spinning)
+    return open_session(model, outputs, options, target.provider if target else "CPUExecutionProvider")
 
 
 def open_session(
