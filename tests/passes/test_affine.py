@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from graphpress.errors import BadRequest
 from graphpress.passes.quantizers import affine
 from graphpress.scale import SMALLEST, scale_and_zero
 from graphpress.types import PER_TENSOR, PER_TOKEN, Granularity, Scheme, per_channel, per_group
+from tests import kit
 
 STORAGE = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2")
 FLOATS = st.floats(-1e6, 1e6, width=32).map(lambda v: np.float32(v) if abs(v) > 1e-6 else np.float32(0))
@@ -31,32 +31,36 @@ def there_and_back(x: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, affine.QP
 
 def in_ort(x: np.ndarray, params: affine.QParams, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
     """(codes, values) as ONNX Runtime computes them without optimisation."""
-    names = {"x": x, "scale": params.scale, "zero": params.zero_point}
-    values = {k: ir.Value(name=k, type=ir.TensorType(ir.tensor(v).dtype), shape=ir.Shape(v.shape)) for k, v in names.items()}  # fmt: skip
-    for k in ("scale", "zero"):
-        values[k].const_value = ir.tensor(names[k], name=k)
-    attrs: dict[str, int] = {}
-    if scheme.granularity.axis is not None:
-        attrs = {"axis": scheme.granularity.axis, "block_size": scheme.granularity.group_size or 0}
-    q = ir.node("QuantizeLinear", [values["x"], values["scale"], values["zero"]], attrs)
-    dq = ir.node("DequantizeLinear", [q.outputs[0], values["scale"], values["zero"]], attrs)
+    source = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(x.shape))
+    fixed = [_initializer("scale", params.scale), _initializer("zero", params.zero_point)]
+    granularity = scheme.granularity
+    attrs = {} if granularity.axis is None else {"axis": granularity.axis, "block_size": granularity.group_size or 0}
+    q = ir.node("QuantizeLinear", [source, *fixed], attrs)
+    dq = ir.node("DequantizeLinear", [q.outputs[0], *fixed], attrs)
     wide = ir.node("Cast", [q.outputs[0]], {"to": ir.DataType.INT32})
-    for node, name in ((q, "q"), (dq, "dq"), (wide, "wide")):
-        node.outputs[0].name = name
-    dq.outputs[0].type, wide.outputs[0].type = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT32)
-    graph = ir.Graph(
-        [values["x"]], [wide.outputs[0], dq.outputs[0]], nodes=[q, dq, wide], initializers=[values["scale"], values["zero"]],
-        opset_imports={"": max(scheme.opset, 21)}, name="g",
-    )  # fmt: skip
-    proto = ir.to_proto(ir.Model(graph, ir_version=13 if scheme.opset > 23 else 10))
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    wide_, dq_ = ort.InferenceSession(proto.SerializeToString(), options).run(["wide", "dq"], {"x": x})
-    return wide_, dq_
+    opsets = {"": max(scheme.opset, 21)}
+    outputs = [wide.outputs[0], dq.outputs[0]]
+    graph = ir.Graph([source], outputs, nodes=[q, dq, wide], initializers=fixed, opset_imports=opsets, name="g")
+    for value, name, kind in zip(outputs, ("codes", "values"), (ir.DataType.INT32, ir.DataType.FLOAT), strict=True):
+        value.name, value.type = name, ir.TensorType(kind)
+    found = kit.run(ir.Model(graph, ir_version=13 if scheme.opset > 23 else 10), {"x": x})
+    return found["codes"], found["values"]
 
 
-GRANULARITIES = [PER_TENSOR, per_channel(0), per_channel(1), per_channel(-1), per_group(0, 4), per_group(1, 16), per_group(-1, 32)]  # fmt: skip
+def _initializer(name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+
+
+GRANULARITIES = [
+    PER_TENSOR,
+    per_channel(0),
+    per_channel(1),
+    per_channel(-1),
+    per_group(0, 4),
+    per_group(1, 16),
+    per_group(-1, 32),
+]
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
@@ -164,7 +168,8 @@ def squared_error(x: np.ndarray, lo: float, hi: float, scheme: Scheme) -> float:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "symmetric"), list(itertools.product(["int2", "int4", "uint4", "int8"], [True, False]))
+    ("dtype", "symmetric"),
+    list(itertools.product(["int2", "int4", "uint4", "int8"], [True, False])),
 )
 def test_mse_comes_close_to_trying_every_ratio(dtype: str, symmetric: bool) -> None:
     rng = np.random.default_rng(0)
