@@ -253,7 +253,7 @@ def remove_unused(values: Iterable[ir.Value | None]) -> None:
             if value.is_initializer() and not value.is_graph_input() and isinstance(value.graph, ir.Graph):
                 value.graph.initializers.pop(value.name or "", None)
         elif node.graph is not None and not any(o.uses() or o.is_graph_output() for o in node.outputs):
-            pending.extend(node.inputs)
+            pending.extend(v for v in node.inputs if v is not None)
             node.graph.remove(node, safe=True)
 
 

@@ -83,6 +83,12 @@ def test_remove_unused_climbs() -> None:
     assert kit.ops(model) == ["Relu"] and not model.graph.initializers
 
 
+def test_remove_unused_passes_over_absent_inputs() -> None:
+    model = kit.parse("g (float[4] x) => (float[4] y) <float hi = {6}> { h = Clip(x, , hi) y = Relu(x) }")
+    edit.remove_unused([edit.find(model, "Clip_0").outputs[0]])
+    assert kit.ops(model) == ["Relu"] and not model.graph.initializers
+
+
 def test_find_offers_the_nearest_name() -> None:
     with pytest.raises(StaleSite, match="Did you mean 'Relu_1'"):
         edit.find(kit.parse(CHAIN), "Relu_2")
