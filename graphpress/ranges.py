@@ -95,7 +95,7 @@ def least_divergence(histogram: Histogram, scheme: Scheme) -> tuple[float, float
     a, b = 0, size
     if size > groups and counts.any():
         for _ in range(2 if zero else 1):
-            cuts = _cuts(size - max(a + groups, zero + 1))
+            cuts = _cuts(size - max(a + groups, min(zero + 1, size)))
             b = size - cuts[np.argmin(divergence(counts, np.full_like(cuts, a), size - cuts, groups))]
             cuts = _cuts(min(zero, b - groups))
             a = cuts[np.argmin(divergence(counts, cuts, np.full_like(cuts, b), groups))]
@@ -131,12 +131,13 @@ def divergence(counts: np.ndarray, starts: np.ndarray, stops: np.ndarray, groups
     inside = mass.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_q = np.log(mass / filled) - np.log(inside)[:, None]
-        cross = np.where(mass > 0, mass * log_q, 0.0).sum(axis=1)
+        cross = np.multiply(mass, log_q, out=np.zeros_like(mass), where=mass > 0).sum(axis=1)
     first, last = counts[starts], counts[stops - 1]
     own = _sums(_xlogx(counts))
     own = own[stops] - own[starts] + _xlogx(first + left) - _xlogx(first) + _xlogx(last + right) - _xlogx(last)
     for outside, end, log_end in ((left, first, log_q[:, 0]), (right, last, log_q[:, -1])):
-        cross += np.where(outside > 0, outside * np.where(end > 0, log_end, -np.inf), 0.0)
+        log_end = np.where(end > 0, log_end, -np.inf)
+        cross += np.multiply(outside, log_end, out=np.zeros(len(cross)), where=outside > 0)
     result: np.ndarray = (own - cross) / total - np.log(total)
     return np.where(inside > 0, result, np.inf)
 
