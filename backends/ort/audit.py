@@ -113,7 +113,7 @@ def audit(model: ir.Model, target: Target, feeds: Arrays | None = None) -> Audit
 
 class _Auditor:
     def __init__(self, model: ir.Model, target: Target, ran: Profile, written: Profile) -> None:
-        self.target, self.times = target, ran.kernels
+        self.target, self.times, self.executed = target, ran.kernels, written.kernels.keys()
         self.nodes = list(edit.nodes(model))
         self.traced = origin.trace(model, ran.graph)
         self.macs = {n.name: macs.multiply_adds(n, k) for n in self.nodes if (k := written.kernels.get(n.name or ""))}
@@ -160,7 +160,8 @@ class _Auditor:
 
     def time(self, r: Ran) -> float:
         kernel: Kernel | None = self.times.get(r.node.name)
-        return 0.0 if kernel is None or kernel.op in CONTROL else kernel.microseconds
+        elsewhere = r.base is not None and r.base.name not in self.executed  # a branch not taken, its kernel's namesake
+        return 0.0 if kernel is None or kernel.op in CONTROL or elsewhere else kernel.microseconds
 
     def verdict(self, node: ir.Node, main: Ran) -> tuple[str, str]:
         op = main.node.op_type
@@ -169,7 +170,7 @@ class _Auditor:
             return ("integer", "") if level == 4 else ("weight-only", "blocks of weights become float in the kernel")
         if op == "GatherBlockQuantized":
             return "weight-only", "only the rows that are read become float"
-        if _INTEGER.match(op) or (node.op_type == op and self.moves_integers(node, main)):
+        if _INTEGER.match(op) or _on_integers(node) or (node.op_type == op and self.moves_integers(node, main)):
             return "integer", ""
         if (bits := _restored(node)) is not None and not any(map(canonical.activation, node.inputs)):
             return "weight-only", f"{bits}-bit weights become float once, at load"
@@ -222,19 +223,22 @@ def _quantized(node: ir.Node) -> bool:
     return inputs or any(quantizers(v) for v in node.outputs)
 
 
+def _on_integers(node: ir.Node) -> bool:
+    """Whether it reads codes in our own graph already, where quantizers were moved past it."""
+    value = node.inputs[0] if node.inputs else None
+    return value is not None and value.dtype is not None and value.dtype.name in canonical.BITS
+
+
 def _restored(node: ir.Node) -> int | None:
     """Bits of a weight that the lowering restores to float in front of ``node``."""
-    for value in node.inputs:
+    for given in node.inputs:
+        value = given
         for _ in range(4):
             maker = value.producer() if value is not None else None
             if maker is None or maker.metadata_props.get(ORIGIN) != node.name:
                 break
             value = maker.inputs[0]
-        if (
-            value is not None
-            and value.dtype is not None
-            and value.dtype.name in canonical.BITS
-            and edit.is_constant(value)
-        ):
-            return canonical.BITS[value.dtype.name]
+        kind = value.dtype.name if value is not None and value.dtype is not None else ""
+        if value is not given and kind in canonical.BITS and edit.is_constant(value):
+            return canonical.BITS[kind]
     return None

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from graphpress import edit
 
-_ADDED = re.compile(r"(_token_\d+|_nchwc|/duplicated)+$")  # what ONNX Runtime hangs on names
+# What ONNX Runtime hangs on names; the prefix is that of a branch it moved out of its If.
+_ADDED = re.compile(r"^(_if_(then|else)_branch_)+|(_token_\d+|_nchwc|/duplicated)+$")
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 LAYOUT = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
 _ABSORBED = frozenset({"Relu", "Clip", "QuantizeLinear"})  # what a kernel may take in behind itself

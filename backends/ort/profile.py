@@ -60,7 +60,13 @@ def profile(
     """
     with tempfile.TemporaryDirectory(prefix="graphpress-") as folder:
         graph = Path(folder) / "optimised.onnx"
-        options = SessionOptions(optimise, None, str(graph), str(Path(folder) / "profile"), dict(_EXTERNAL))
+        options = SessionOptions(
+            optimise,
+            spinning=optimise,  # timed as the only model of a process would run
+            save_optimised=str(graph),
+            profile=str(Path(folder) / "profile"),
+            config=dict(_EXTERNAL),
+        )
         session = open_session(model, None, options, provider)
         with _ended(session) as written:
             _run(session, feeds, repeat=optimise)

@@ -92,6 +92,8 @@ class Session:
             BadRequest: An input is missing, unknown, of the wrong type or shape, or the model fails on these values.
         """
         self._check(feeds)
+        if not self._wanted:
+            return {}
         try:
             results = self.session.run(self._wanted, dict(feeds), self._run)
         except _FAILED as e:
