@@ -43,8 +43,6 @@ def linear(value: ir.Value | None) -> Linear | str:
         return "its input comes from no Conv, ConvTranspose, Gemm or MatMul"
     if value.is_graph_output() or len(value.uses()) > 1:
         return f"others read the output of {node.name!r} as well"
-    if isinstance(node.graph, ir.Function) or any(a.is_ref() for a in node.attributes.values()):
-        return "it stands in a function"
     weight = edit.constant_tensor(node.inputs[1])
     if weight is None or not (absent(node, 2) or edit.is_constant(node.inputs[2])):
         return f"weight or bias of {node.name!r} is not constant"

@@ -12,6 +12,7 @@ from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
 from graphpress.passes.clean import affine
 from graphpress.passes.clean.affine import Linear
+from graphpress.passes.clean.operands import graph_nodes
 from graphpress.passes.clean.remove_identity import can_replace, forward
 from graphpress.types import Numerics
 
@@ -33,7 +34,7 @@ class FoldBatchnorm(Pass):
     scales: bool = True
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        for node in edit.nodes(model):
+        for node in graph_nodes(model):
             if node.domain != "":
                 continue
             why_not: str | None = ""
@@ -71,8 +72,6 @@ def _fold_batchnorm(node: ir.Node) -> str | None:
 
 def _batchnorm(node: ir.Node) -> tuple[_Affine, _Affine] | str:
     """(scale, shift) and (gamma, beta) of a BatchNormalization at inference, or why it is none."""
-    if any(a.is_ref() for a in node.attributes.values()):
-        return "it stands in a function"
     if node.attributes.get_int("training_mode", 0) or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
         return "it is in training mode"
     if not node.attributes.get_int("spatial", 1):

@@ -42,7 +42,7 @@ class FoldConstants(Pass):
             imports = scope.opset_imports if isinstance(scope, ir.Function) else model.opset_imports
             opset = imports.get("", edit.opset(model))
             for node in list(scope):
-                if self._fold(node, opset, report):
+                if self._fold(scope, node, opset, report):
                     sources = list(node.inputs)
                     edit.remove([node])
                     edit.remove_unused(sources)
@@ -50,28 +50,14 @@ class FoldConstants(Pass):
         if report.changed:
             model.ir_version = max(model.ir_version or 0, 4)
 
-    def _fold(self, node: ir.Node, opset: int, report: PassReport) -> bool:
+    def _fold(self, scope: edit.Scope, node: ir.Node, opset: int, report: PassReport) -> bool:
         if node.domain != "" or node.op_type == "Constant" or any(a.is_ref() for a in node.attributes.values()):
             return False
         if node.op_type == "Identity" and node.outputs[0].is_graph_output():
             return False  # carries the public name of a constant output
-        return self._fold_sizes(node) or self._fold_values(node, opset, report)
+        return _fold_sizes(scope, node) or self._fold_values(scope, node, opset, report)
 
-    def _fold_sizes(self, node: ir.Node) -> bool:
-        if node.op_type == "CastLike":
-            return _make_cast(node)
-        value = node.outputs[0]
-        if node.op_type == "Size":
-            shape = node.inputs[0].shape if node.inputs[0] is not None else None
-            dims = None if shape is None or not shape.is_static() else np.array(np.prod(shape.numpy()), dtype=object)
-        else:
-            dims = known_dims(value)
-        if dims is None or not all(isinstance(d, int) for d in dims.ravel()):
-            return False
-        freeze(value, ir.Tensor(dims.astype(np.int64)))
-        return True
-
-    def _fold_values(self, node: ir.Node, opset: int, report: PassReport) -> bool:
+    def _fold_values(self, scope: edit.Scope, node: ir.Node, opset: int, report: PassReport) -> bool:
         if not node.inputs or not all(v is None or edit.is_constant(v) for v in node.inputs):
             return False
         inputs = [edit.constant(v) for v in node.inputs]
@@ -86,9 +72,9 @@ class FoldConstants(Pass):
         except ValueError as e:
             report.skip(node, f"not computable: {e}")
             return False
-        weight = _sole_weight(node)
+        weight = _sole_weight(scope, node)
         consts = [
-            freeze(value, ir.Tensor(np.ascontiguousarray(array).reshape(array.shape)))
+            freeze(scope, value, ir.Tensor(np.ascontiguousarray(array).reshape(array.shape)))
             for value, array in zip(node.outputs, results, strict=True)
             if value.name
         ]
@@ -100,7 +86,22 @@ class FoldConstants(Pass):
         return True
 
 
-def _make_cast(node: ir.Node) -> bool:
+def _fold_sizes(scope: edit.Scope, node: ir.Node) -> bool:
+    if node.op_type == "CastLike":
+        return _make_cast(scope, node)
+    value = node.outputs[0]
+    if node.op_type == "Size":
+        shape = node.inputs[0].shape if node.inputs[0] is not None else None
+        dims = None if shape is None or not shape.is_static() else np.array(np.prod(shape.numpy()), dtype=object)
+    else:
+        dims = known_dims(value)
+    if dims is None or not all(isinstance(d, int) for d in dims.ravel()):
+        return False
+    freeze(scope, value, ir.Tensor(dims.astype(np.int64)))
+    return True
+
+
+def _make_cast(scope: edit.Scope, node: ir.Node) -> bool:
     """A CastLike whose target type is known no longer depends on the value that it is like.
 
     Float to integer is left out: what happens out of range is the runtime's business.
@@ -112,7 +113,7 @@ def _make_cast(node: ir.Node) -> bool:
     if (data.dtype.kind, target.kind) not in _CASTS:
         return False
     with np.errstate(over="ignore"):
-        freeze(node.outputs[0], ir.Tensor(data.astype(target)))
+        freeze(scope, node.outputs[0], ir.Tensor(data.astype(target)))
     return True
 
 
@@ -122,9 +123,9 @@ def _freed(node: ir.Node) -> int:
     return sum(t.size for t in tensors.values() if t is not None)
 
 
-def _sole_weight(node: ir.Node) -> ir.Value | None:
+def _sole_weight(scope: edit.Scope, node: ir.Node) -> ir.Value | None:
     """The initializer that ``node`` rearranges for itself alone: the result takes over its name."""
     weight = node.inputs[0]
     sole = weight is not None and weight.is_initializer() and len(weight.uses()) == 1 and not weight.is_graph_output()
-    public = isinstance(node.graph, ir.Function) or node.outputs[0].is_graph_output()
+    public = isinstance(scope, ir.Function) or node.outputs[0].is_graph_output()
     return weight if sole and not public and node.op_type in _REARRANGE and weight.graph is node.graph else None

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
-from graphpress.passes.clean.operands import number
+from graphpress.passes.clean.operands import graph_nodes, number
 from graphpress.types import Numerics
 
 _OPSET = 20
@@ -24,8 +24,8 @@ class FuseGelu(Pass):
     numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        for node in edit.nodes(model):
-            if node.op_type not in ("Mul", "Div") or node.domain != "" or isinstance(node.graph, ir.Function):
+        for node in graph_nodes(model):
+            if node.op_type not in ("Mul", "Div") or node.domain != "":
                 continue
             found = _gelu(node.outputs[0]) if node.graph is not None else None
             if found is None:

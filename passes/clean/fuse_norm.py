@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
-from graphpress.passes.clean.operands import ints, number, static
+from graphpress.passes.clean.operands import graph_nodes, ints, number, static
 from graphpress.types import Numerics
 
 _LAYER_NORM_OPSET, _RMS_NORM_OPSET = 17, 23
@@ -36,8 +36,8 @@ class FuseNorm(Pass):
     numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        for node in edit.nodes(model):
-            if node.op_type != "Mul" or node.domain != "" or isinstance(node.graph, ir.Function):
+        for node in graph_nodes(model):
+            if node.op_type != "Mul" or node.domain != "":
                 continue
             for slot in (0, 1):
                 found = _normalized(node.inputs[slot])

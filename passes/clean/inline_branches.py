@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
+from graphpress.passes.clean.operands import graph_nodes
 from graphpress.types import Numerics
 
 
@@ -26,7 +27,7 @@ class InlineBranches(Pass):
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         names = Counter(_value_names(model))
         # An outer graph comes before its inner ones, and what is moved joins the outer one: look again until done.
-        while (node := next((n for n in edit.nodes(model) if _is_decided(n)), None)) is not None:
+        while (node := next((n for n in graph_nodes(model) if _is_decided(n)), None)) is not None:
             condition = edit.constant(node.inputs[0])
             assert condition is not None
             _inline(node, node.attributes["then_branch" if condition.all() else "else_branch"].as_graph(), names)
@@ -43,24 +44,19 @@ def _value_names(model: ir.Model) -> list[str | None]:
 
 
 def _is_decided(node: ir.Node) -> bool:
-    if node.op_type != "If" or node.domain != "" or not edit.is_constant(node.inputs[0]):
-        return False
-    # A function has no place for initializers.
-    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
-    return isinstance(node.graph, ir.Graph) or not any(b.initializers for b in branches)
+    return node.op_type == "If" and node.domain == "" and edit.is_constant(node.inputs[0])
 
 
 def _inline(node: ir.Node, branch: ir.Graph, names: Counter[str | None]) -> None:
     scope = node.graph
-    assert scope is not None
+    assert isinstance(scope, ir.Graph)
     inputs = list(node.inputs)
     results = list(branch.outputs)
     branch.outputs.clear()
-    if isinstance(scope, ir.Graph):
-        for value in list(branch.initializers.values()):
-            del branch.initializers[value.name or ""]
-            _rename(value, names, scope)
-            scope.register_initializer(value)
+    for value in list(branch.initializers.values()):
+        del branch.initializers[value.name or ""]
+        _rename(value, names, scope)
+        scope.register_initializer(value)
     body = list(branch)
     branch.remove(body)
     scope.insert_before(node, body)

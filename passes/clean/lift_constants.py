@@ -12,15 +12,14 @@ from graphpress.base import Context, Pass, PassReport
 from graphpress.types import Numerics
 
 
-def freeze(value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
-    """Let every use of ``value``, a node's output, read ``tensor``; the node stays, unread. Returns the constant.
+def freeze(scope: edit.Scope, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+    """Let every use of ``value``, a node's output in ``scope``, read ``tensor``; returns the constant.
 
-    In a graph the tensor becomes an initializer that takes over the value's name, in a function, which has no
+    The node stays, unread. In a graph the tensor becomes an initializer of the value's name, in a function, which has no
     initializers, a Constant node. A graph output keeps its public name behind an Identity.
     """
     node = value.producer()
-    assert node is not None and node.graph is not None, "only a node's output can be frozen"
-    scope = node.graph
+    assert node is not None, "only a node's output can be frozen"
     if isinstance(scope, ir.Function):
         made = edit.new_node("Constant", [], {"value": tensor}, before=node, origin=node).outputs[0]
         made.shape, made.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
@@ -54,12 +53,12 @@ class LiftConstants(Pass):
                 continue
             for node in list(scope):
                 if node.op_type == "Constant" and node.domain == "":
-                    self._lift(node, report)
+                    self._lift(scope, node, report)
         if report.changed:
             # Before IR version 4 an initializer had to be a graph input as well.
             model.ir_version = max(model.ir_version or 0, 4)
 
-    def _lift(self, node: ir.Node, report: PassReport) -> None:
+    def _lift(self, scope: ir.Graph, node: ir.Node, report: PassReport) -> None:
         value = node.outputs[0]
         tensor = edit.constant_tensor(value)
         if value.is_graph_output():
@@ -67,6 +66,6 @@ class LiftConstants(Pass):
         if tensor is None:
             report.skip(node, "holds no dense tensor")
             return
-        freeze(value, tensor)
+        freeze(scope, value, tensor)
         edit.remove([node])
         report.changed += 1

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
 from graphpress.passes.clean.known_dims import known_dims
-from graphpress.passes.clean.operands import ints
+from graphpress.passes.clean.operands import graph_nodes, ints
 from graphpress.types import Numerics
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -30,8 +30,8 @@ class MergeReshapes(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        for node in edit.nodes(model):
-            if node.domain != "" or not isinstance(node.graph, ir.Graph):
+        for node in graph_nodes(model):
+            if node.domain != "":
                 continue
             if node.op_type == "Transpose":
                 report.changed += _merge_transposes(node)

@@ -1,10 +1,21 @@
-"""Operands that were attributes in older opsets and are inputs in newer ones, read in one way."""
+"""What most clean passes look at: nodes outside functions, and operands that were attributes in older opsets."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
 from graphpress import edit
+
+
+def graph_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Nodes of the main graph and of all bodies outside functions: a function has no place for initializers."""
+    pending: list[ir.Graph] = [model.graph]
+    while pending:
+        for node in list(pending.pop(0)):
+            yield node
+            pending.extend(edit.subgraphs(node))
 
 
 def ints(node: ir.Node, slot: int, attribute: str = "") -> list[int] | None:
