@@ -124,8 +124,7 @@ def _splice(node: ir.Node, input_names: list[str | None], new: ir.Graph) -> None
         if value.name not in outer:
             outer[value.name] = _hold(scope, node, value)
     results = {o.name: i for i, o in enumerate(new.outputs)}
-    body = list(new)
-    for made in body:
+    for made in list(new):
         names = [v.name if v is not None else None for v in made.inputs]
         twin = edit.new_node(
             made.op_type, [outer.get(n) if n else None for n in names], dict(made.attributes),
@@ -141,8 +140,9 @@ def _splice(node: ir.Node, input_names: list[str | None], new: ir.Graph) -> None
             edit.replace(output, replacement)
     name = node.name
     edit.remove([node])
-    if len(body) == 1 and isinstance(last := outer[new.outputs[0].name], ir.Value) and last.producer() is not None:
-        last.producer().name = name  # one for one: the site keeps its name
+    last = outer[new.outputs[0].name]
+    if last is not None and (maker := last.producer()) is not None:
+        maker.name = name  # the node that gives the result is the site: it keeps the name
 
 
 def _hold(scope: edit.Scope, node: ir.Node, value: ir.Value) -> ir.Value:
