@@ -14,15 +14,14 @@ from graphpress.errors import StaleSite, Unsupported, nearest
 Scope: TypeAlias = ir.Graph | ir.Function
 
 
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The bodies held by the attributes of one node (If, Loop, Scan)."""
     for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type == ir.AttributeType.GRAPH:
-            yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS:
-            yield from attr.as_graphs()
+        if attr.type in _GRAPHS and not attr.is_ref():
+            yield from [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs()
 
 
 def graphs(model: ir.Model) -> Iterator[Scope]:

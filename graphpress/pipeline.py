@@ -83,13 +83,13 @@ class Pipeline:
         report = PassReport(name=name_of(step))
         known = {id(n) for n in edit.nodes(work)}
         edit.forget_names(work)
-        before = text.fingerprint(work)
+        before = text.state(work)
         if not isinstance(step, Pass) or step.numerics is not Numerics.LOSSY:
             oracle.prime(work)
         start = time.perf_counter()
         _run(work, step, ctx, report)
         report.seconds = time.perf_counter() - start
-        if text.fingerprint(work) != before:
+        if text.state(work) != before:
             report.changed = max(report.changed, 1)
             _stamp(work, known, report.name)
             _check(work, report.name)

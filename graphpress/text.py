@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -58,19 +58,35 @@ def diff(before: ir.Model, after: ir.Model) -> str:
     return "\n".join(difflib.unified_diff(lines(before), lines(after), "before", "after", n=0, lineterm=""))
 
 
-def fingerprint(model: ir.Model) -> str:
-    """A digest of nodes, attributes, names, types and tensor identities: equal means that nothing was rewritten.
+def state(model: ir.Model) -> list[object]:
+    """Everything a pass can change, for comparison with ``==``: equal means that nothing was rewritten.
 
-    A tensor written in place is not seen; replacing it is.
+    Objects stand for themselves and are kept alive by the list, so no identity can be reused meanwhile. A tensor
+    written in place is not seen; replacing it is.
     """
-    digest = hashlib.sha256()
+    found: list[object] = [dict(model.opset_imports), list(model.functions), dict(model.metadata_props)]
     for graph in edit.graphs(model):
-        digest.update(repr([value(v) for v in (*graph.inputs, *graph.outputs)]).encode())
+        found += [graph, *map(_identity, (*graph.inputs, *graph.outputs))]
         if isinstance(graph, ir.Graph):
-            for name, v in graph.initializers.items():
-                digest.update(f"{name}={id(v.const_value)}".encode())
+            found += [(k, _Same(v.const_value)) for k, v in graph.initializers.items()]
         for node in graph:
-            attrs = [(k, id(a)) for k, a in node.attributes.items()]
-            digest.update(f"{line(node)}{attrs}{sorted(node.metadata_props.items())}".encode())
-    digest.update(repr(sorted(model.opset_imports.items()) + sorted(model.functions)).encode())
-    return digest.hexdigest()
+            found += [node, node.name, node.op_type, node.domain, *node.inputs, *map(_identity, node.outputs)]
+            found += [(k, _Same(a)) for k, a in node.attributes.items()]
+            found.append(dict(node.metadata_props))
+    return found
+
+
+def _identity(v: ir.Value) -> tuple[object, ...]:
+    return v, v.name, v.dtype, None if v.shape is None else tuple(v.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """Equal only to the same object, however its class compares."""
+
+    thing: object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    __hash__ = None  # type: ignore[assignment]
