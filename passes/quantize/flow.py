@@ -11,7 +11,7 @@ than integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntFlag
 
 import onnx_ir as ir
@@ -116,9 +116,15 @@ class Flow:
 
 def light_sites(node: ir.Node, scheme: Scheme) -> dict[Site, Scheme]:
     """The sites of an operator without weights; its constants are stored like activations."""
-    name = node.name or ""
-    sites = {
-        Site(name, slot, Role.WEIGHT if edit.is_constant(value) else Role.ACTIVATION): scheme
-        for slot, value in computed(node)
-    }
+    name, sites = node.name or "", {}
+    for slot, value in computed(node):
+        if edit.is_constant(value):
+            sites[Site(name, slot, Role.WEIGHT)] = of_constant(scheme)
+        else:
+            sites[Site(name, slot, Role.ACTIVATION)] = scheme
     return {**sites, Site(name, 0, Role.OUTPUT): scheme}
+
+
+def of_constant(scheme: Scheme) -> Scheme:
+    """How a constant among activations is stored: as they are, its range known."""
+    return replace(scheme, observer="minmax")

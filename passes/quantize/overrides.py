@@ -10,7 +10,7 @@ from graphpress import selectors
 from graphpress.errors import BadRequest, nearest
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.options import Options, override
-from graphpress.types import PER_TENSOR, Kind, Plan, Role, Scheme, Site
+from graphpress.types import Kind, Plan, Role, Scheme, Site
 
 FLOAT = "float"
 
@@ -31,7 +31,7 @@ def overridden(plan: Plan, options: Options, activation: Scheme, nodes: Iterable
             if text.strip() == FLOAT:
                 plan = Plan({s: v for s, v in plan.items() if s != site}, _untied(plan, site))
             else:
-                base = plan.get(site) or (options.weight_scheme(PER_TENSOR) if site.role is Role.WEIGHT else activation)
+                base = plan.get(site) or (_weight(node, site.slot, options) if site.role is Role.WEIGHT else activation)
                 axes = _axes(node, site.slot) if site.role is Role.WEIGHT else {}
                 plan = plan.merge({site: override(base, text, axes, where)})
     return plan
@@ -69,6 +69,12 @@ def _weights(node: ir.Node) -> list[Site]:
     if isinstance(roles, str):
         return []
     return [Site(node.name or "", s, Role.WEIGHT) for s in slots if roles[s] is Role.WEIGHT]
+
+
+def _weight(node: ir.Node, slot: int, options: Options) -> Scheme:
+    return options.weight_scheme(
+        anatomy.granularities(node, slot, Kind(options.weight_granularity), options.group_size)[0]
+    )
 
 
 def _axes(node: ir.Node, slot: int) -> dict[Kind, int | None]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphpress import edit, selectors
 from graphpress.base import SCHEME, Skip
 from graphpress.passes.quantize import anatomy
-from graphpress.passes.quantize.flow import Flow
+from graphpress.passes.quantize.flow import Flow, of_constant
 from graphpress.passes.quantize.options import Mode, Options
 from graphpress.passes.quantize.overrides import overridden
 from graphpress.target import Target
@@ -146,7 +146,10 @@ class _Planner:
     def _activation_sites(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> dict[Site, Scheme]:
         scheme, name = self._activation(mode, node), node.name or ""
         slots = anatomy.WEIGHTS[node.op_type]
-        sites = {Site(name, s, r): scheme for s, r in roles.items() if r is Role.ACTIVATION or s not in slots}
+        sites = {Site(name, s, r): scheme for s, r in roles.items() if r is Role.ACTIVATION}
+        sites |= {
+            Site(name, s, r): of_constant(scheme) for s, r in roles.items() if r is Role.WEIGHT and s not in slots
+        }
         if mode == "static" and self._must_quantize_output(node):
             sites[Site(name, 0, Role.OUTPUT)] = scheme
         return sites
