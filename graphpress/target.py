@@ -73,6 +73,7 @@ class Target:
         activation_dtype: The integer type of static activations that is fast here: uint8 on x86, int8 on ARM.
         isa: ``x86-64``, ``x86-64+vnni`` or ``arm64``.
         opsets: First and last default-domain opset at which every capability was seen.
+        probed_with: Version of the runtime that the table was probed with.
         weight_only_accuracy_level: ``accuracy_level`` of MatMulNBits where activations were left float. 0 computes in
             float (2 and 8 bits are then restored to float at load: their float kernel is 3 to 30 times slower than
             fp32); 4 rounds activations to int8 by block: faster for few tokens, no longer weight-only.
@@ -85,6 +86,7 @@ class Target:
     isa: str
     capabilities: tuple[Capability, ...]
     opsets: tuple[int, int] = (13, 21)
+    probed_with: str = ""
     weight_only_accuracy_level: int = 0
     _by_op: dict[tuple[str, str], tuple[Capability, ...]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -246,6 +248,7 @@ def _load(name: str, isa: str) -> Target:
         isa=isa,
         capabilities=tuple(_capability(c, native) for c in data["capabilities"]),
         opsets=tuple(data["opsets"]),
+        probed_with=data["probed_with"],
         weight_only_accuracy_level=data["weight_only_accuracy_level"],
     )
 

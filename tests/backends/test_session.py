@@ -1,0 +1,118 @@
+"""Runners: any value of the main graph can be asked for, bad input is named, a refused model names its node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from graphpress.backends import reference
+from graphpress.backends.ort import session
+from graphpress.errors import BadRequest, Unsupported
+from tests import kit
+from tests.backends.given import codes, parse
+
+CHAIN = """
+g (float[n, 3] x, float[3] b) => (float[n, 3] y, float[n, 3] z) {
+    a = Add(x, b)
+    y = Mul(a, a)
+    z = Neg(y)
+}"""
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+B = np.array([1, 2, 3], np.float32)
+
+
+@pytest.mark.parametrize("execute", [reference.execute, session.execute])
+def test_any_value_of_the_main_graph(execute: object) -> None:
+    model = parse(CHAIN, b=B)
+    runner = execute(model)  # type: ignore[operator]
+    assert runner.input_names == ("x",)
+    assert runner.output_names == ("y", "z")
+    np.testing.assert_array_equal(runner({"x": X})["z"], -((X + B) ** 2))
+    wanted = execute(model, ["a", "x", "b", "y"])({"x": X})  # type: ignore[operator]
+    assert list(wanted) == ["a", "x", "b", "y"]
+    np.testing.assert_array_equal(wanted["a"], X + B)
+    np.testing.assert_array_equal(wanted["x"], X)
+    np.testing.assert_array_equal(wanted["b"], B)
+    assert execute(model, [])({"x": X}) == {}  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, "input 'x': the input is missing. Given: none."),
+        ({"X": X}, "input 'x': the input is missing. Given: X."),
+        ({"x": X, "xx": X}, "input 'xx': the model has no such input. Did you mean 'x'?"),
+        ({"x": X.astype(np.float64)}, "input 'x': is float64, the model wants float32"),
+        ({"x": X[:, :2]}, "input 'x': has shape (2, 2), the model wants (n, 3)"),
+        ({"x": X[0]}, "input 'x': has shape (3,), the model wants (n, 3)"),
+    ],
+)
+def test_bad_feeds_name_the_input(feeds: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(BadRequest) as e:
+        reference.execute(parse(CHAIN, b=B))(feeds)
+    assert str(e.value) == message
+
+
+def test_unknown_output_offers_the_nearest() -> None:
+    with pytest.raises(BadRequest, match=r"output 'yy': the main graph has no such value\. Did you mean 'y'\?"):
+        reference.execute(parse(CHAIN, b=B), ["yy"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[guilty] y = other.Op(x)",
+        "[guilty] y = Nonsense(x)",
+        "[guilty] y = MatMul(x, x)",
+        "[guilty] y = Relu<alpha=1>(x)",
+    ],
+)
+def test_a_refused_model_names_the_node(body: str) -> None:
+    head = '<ir_version: 10, opset_import: ["" : 21, "other" : 1]>'
+    model = ir.from_proto(onnx.parser.parse_model(f"{head} g (float[2, 3] x) => (float[2, 3] y) {{ {body} }}"))
+    with pytest.raises(Unsupported, match=r"node 'guilty': ONNX Runtime .* refuses the model"):
+        reference.execute(model)
+
+
+def test_a_failing_run_names_the_node_and_the_shapes() -> None:
+    model = kit.parse("g (float[a, b] x, float[c, d] y) => (float[e, f] z) { [product] z = MatMul(x, y) }")
+    with pytest.raises(BadRequest, match=r"node 'product': the model failed on x \(2, 3\), y \(2, 3\)"):
+        reference.execute(model)({"x": X, "y": X})
+
+
+def test_weights_on_disk_and_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    source = """g (float[n, 64] x, float w, float s) => (float[n, 64] y) {
+        f = DequantizeLinear(w, s)
+        y = MatMul(x, f)
+    }"""
+    model = parse(source, w=codes(rng, "int4", (64, 64)), s=np.array(0.5, np.float32))
+    feeds = {"x": rng.normal(size=(2, 64)).astype(np.float32)}
+    want = reference.execute(model)(feeds)["y"]
+    ir.save(model, tmp_path / "m.onnx", external_data="m.bin", size_threshold_bytes=0)
+    loaded = ir.load(tmp_path / "m.onnx")
+    np.testing.assert_array_equal(reference.execute(loaded)(feeds)["y"], want)
+    monkeypatch.setattr(session, "INLINE_LIMIT", 100)
+    np.testing.assert_array_equal(reference.execute(loaded)(feeds)["y"], want)
+    np.testing.assert_array_equal(reference.execute(loaded, ["f", "y"])(feeds)["y"], want)
+
+
+def test_values_in_a_dialect_free_function_run() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+    g (float[2, 3] x) => (float[2, 3] y) { y = own.Twice(x) }
+    <domain: "own", opset_import: ["" : 21]> Twice (a) => (b) { b = Add(a, a) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    np.testing.assert_array_equal(session.execute(model)({"x": X})["y"], 2 * X)
+
+
+def test_a_run_repeats_bit_for_bit(zoo: Path) -> None:
+    model = ir.load(zoo / "cifar10" / "resnet20.onnx")
+    feeds = kit.random_feeds(model, dims={"batch": 4})
+    runs = [session.execute(model)(feeds)["logits"] for _ in range(2)]
+    np.testing.assert_array_equal(*runs)
+    plain = reference.execute(model)(feeds)["logits"]
+    np.testing.assert_allclose(runs[0], plain, rtol=0, atol=np.abs(plain).max() * 1e-5)
