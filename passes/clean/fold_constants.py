@@ -128,4 +128,6 @@ def _sole_weight(scope: edit.Scope, node: ir.Node) -> ir.Value | None:
     weight = node.inputs[0]
     sole = weight is not None and weight.is_initializer() and len(weight.uses()) == 1 and not weight.is_graph_output()
     public = isinstance(scope, ir.Function) or node.outputs[0].is_graph_output()
-    return weight if sole and not public and node.op_type in _REARRANGE and weight.graph is node.graph else None
+    if weight is None or not sole or public or weight.graph is not node.graph:
+        return None
+    return weight if node.op_type in _REARRANGE else None

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
+from graphpress.passes.clean.operands import static
 from graphpress.types import Numerics
 
 # Only small constants (shapes, axes) steer inference; larger ones go in as inputs of known type.
@@ -75,7 +76,7 @@ def _constant_into(graph: onnx.GraphProto, value: ir.Value) -> None:
         ir.serde.serialize_tensor_into(graph.initializer.add(), tensor)
         graph.initializer[-1].name = value.name or ""
         return
-    stated = ir.Value(name=value.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+    stated = ir.Value(name=value.name, shape=ir.Shape(static(tensor.shape)), type=ir.TensorType(tensor.dtype))
     ir.serde.serialize_value_into(graph.input.add(), stated)
 
 

@@ -9,26 +9,26 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import Context, Pass, PassReport
+from graphpress.passes.clean.operands import static
 from graphpress.types import Numerics
 
 
 def freeze(scope: edit.Scope, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
     """Let every use of ``value``, a node's output in ``scope``, read ``tensor``; returns the constant.
 
-    The node stays, unread. In a graph the tensor becomes an initializer of the value's name, in a function, which has no
-    initializers, a Constant node. A graph output keeps its public name behind an Identity.
+    The node stays, unread. In a graph the tensor becomes an initializer of the value's name, in a function, which has
+    no initializers, a Constant node. A graph output keeps its public name behind an Identity.
     """
     node = value.producer()
     assert node is not None, "only a node's output can be frozen"
+    shape, dtype = ir.Shape(static(tensor.shape)), ir.TensorType(tensor.dtype)
     if isinstance(scope, ir.Function):
         made = edit.new_node("Constant", [], {"value": tensor}, before=node, origin=node).outputs[0]
-        made.shape, made.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+        made.shape, made.type = shape, dtype
         edit.replace(value, made)
         return made
     if value.name and not value.is_graph_output():
-        const = ir.Value(
-            name=value.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
+        const = ir.Value(name=value.name, shape=shape, type=dtype, const_value=tensor)
         value.name = None
         scope.register_initializer(const)
     else:

@@ -34,7 +34,8 @@ class MergeCommon(Pass):
     limit: int = 1024
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        for root in (model.graph, *model.functions.values()):
+        roots: list[edit.Scope] = [model.graph, *model.functions.values()]
+        for root in roots:
             report.changed += self._merge(root, {}, {})
 
     def _merge(
@@ -46,7 +47,7 @@ class MergeCommon(Pass):
         merged = self._merge_constants(scope, constants) if isinstance(scope, ir.Graph) else 0
         for node in list(scope):
             for body in edit.subgraphs(node):
-                merged += self._merge(body, ChainMap({}, nodes), ChainMap({}, constants))  # type: ignore[arg-type]
+                merged += self._merge(body, ChainMap({}, nodes), ChainMap({}, constants))
             key = _key(node)
             if key is None:
                 continue

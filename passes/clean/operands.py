@@ -38,10 +38,11 @@ def number(node: ir.Node, slot: int, attribute: str = "") -> float | None:
     return None if given is None or given.is_ref() else float(given.as_float())
 
 
-def static(shape: ir.Shape | None) -> tuple[int, ...]:
+def static(shape: ir.ShapeProtocol) -> tuple[int, ...]:
     """The dimensions of a shape that is known to be static."""
-    assert shape is not None and shape.is_static()
-    return tuple(int(d) for d in shape)  # type: ignore[arg-type]
+    dims = [d for d in shape if isinstance(d, int)]
+    assert len(dims) == len(shape)
+    return tuple(dims)
 
 
 def absent(node: ir.Node, slot: int) -> bool:

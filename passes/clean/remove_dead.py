@@ -24,7 +24,7 @@ class RemoveDead(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        roots = [model.graph, *model.functions.values()]
+        roots: list[edit.Scope] = [model.graph, *model.functions.values()]
         report.changed += sum(_sweep(root) for root in roots)
         called = _called(model)
         for key in [k for k in model.functions if k not in called]:
