@@ -9,12 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 import graphpress as gp
 from graphpress import bundle, catalog, text
 from graphpress.base import Context
 from graphpress.compiler import backend
 from graphpress.errors import GateError, RecipeError, nearest
-from graphpress.frontends import onnx_file
+from graphpress.frontends import stored, wire
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
 from graphpress.target import Target
@@ -48,7 +50,7 @@ def compile_to(
                 if e.report is None:
                     raise
                 failure, compiled, report = e, e.model, e.report  # type: ignore[assignment]
-            report.size["file_before"] = onnx_file.size(model)
+            report.size["file_before"] = _on_disk(model)
             bundle.write(draft, compiled if failure is None or keep else None, report, resolved, external)
         bundle.publish(draft, out)
     if as_json:
@@ -60,6 +62,14 @@ def compile_to(
         print(f"graphpress: {failure}", file=sys.stderr)
         return 1
     return 0
+
+
+def _on_disk(path: Path) -> int:
+    """Bytes of a model file and of the external data files beside it."""
+    proto = onnx.ModelProto.FromString(wire.skeleton(stored.read(path)))
+    entries = (e for t in proto.graph.initializer for e in t.external_data if e.key == "location")
+    beside = {e.value for e in entries} - {wire.INSIDE}
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in beside)))
 
 
 def audit(model: Path, target: str, data: Path | None) -> Any:
