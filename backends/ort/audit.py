@@ -172,7 +172,8 @@ class _Auditor:
             return "weight-only", "only the rows that are read become float"
         if _INTEGER.match(op) or _on_integers(node) or (node.op_type == op and self.moves_integers(node, main)):
             return "integer", ""
-        if (bits := _restored(node)) is not None and not any(map(canonical.activation, node.inputs)):
+        bits = next((b for v in node.inputs if (b := canonical.restored(node, v))), 0)
+        if bits and not any(map(canonical.activation, node.inputs)):
             return "weight-only", f"{bits}-bit weights become float once, at load"
         if _quantized(node):
             return "fallback", static_violation(node, self.target) or "ONNX Runtime kept it in float for no rule known"
@@ -227,18 +228,3 @@ def _on_integers(node: ir.Node) -> bool:
     """Whether it reads codes in our own graph already, where quantizers were moved past it."""
     value = node.inputs[0] if node.inputs else None
     return value is not None and value.dtype is not None and value.dtype.name in canonical.BITS
-
-
-def _restored(node: ir.Node) -> int | None:
-    """Bits of a weight that the lowering restores to float in front of ``node``."""
-    for given in node.inputs:
-        value = given
-        for _ in range(4):
-            maker = value.producer() if value is not None else None
-            if maker is None or maker.metadata_props.get(ORIGIN) != node.name:
-                break
-            value = maker.inputs[0]
-        kind = value.dtype.name if value is not None and value.dtype is not None else ""
-        if value is not given and kind in canonical.BITS and edit.is_constant(value):
-            return canonical.BITS[kind]
-    return None

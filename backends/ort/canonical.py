@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
+from graphpress.base import ORIGIN
 
 TOKEN = ("graphpress", "DynamicQuantizeToken")
 BITS = {"INT8": 8, "UINT8": 8, "INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2}
@@ -155,6 +156,18 @@ def _token(mul: ir.Node) -> Activation | None:
         return None
     assert scale is not None
     return Activation("token", source, codes, scale, None)
+
+
+def restored(node: ir.Node, value: ir.Value | None) -> int:
+    """Bits of the codes that the lowering restores to float for input ``value`` of ``node``; 0 where it does not."""
+    codes = value
+    for _ in range(4):  # Cast, Sub, Mul, Reshape
+        maker = codes.producer() if codes is not None else None
+        if maker is None or maker.metadata_props.get(ORIGIN) != node.name:
+            break
+        codes = maker.inputs[0]
+    kind = codes.dtype.name if codes is not None and codes.dtype is not None else ""
+    return BITS.get(kind, 0) if codes is not value and edit.is_constant(codes) else 0
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

@@ -43,7 +43,7 @@ def _input(node: ir.Node, slot: int, c: Capability) -> str | None:
             return "weights have a scale for each group, the static kernel takes one for each channel"
         return None if slot not in c.weight_slots or w.symmetric else "weights have a zero point"
     if x is None:
-        return f"input {slot} is float"
+        return None if canonical.restored(node, value) else f"input {slot} is float"
     if x.kind != "static":
         return f"input {slot} is quantized at run time"
     known = x.codes.dtype.name.lower() if x.codes.dtype is not None else ""
