@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graphpress.base import Context
+from graphpress.base import Context, Skip
 from graphpress.collect import Calibration, collect
 from graphpress.errors import BadRequest
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantizers.affine import QParams, from_range
 from graphpress.types import Plan, Role, Site
+
+SATURATED = 0.01  # the share of clipped elements from which on it is worth a remark
 
 
 def static_sites(plan: Plan) -> list[Site]:
@@ -28,11 +30,13 @@ class Activations:
         plan: What is to be written.
         values: The value of each site.
         broken: Nodes that cannot be quantized, with the reason.
+        remarks: Sites whose range leaves out much of what was seen.
     """
 
     plan: Plan
     values: Mapping[Site, ir.Value]
     broken: dict[str, str] = field(default_factory=dict)
+    remarks: list[Skip] = field(default_factory=list)
     _found: Calibration = field(default_factory=Calibration)
     _parent: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
@@ -71,6 +75,15 @@ class Activations:
         for site in sites:
             if why := self._unusable(self.values[site].name or "", self.group(site) in spans):
                 self.broken.setdefault(site.node, why)
+        self._remark(sites)
+
+    def _remark(self, sites: list[Site]) -> None:
+        seen = {self.values[s].name or "": s for s in reversed(sites)}  # the first site of each value
+        for name, site in seen.items():
+            found = self._found.get(name)
+            if found is not None and found.saturated > SATURATED:
+                why = f"{found.saturated:.1%} of {name!r} lies outside the range chosen by {self.plan[site].observer}"
+                self.remarks.append(Skip(str(site), why))
 
     def _moved(self) -> set[ir.Value]:
         """Values that data movement takes from another of their group, so that they lie within its range."""

@@ -60,7 +60,8 @@ class ApplyPlan(Pass):
         for node, why in broken.items():
             report.skip(node, why)
         plan = plan.without(broken)
-        report.skips += [r for r in weights.remarks if r.where in map(str, plan)]
+        left = set(map(str, plan))
+        report.skips += [r for r in (*weights.remarks, *activations.remarks) if r.where in left]
         _write(model, plan, activations, {**activations.params(plan), **weights.params})
         report.plan, report.changed = plan, len(plan.nodes())
         report.metrics |= _metrics(plan)
