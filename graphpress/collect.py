@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +21,8 @@ from graphpress.types import Scheme
 if TYPE_CHECKING:
     from graphpress.calibration import CalibrationData
 
-BUDGET = 64 << 20  # bytes of observed values that one run may give back
+BUDGET = 32 << 20  # bytes of observed values that one run may give back; two runs' are held at a time
 _LARGEST = 64  # samples in a run: larger ones are no faster
-_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,7 @@ def _result(watch: Mapping[str, Observer], where: Exposed, samples: int) -> Cali
     unobserved = dict(where.unobserved)
     seen = {name: w for name, w in watch.items() if name not in unobserved}
     unobserved |= {n: "no element of it was seen: its branch never ran" for n, w in seen.items() if not w.count}
-    seen = {name: w for name, w in seen.items() if w.count}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        ranges = dict(zip(seen, pool.map(lambda w: w.range(), seen.values()), strict=True))
-    return Calibration(ranges, unobserved, samples)
+    return Calibration({name: w.range() for name, w in seen.items() if w.count}, unobserved, samples)
 
 
 @dataclass
@@ -126,16 +122,30 @@ class _Run:
         mark.size = mark.size or binding.exact or size or self._batch_size()
         left = itertools.islice(self.data.batches(mark.size), mark.batches, None)
         total = -(-len(self.data) // mark.size) - mark.batches
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for feeds in self.progress(left, "calibrate", total):
-                count = binding.count(feeds)
-                self._observe(pool, self._execute(feeds), count)
-                mark.batches, mark.samples = mark.batches + 1, mark.samples + count
-                if self.save:
-                    self.save.save(self.watch, mark)
+        for count, seen in self._ahead(self.progress(left, "calibrate", total)):
+            for name in list(seen):
+                self.watch[name].update(seen.pop(name), count)
+            mark.batches, mark.samples = mark.batches + 1, mark.samples + count
+            if self.save:
+                self.save.save(self.watch, mark)
         if self.save:
             self.save.save(self.watch, mark, now=True)
         return mark.samples
+
+    def _ahead(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(samples, observed values) of each batch, while the next one is running already."""
+        binding = self.data.binding
+        assert binding is not None
+        with ThreadPoolExecutor(1) as pool:
+            running: Future[dict[str, np.ndarray]] | None = None
+            count = 0
+            for feeds in batches:
+                finished, samples = running, count
+                running, count = pool.submit(self._execute, feeds), binding.count(feeds)
+                if finished is not None:
+                    yield samples, finished.result()
+            if running is not None:
+                yield count, running.result()
 
     def _execute(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The observed values by the caller's names."""
@@ -144,9 +154,6 @@ class _Run:
             got = self.runner({name: feeds[name] for name in self.runner.input_names if name in feeds})
             seen |= {name: got[output] for name, output in self.where.outputs.items()}
         return seen
-
-    def _observe(self, pool: ThreadPoolExecutor, seen: dict[str, np.ndarray], count: int) -> None:
-        list(pool.map(lambda name: self.watch[name].update(seen.pop(name), count), list(seen)))
 
     def _batch_size(self) -> int:
         """As many samples as the budget holds, going by the first one."""
