@@ -14,7 +14,7 @@ import onnx_ir as ir
 from graphpress.types import Numerics, Plan, Stage
 
 if TYPE_CHECKING:
-    from graphpress.calibration import CalibrationData
+    from graphpress.calibration import Calibration, CalibrationData
     from graphpress.target import Target
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
@@ -69,6 +69,7 @@ class Context:
         evaluate: The user's metric, higher is better, on a Runner; None where there is none.
         seed: Seed of everything random.
         progress: Shows progress of long loops.
+        calibrate: Stands in for ``calibration.collect``, with the same arguments.
     """
 
     target: Target | None = None
@@ -78,6 +79,7 @@ class Context:
     evaluate: Callable[[Runner], float] | None = None
     seed: int = 0
     progress: Progress = quiet
+    calibrate: Callable[..., Calibration] | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -90,14 +92,20 @@ class Skip:
 
 @dataclass
 class PassReport:
-    """What one pass did. ``changed`` counts rewrites, ``metrics`` are figures worth showing, ``plan`` what it decided."""
+    """What one pass did.
+
+    ``changed`` counts rewrites, ``metrics`` are figures worth showing, ``plan`` is what it decided, ``warnings`` are
+    places whose scales are degenerate, ``histograms`` (by site) what calibration saw and kept.
+    """
 
     name: str = ""
     changed: int = 0
     skips: list[Skip] = field(default_factory=list)
+    warnings: list[Skip] = field(default_factory=list)
     metrics: dict[str, float | str] = field(default_factory=dict)
     seconds: float = 0.0
     plan: Plan | None = None
+    histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
     checked: str = ""  # how the numbers were checked, or why they were not
 
     def skip(self, where: ir.Node | ir.Value | str, why: str) -> None:

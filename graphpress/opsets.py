@@ -40,11 +40,18 @@ def convert(model: ir.Model, version: int) -> None:
             fix="Install a newer onnx, or choose a format that needs a lower opset.",
         )
     old = edit.opset(model)
-    changed = [n for n in edit.nodes(model) if n.domain == "" and not _same(n.op_type, old, version)]
+    changed = [
+        (scope, node)
+        for scope in edit.graphs(model)
+        for node in scope
+        if node.domain == "" and not _same(node.op_type, old, version)
+    ]
     # All of them before anything is written; input names are kept because splicing one renames the next one's inputs.
-    converted = [(n, [v.name if v else None for v in n.inputs], _convert_node(n, old, version)) for n in changed]
-    for node, names, replacement in converted:
-        _splice(node, names, replacement)
+    converted = [
+        (scope, n, [v.name if v else None for v in n.inputs], _convert_node(n, old, version)) for scope, n in changed
+    ]
+    for scope, node, names, replacement in converted:
+        _splice(scope, node, names, replacement)
     model.opset_imports[""] = version
     for function in model.functions.values():
         if "" in function.opset_imports:
@@ -116,9 +123,7 @@ def _copy(value: ir.Value) -> ir.Value:
     return ir.Value(name=value.name, shape=value.shape, type=value.type or ir.TensorType(ir.DataType.FLOAT))
 
 
-def _splice(node: ir.Node, input_names: list[str | None], new: ir.Graph) -> None:
-    scope = node.graph
-    assert scope is not None
+def _splice(scope: edit.Scope, node: ir.Node, input_names: list[str | None], new: ir.Graph) -> None:
     outer: dict[str | None, ir.Value | None] = dict(zip(input_names, node.inputs, strict=True))
     for value in list(new.initializers.values()):
         if value.name not in outer:

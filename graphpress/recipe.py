@@ -5,8 +5,9 @@
     name: w8a8
     summary: Static 8-bit weights and activations.
     passes:
-      - fold-constants
+      - recipe: clean
       - quantize: {mode: static, observer: mse}
+      - recipe: fold
     gate: {min_sqnr: 15}
 """
 
@@ -151,20 +152,31 @@ def _from_mapping(data: Any, where: str) -> Recipe:
         raise RecipeError(f"the gate has no option {bad!r}", where=where, fix=nearest(str(bad), gate_fields))
     return Recipe(
         str(data.get("name", "custom")),
-        tuple(_from_item(item, where) for item in passes),
+        tuple(p for item in passes for p in _from_item(item, where)),
         str(data.get("summary", "")),
         _typed(Gate, gate, f"{where}: gate"),
     )
 
 
-def _from_item(item: Any, where: str) -> Pass:
+def _from_item(item: Any, where: str) -> tuple[Pass, ...]:
+    """The pass of one item, or all those of the shipped recipe that it names."""
     if isinstance(item, str):
-        return make_pass(item, {}, where)
+        return (make_pass(item, {}, where),)
     if isinstance(item, Mapping) and len(item) == 1:
         ((name, options),) = item.items()
+        if name == "recipe":
+            return _included(str(options), where)
         if options is None or isinstance(options, Mapping):
-            return make_pass(str(name), options or {}, where)
+            return (make_pass(str(name), options or {}, where),)
     raise RecipeError(f"{item!r} is neither a pass name nor 'name: {{option: value}}'", where=where)
+
+
+def _included(name: str, where: str) -> tuple[Pass, ...]:
+    """Shipped recipes include others, but only shipped ones: a file stands for itself and cannot include itself."""
+    shipped = catalog.recipes()
+    if name not in shipped:
+        raise RecipeError(f"includes {name!r}, which is no shipped recipe", where=where, fix=nearest(name, shipped))
+    return Recipe.load(name).passes
 
 
 def _read(source: str | Path) -> tuple[str, str]:

@@ -254,6 +254,6 @@ def _load(name: str, isa: str) -> Target:
 
 
 def _capability(data: Mapping[str, Any], native: str) -> Capability:
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     values["activation"] = tuple(native if d == _NATIVE else d for d in values.get("activation", ()))
     return Capability(**values)

@@ -33,6 +33,7 @@ BAD = [
     ("passes: [fold-constants]\ngate: {min_snr: 3}", "no option 'min_snr'. Did you mean 'min_sqnr'"),
     ("passes: [fold-constants]\ngate: {samples: few}", "option 'samples'"),
     ("passes: [[fold-constants]]", "neither a pass name"),
+    ("passes: [{recipe: cleen}]", "includes 'cleen', which is no shipped recipe. Did you mean 'clean'"),
     ("passes: {", "not valid YAML"),
     ("passes: !!python/object/apply:os.system [true]", "not valid YAML"),
 ]
