@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import BY
+
+T = TypeVar("T")
 
 CONTRIB = "com.microsoft"
 
@@ -102,14 +104,20 @@ def widened(site: ir.Node, codes: ir.Value) -> ir.Value:
 
 
 class Shared:
-    """Constants made once for each thing they are made of, so that weights used twice are stored once."""
+    """What one lowering makes only once, so that weights and quantizers used twice are stored and computed once."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[Any, ...], ir.Value] = {}
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What ``make`` gave the first time it was called for ``key``."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast("T", self._made[key])
 
     def const(self, graph: ir.Graph, key: tuple[Any, ...], name: str, make: Callable[[], np.ndarray]) -> ir.Value:
-        """The initializer of ``graph`` under ``key``; ``make`` is called the first time."""
+        """The initializer of ``graph`` for ``key``, made anew if it went because nobody read it."""
         key = (id(graph), *key)
-        if key not in self._made or self._made[key].name not in graph.initializers:
-            self._made[key] = edit.add_const(graph, make(), name)
-        return self._made[key]
+        if key in self._made and self._made[key].name not in graph.initializers:
+            del self._made[key]
+        return self.once(key, lambda: edit.add_const(graph, make(), name))

@@ -7,6 +7,8 @@ numbers): on x86 the signed product ran 11 times slower than the unsigned one at
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -65,7 +67,7 @@ def _constant(node: ir.Node, x: Activation, w: Weight, shared: emit.Shared) -> b
         zero = shared.const(node.graph, ("zero", *key), f"{w.value.name}_zero", lambda: _small(m.zero).astype(storage))
     bias, extra = bias_of(node, m.codes.shape[1])
     if x.kind == "token":
-        _by_token(node, x, [codes, scale, zero], bias or extra)
+        _by_token(node, x, [codes, scale, zero], bias or extra, shared)
     else:
         made = emit.substitute(
             node, "MatMulIntegerToFloat", [x.codes, codes, x.scale, scale, x.zero, zero, bias], domain=emit.CONTRIB
@@ -94,46 +96,47 @@ def _codes(node: ir.Node, w: Weight, transposed: bool, shared: emit.Shared) -> i
     return value if w.bits == 8 else emit.widened(node, value)
 
 
-def _by_token(node: ir.Node, x: Activation, right: list[ir.Value | None], bias: ir.Value | None) -> None:
+def _by_token(
+    node: ir.Node, x: Activation, right: list[ir.Value | None], bias: ir.Value | None, shared: emit.Shared
+) -> None:
     b, scale, zero = right
-    codes, row_scale, one, middle = _unsigned_token(x)
-    product = emit.helper_node("MatMulIntegerToFloat", [codes, b, one, scale, middle, zero], node, domain=emit.CONTRIB)
-    made = emit.substitute(node, "Mul", [product, row_scale], domain="")
+    op = x.scale.producer()
+    assert op is not None
+    t = shared.once(("token", op.name), lambda: _unsigned_token(op, x))
+    product = emit.helper_node(
+        "MatMulIntegerToFloat", [t.codes, b, t.one, scale, t.middle, zero], node, domain=emit.CONTRIB
+    )
+    made = emit.substitute(node, "Mul", [product, t.scale], domain="")
     if bias is not None:
         emit.add_after(made, bias)
 
 
-def _unsigned_token(x: Activation) -> list[ir.Value]:
-    """(codes + 128 as uint8, scale by row, 1, 128): what the dialect op's body computes, without its signed codes.
+@dataclass(frozen=True)
+class _Token:
+    codes: ir.Value
+    scale: ir.Value
+    one: ir.Value
+    middle: ir.Value
 
-    Made once for all readers of one quantizer, in front of it; the op itself goes when nobody reads it any more.
-    """
-    op = x.scale.producer()
-    assert op is not None and isinstance(op.graph, ir.Graph)
-    for user in x.source.uses():
-        if user.node.metadata_props.get(_TOKENS) == op.name:
-            codes = user.node.outputs[0].uses()[0].node
-            return [codes.outputs[0], *(v for v in (user.node.inputs[1], *codes.inputs[1:]) if v is not None)]
+
+def _unsigned_token(op: ir.Node, x: Activation) -> _Token:
+    """What the body of the dialect op computes, with 128 added to its codes; the op goes when nobody reads it more."""
     graph = op.graph
-    numbers = [edit.add_const(graph, np.array(v, t), n) for v, t, n in _NUMBERS]
+    assert isinstance(graph, ir.Graph)
+    one, middle, largest_code, smallest, rows = (edit.add_const(graph, np.array(v), n) for n, v in _NUMBERS.items())
     magnitude = emit.helper_node("Abs", [x.source], op)
-    largest = emit.helper_node(
-        "ReduceMax", [magnitude, edit.add_const(graph, np.array([-1]), "rows")], op, {"keepdims": 1}
-    )
-    raw = emit.helper_node("Div", [largest, numbers[2]], op)
-    scale = edit.like(emit.helper_node("Max", [raw, numbers[3]], op), x.scale)
+    largest = emit.helper_node("ReduceMax", [magnitude, rows], op, {"keepdims": 1})
+    raw = emit.helper_node("Div", [largest, largest_code], op)
+    scale = edit.like(emit.helper_node("Max", [raw, smallest], op), x.scale)
     ratio = emit.helper_node("Div", [x.source, scale], op)
-    divider = ratio.producer()
-    assert divider is not None
-    divider.metadata_props[_TOKENS] = op.name or ""
-    codes = emit.helper_node("QuantizeLinear", [ratio, *numbers[:2]], op)
-    return [edit.like(codes, x.source, ir.DataType.UINT8), scale, *numbers[:2]]
+    codes = emit.helper_node("QuantizeLinear", [ratio, one, middle], op)
+    return _Token(edit.like(codes, x.source, ir.DataType.UINT8), scale, one, middle)
 
 
-_TOKENS = "graphpress.tokens"  # on the division by the row scales: the quantizer whose codes are made of it
-_NUMBERS = (
-    (1, np.float32, "one"),
-    (128, np.uint8, "middle"),
-    (127, np.float32, "largest_code"),
-    (np.finfo(np.float32).tiny, np.float32, "smallest_scale"),
-)
+_NUMBERS = {
+    "one": np.float32(1),
+    "middle": np.uint8(128),
+    "largest_code": np.float32(127),
+    "smallest_scale": np.finfo(np.float32).tiny,
+    "rows": np.array([-1]),
+}

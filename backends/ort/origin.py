@@ -15,7 +15,7 @@ from graphpress import edit
 _ADDED = re.compile(r"^(_if_(then|else)_branch_)+|(_token_\d+|_nchwc|/duplicated)+$")
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 LAYOUT = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
-_ABSORBED = frozenset({"Relu", "Clip", "QuantizeLinear"})  # what a kernel may take in behind itself
+_ABSORBED = ("Relu", "Clip")
 
 
 @dataclass
@@ -91,8 +91,7 @@ def _covered(r: Ran, makers: dict[str, ir.Node], claimed: set[int]) -> Iterator[
 
 
 def _ahead(node: ir.Node) -> Iterator[ir.Node]:
-    while len(node.outputs) and len(node.outputs[0].uses()) == 1:
-        node = node.outputs[0].uses()[0].node
-        if node.op_type not in _ABSORBED or node.op_type == "QuantizeLinear":
-            return
+    """The Relu or Clip that a kernel may take in behind itself."""
+    while node.outputs and len(uses := list(node.outputs[0].uses())) == 1 and uses[0].node.op_type in _ABSORBED:
+        node = uses[0].node
         yield node

@@ -9,7 +9,7 @@ import functools
 import itertools
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class _Builder:
         self.rng = np.random.default_rng(0)
 
     def op(
-        self, name: str, inputs: list[ir.Value | None], outputs: int = 1, domain: str = "", **attributes: Any
+        self, name: str, inputs: Sequence[ir.Value | None], outputs: int = 1, domain: str = "", **attributes: Any
     ) -> list[ir.Value]:
         made = self.tape.op_multi_out(name, inputs, attributes, num_outputs=outputs, domain=domain)
         for i, value in enumerate(made):
@@ -161,7 +161,7 @@ class _Builder:
 
     def const(self, array: np.ndarray, name: str) -> ir.Value:
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.initializers.append(value)
         return value
 
