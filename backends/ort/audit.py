@@ -115,6 +115,7 @@ class _Auditor:
     def __init__(self, model: ir.Model, target: Target, ran: Profile, written: Profile) -> None:
         self.target, self.times, self.executed = target, ran.kernels, written.kernels.keys()
         self.nodes = list(edit.nodes(model))
+        self.noted = any(SCHEME in n.metadata_props for n in self.nodes)
         self.traced = origin.trace(model, ran.graph)
         self.macs = {n.name: macs.multiply_adds(n, k) for n in self.nodes if (k := written.kernels.get(n.name or ""))}
         self.total = sum(k.microseconds for k in ran.kernels.values() if k.op not in CONTROL) or 1.0
@@ -175,9 +176,18 @@ class _Auditor:
         bits = next((b for v in node.inputs if (b := canonical.restored(node, v))), 0)
         if bits and not any(map(canonical.activation, node.inputs)):
             return "weight-only", f"{bits}-bit weights become float once, at load"
-        if _quantized(node):
+        if self.quantized(node):
             return "fallback", static_violation(node, self.target) or "ONNX Runtime kept it in float for no rule known"
         return "float", ""
+
+    def quantized(self, node: ir.Node) -> bool:
+        """Whether it was meant to be: a pass noted so, or it stands between Q and DQ.
+
+        In a graph where no pass left notes a quantized input is enough. Elsewhere that means only that a neighbour is.
+        """
+        inputs = any(canonical.activation(v) or canonical.weight(v) for v in node.inputs)
+        outputs = any(quantizers(v) for v in node.outputs)
+        return SCHEME in node.metadata_props or (inputs and (outputs or not self.noted))
 
     def moves_integers(self, node: ir.Node, main: Ran) -> bool:
         moves = any(c.output == "same" for c in self.target.find(node.op_type, "static"))
@@ -217,11 +227,6 @@ def _site(node: ir.Node) -> str:
 
 def _is_site(node: ir.Node) -> bool:
     return node.op_type not in CONVERSIONS | CONTROL | {"Constant"} and _site(node) == node.name
-
-
-def _quantized(node: ir.Node) -> bool:
-    inputs = any(canonical.activation(v) or canonical.weight(v) for v in node.inputs)
-    return inputs or any(quantizers(v) for v in node.outputs)
 
 
 def _on_integers(node: ir.Node) -> bool:

@@ -44,7 +44,10 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
     for node in list(edit.nodes(result)):
         if node.graph is not None:
             any(rule(node, target, shared) for rule in RULES)
-    if any(n.domain == emit.CONTRIB for n in edit.nodes(result)):
+    used = {n.op_identifier() for n in edit.nodes(result)}
+    for identifier in result.functions.keys() - used:
+        del result.functions[identifier]
+    if any(domain == emit.CONTRIB for domain, *_ in used):
         result.opset_imports.setdefault(emit.CONTRIB, 1)
     result.metadata_props[STAGE] = Stage.LOWERED.value
     result.metadata_props[TARGET] = target.name

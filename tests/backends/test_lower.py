@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphpress import edit
+from graphpress import edit, ops
 from graphpress.backends import reference
 from graphpress.backends.ort import lower, probe, session
 from graphpress.base import ORIGIN, STAGE
 from graphpress.errors import Unsupported
+from graphpress.ops import dynamic_quantize_token
 from graphpress.target import Capability, Target
 from tests import kit
 from tests.backends.given import codes, parse
@@ -150,6 +151,32 @@ def test_readers_of_one_tensor_quantize_it_once() -> None:
     lowered = lower(model, TARGET)
     assert [v.name for v in lowered.graph.initializers.values() if v.shape and v.shape.rank() == 2] == ["w"]
     assert probe.kernels(lowered, TARGET)["DynamicQuantizeLinear"] == 1
+
+
+def test_rows_are_quantized_once_for_all_readers_and_the_dialect_op_goes() -> None:
+    rng = np.random.default_rng(0)
+    model = parse(
+        """<ir_version: 10, opset_import: ["" : 21, "graphpress" : 1]>
+        g (float[m, 32] x, float w, float ws) => (float[m, 16] a, float[m, 16] b) {
+            q, s = graphpress.DynamicQuantizeToken(x)
+            c = Cast<to = 1>(q)
+            d = Mul(c, s)
+            f = DequantizeLinear<axis = 1>(w, ws)
+            a = MatMul(d, f)
+            b = MatMul(d, f)
+        }""",
+        w=codes(rng, "int8", (32, 16)),
+        ws=rng.uniform(0.01, 0.02, 16).astype(np.float32),
+    )
+    ops.base.attach(model, dynamic_quantize_token.OP)
+    lowered = lower(model, TARGET)
+    assert not lowered.functions
+    assert [n.op_type for n in lowered.graph].count("QuantizeLinear") == 1
+    feeds = {"x": rng.normal(size=(5, 32)).astype(np.float32)}
+    feeds["x"][2] = 0
+    want, got = reference.execute(model)(feeds), reference.execute(lowered)(feeds)
+    for name in ("a", "b"):
+        np.testing.assert_allclose(got[name], want[name], rtol=0, atol=np.abs(want[name]).max() * 1e-6)
 
 
 BRANCH = """
