@@ -123,6 +123,7 @@ class _Graph:
     def check(self, graph: onnx.GraphProto, outer: set[str], where: str) -> None:
         if graph.sparse_initializer:
             raise InvalidModel("sparse initializers are not supported", where=where, fix="Store them dense.")
+        _decoded(graph.name)
         inputs = _unique([v.name for v in graph.input], f"input of {where}")
         initializers = _unique([t.name for t in graph.initializer], f"initializer of {where}")
         for tensor in graph.initializer:
@@ -150,6 +151,7 @@ class _Graph:
                 raise InvalidModel(f"output {name!r} of {where} is computed by no node")
 
     def node(self, node: onnx.NodeProto, visible: set[str], where: str) -> None:
+        _decoded(node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
         self.known.operator(node, where)
         for slot, name in enumerate(node.input):
             if name and name not in visible:
@@ -181,8 +183,16 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(graph.node)
 
 
+def _decoded(*names: str | bytes) -> None:
+    """Protobuf hands out as bytes what is not UTF-8."""
+    for name in names:
+        if isinstance(name, bytes):
+            raise InvalidModel(f"the name {name[:40]!r} is not UTF-8", fix="Get the file again.")
+
+
 def _unique(names: list[str], what: str) -> set[str]:
     known: set[str] = set()
+    _decoded(*names)
     for name in names:
         if not name or name in known:
             raise InvalidModel(f"an {what} has no name" if not name else f"{what}: {name!r} is there twice")
@@ -192,6 +202,7 @@ def _unique(names: list[str], what: str) -> set[str]:
 
 def _declared(value: onnx.ValueInfoProto) -> None:
     """A declared static shape must be one that a machine can hold; negative sizes, an old habit, mean unknown."""
+    _decoded(value.name)
     kind = value.type
     if kind.WhichOneof("value") == "map_type" or kind.sequence_type.elem_type.HasField("map_type"):
         raise InvalidModel("maps are not supported", where=f"value {value.name!r}", fix="Export without ZipMap.")

@@ -14,6 +14,7 @@ from graphpress import edit, verify
 from graphpress.errors import InvalidModel, VerifyError
 from graphpress.frontends import checks, settle, stored, weights, wire
 from graphpress.frontends.save import save
+from graphpress.frontends.scrub import drop_undecodable
 
 __all__ = ["load", "save"]
 
@@ -59,6 +60,7 @@ def load(
     store = stored.Store(data, path.parent)
     try:
         proto = _parse(data)
+        drop_undecodable(proto)
         checks.check(proto, store, domains)
         model = _graph(proto, store)
         settle.unique_names(model)

@@ -160,7 +160,8 @@ def _staged(path: Path) -> Iterator[_Place]:
         raise BadRequest(what, where=str(path), fix="Make initializers of its constants.") from e
     finally:
         for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: OSError) -> BadRequest:
@@ -171,16 +172,25 @@ def _unwritable(path: Path, error: OSError) -> BadRequest:
 
 
 def _commit(staged: dict[Path, Path]) -> None:
-    """Rename all into place; if that fails half-way, the old files come back."""
-    with ExitStack() as undo, ExitStack() as tidy:
-        for final, temporary in staged.items():
+    """Rename all into place; if one fails, those before it get their old content back."""
+    with ExitStack() as tidy, ExitStack() as undo:
+        for i, (final, temporary) in enumerate(staged.items()):
             if final.exists():
                 shutil.copymode(final, temporary)
+            if i + 1 < len(staged):  # the last one needs no way back
                 kept = temporary.with_name(temporary.name + ".old")
-                os.link(final, kept)
                 tidy.callback(kept.unlink, missing_ok=True)
-                undo.callback(kept.replace, final)
-            else:
-                undo.callback(final.unlink, missing_ok=True)
+                undo.callback(_way_back(final, kept))
             temporary.replace(final)
         undo.pop_all()
+
+
+def _way_back(final: Path, kept: Path) -> Callable[[], object]:
+    """What makes ``final`` again what it is now; ``kept`` is where its content waits."""
+    if not final.exists():
+        return final.unlink
+    try:
+        os.link(final, kept)
+    except OSError:  # a file system without links
+        shutil.copy2(final, kept)
+    return lambda: kept.replace(final)

@@ -1,4 +1,4 @@
-"""Leave out of a saved file what exporters wrote about the machine that they ran on: stack traces and paths."""
+"""The texts that document a model: what cannot be read is dropped at load, what nobody else should read at save."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ def scrub(model: onnx.ModelProto) -> None:
             key = props[i].key
             if key == _TRACE or (not key.startswith(_OURS) and _PATH.search(props[i].value)):
                 del props[i]
+
+
+def drop_undecodable(model: onnx.ModelProto) -> None:
+    """Drop documentation that is not UTF-8: protobuf hands it out as bytes and would not take it back."""
+    for message in _documented(model):
+        if isinstance(message.doc_string, bytes):
+            message.ClearField("doc_string")
+        for i in reversed(range(len(message.metadata_props))):
+            entry = message.metadata_props[i]
+            if isinstance(entry.key, bytes) or isinstance(entry.value, bytes):
+                del message.metadata_props[i]
+    for field in ("producer_name", "producer_version", "domain"):
+        if isinstance(getattr(model, field), bytes):
+            model.ClearField(field)
 
 
 def _documented(model: onnx.ModelProto) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-import stat
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
@@ -24,10 +24,10 @@ def read(path: Path) -> memoryview:
     Raises:
         OSError: It cannot be read, or is not a regular file.
     """
+    if path.exists() and not path.is_file():  # opening a pipe waits for somebody to write into it
+        raise OSError("not a regular file")
     with path.open("rb") as file:
-        size = path.stat().st_size
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError("not a regular file")
+        size = os.fstat(file.fileno()).st_size
         return memoryview(file.read() if size <= SMALL else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
