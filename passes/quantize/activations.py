@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -66,11 +67,12 @@ class Activations:
         if ctx.data is None or ctx.run is None:
             raise BadRequest(
                 "static activations need calibration data", where="quantize",
-                fix="Give data, or choose a recipe with dynamic or float activations.",
+                fix="Give data (--data), or choose a recipe with dynamic or float activations.",
             )  # fmt: skip
         moved = self._moved()
         schemes = {v.name or "": self.plan[s] for s in sites if (v := self.values[s]) not in moved}
-        self._found = collect(model, schemes, ctx.data, ctx.run, batch_size=batch_size, progress=ctx.progress)
+        calibrate = ctx.calibrate or collect
+        self._found = calibrate(model, schemes, ctx.data, ctx.run, batch_size=batch_size, progress=ctx.progress)
         spans = self._spans()
         for site in sites:
             if why := self._unusable(self.values[site].name or "", self.group(site) in spans):
@@ -113,6 +115,19 @@ class Activations:
                 lo, hi = spans.get(self.group(site), (0.0, 0.0))
                 spans[self.group(site)] = min(lo, seen.lo), max(hi, seen.hi)
         return spans
+
+    def histograms(self, plan: Plan) -> dict[str, dict[str, Any]]:
+        """What was seen at each static site of ``plan``, and the range that its scale keeps."""
+        spans, found = self._spans(), {}
+        for site in static_sites(plan):
+            seen = self._found.get(self.values[site].name or "")
+            if seen is not None:
+                lo, hi = spans[self.group(site)]
+                found[str(site)] = {
+                    "counts": list(seen.bins), "start": seen.start, "width": seen.width, "min": seen.minimum,
+                    "max": seen.maximum, "lo": lo, "hi": hi,
+                }  # fmt: skip
+        return found
 
     def params(self, plan: Plan) -> dict[Site, QParams]:
         """Scale and zero point of each static site of ``plan``, which is what is left of ``self.plan``."""

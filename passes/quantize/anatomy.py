@@ -107,6 +107,14 @@ def granularities(node: ir.Node, slot: int, kind: Kind, group_size: int) -> list
     return found
 
 
+def batched_weights(node: ir.Node) -> bool:
+    """Whether a constant operand is a batch of matrices.
+
+    ONNX Runtime 1.32 fuses those with column scales into an integer kernel that fails at run time.
+    """
+    return node.op_type == "MatMul" and _rank(node, 1) > 2 and edit.is_constant(node.inputs[1])
+
+
 def _rank(node: ir.Node, slot: int) -> int:
     value = node.inputs[slot]
     return len(value.shape) if value is not None and value.shape is not None else 0

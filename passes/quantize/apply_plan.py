@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.base import SCHEME, Context, Pass, PassReport
+from graphpress.base import SCHEME, Context, Pass, PassReport, Skip
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
 from graphpress.passes.quantize import anatomy
@@ -61,7 +61,9 @@ class ApplyPlan(Pass):
             report.skip(node, why)
         plan = plan.without(broken)
         left = set(map(str, plan))
-        report.skips += [r for r in (*weights.remarks, *activations.remarks) if r.where in left]
+        remarks = [r for r in (*weights.remarks, *activations.remarks) if r.where in left]
+        report.warnings += [*(Skip(node, why) for node, why in broken.items()), *remarks]
+        report.histograms = activations.histograms(plan)
         _write(model, plan, activations, {**activations.params(plan), **weights.params})
         report.plan, report.changed = plan, len(plan.nodes())
         report.metrics |= _metrics(plan)

@@ -15,7 +15,7 @@ from graphpress.passes.quantize.flow import Flow, of_constant
 from graphpress.passes.quantize.options import Mode, Options
 from graphpress.passes.quantize.overrides import overridden
 from graphpress.target import Target
-from graphpress.types import Kind, Plan, Role, Scheme, Site
+from graphpress.types import PER_TENSOR, Kind, Plan, Role, Scheme, Site
 
 NATIVE = "uint8"  # activations where there is no target to say better
 NOT_BY_DEFAULT = frozenset({"Softmax"})
@@ -106,19 +106,26 @@ class _Planner:
         fixed = {} if mode == "weight" else self._activation_sites(node, mode, roles)
         kind, size = Kind(self.options.weight_granularity), self.options.group_size
         choices = [anatomy.granularities(node, slot, kind, size) for slot in slots]
-        broken = ""
-        for combination in itertools.zip_longest(*choices, fillvalue=choices[0][-1]) if choices else [()]:
+        first = ""
+        for combination in itertools.zip_longest(*choices, fillvalue=PER_TENSOR) if choices else [()]:
             weights = {
                 Site(node.name or "", slot, Role.WEIGHT): self.options.weight_scheme(g)
                 for slot, g in zip(slots, combination, strict=True)
             }
-            why = self.target.allows(node, {**fixed, **weights}) if self.target else None
+            why = self._refused(node, mode, {**fixed, **weights})
             if why is None:
-                if broken:
-                    self.skips.append(Skip(str(next(iter(weights))), f"{combination[0]} instead: {broken}"))
+                if first:
+                    self.skips.append(Skip(str(next(iter(weights))), f"{combination[0]} instead: {first}"))
                 return {**fixed, **weights}
-            broken = broken or why
-        return broken
+            first = first or why
+        return first
+
+    def _refused(self, node: ir.Node, mode: Mode, sites: Mapping[Site, Scheme]) -> str | None:
+        """Why these schemes will not run on low-bit kernels."""
+        whole = all(v.granularity == PER_TENSOR for s, v in sites.items() if s.role is Role.WEIGHT)
+        if mode != "weight" and not whole and anatomy.batched_weights(node):
+            return "integer kernels take column scales of a matrix, not of a batch of matrices"
+        return self.target.allows(node, sites) if self.target else None
 
     def _impossible(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> str | None:
         """Why the operator cannot be quantized in this mode on any target."""

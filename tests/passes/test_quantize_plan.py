@@ -150,6 +150,15 @@ def test_a_granularity_no_kernel_has_gives_way_and_says_so() -> None:
     assert "per_channel:0 instead" in reasons(made, options)["conv1[1] weight"]
 
 
+def test_batched_weights_get_one_scale_where_the_arithmetic_is_integer() -> None:
+    text = "g (float[2, 5, 4] x, float[2, 4, 3] w) => (float[2, 5, 3] y) { [mm] y = MatMul(x, w) }"
+    made = model(text, {"w": normal(2, 4, 3)})
+    for options in (Options(), Options(mode="dynamic")):
+        assert str(plan(made, options)[Site.parse("mm[1] weight")]) == "int8 per_tensor sym minmax"
+        assert "batch of matrices" in reasons(made, options)["mm[1] weight"]
+    assert str(plan(made, Options(mode="weight"))[Site.parse("mm[1] weight")]) == "int8 per_channel:2 sym minmax"
+
+
 ATTENTION = """
 g (float[N, 4, 8] q, float[N, 8, 4] k) => (float[N, 4, 4] y) { [qk] y = MatMul(q, k) }"""
 
