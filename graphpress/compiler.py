@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import report as reports
-from graphpress.base import ORIGIN, Arrays, Context, Pass, Progress, Runner, quiet
+from graphpress.base import ORIGIN, Arrays, Context, Pass, PassReport, Progress, Runner, quiet
 from graphpress.calibration import CalibrationData
 from graphpress.errors import BadRequest, CalibrationError, GateError
 from graphpress.gate import compare, judge, site_sqnr
@@ -23,6 +23,7 @@ from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.report import Report
 from graphpress.target import Target
+from graphpress.types import Numerics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,8 +142,9 @@ def compile(
 
 @dataclass
 class Compiled:
-    """One run of a recipe: the portable graph, the lowered one, what the passes said, and the gate's figures."""
+    """One run of a recipe: the tidied float graph, the portable rewritten one, the lowered one, and what came of it."""
 
+    clean: ir.Model
     portable: ir.Model
     lowered: ir.Model
     report: Report
@@ -175,6 +177,7 @@ class _Job:
     data: CalibrationData | None = None
     held_out: CalibrationData | None = None
     evaluate: Evaluate | None = None
+    tidied: tuple[tuple[Pass, ...], ir.Model, list[PassReport]] | None = None
 
     def __post_init__(self) -> None:
         self.engine = backend(self.target)
@@ -201,7 +204,10 @@ class _Job:
 
     def once(self, recipe: Recipe) -> Compiled:
         with self.clock.phase("passes"):
-            portable, passes = Pipeline(recipe.passes).run(self.model, self.context())
+            cut = next((i for i, p in enumerate(recipe.passes) if p.numerics is Numerics.LOSSY), len(recipe.passes))
+            clean, passes = self.tidy(recipe.passes[:cut])
+            portable, rest = Pipeline(recipe.passes[cut:]).run(clean, self.context())
+            passes = [*passes, *rest]
         with self.clock.phase("lower"):
             lowered = self.engine.lower(portable, self.target)
         report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
@@ -209,7 +215,13 @@ class _Job:
             runner = self.engine.execute(lowered)
             self.gate(runner, recipe, report)
             metric = self.evaluate(runner) if self.evaluate else None
-        return Compiled(portable, lowered, report, metric)
+        return Compiled(clean, portable, lowered, report, metric)
+
+    def tidy(self, passes: tuple[Pass, ...]) -> tuple[ir.Model, list[PassReport]]:
+        """The float graph after the passes that keep its function; run once however often sites are taken back."""
+        if self.tidied is None or self.tidied[0] != passes:
+            self.tidied = (passes, *Pipeline(passes).run(self.model, self.context()))
+        return self.tidied[1], self.tidied[2]
 
     def original(self) -> Runner:
         """The float model on the target's runtime, built once."""
@@ -230,7 +242,7 @@ class _Job:
     def report(self, compiled: Compiled, source: str) -> Report:
         report = compiled.report
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
-        report.sites = reports.site_rows(self.model, compiled.portable, report.passes)
+        report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
         report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}
         report.size = {
             "weights_before": reports.stored_bytes(self.model),
@@ -252,10 +264,10 @@ class _Job:
         from graphpress.backends import reference
 
         feeds = next(iter(self.held_out.batches(SITE_SAMPLES)))
-        ours = _float_outputs(self.model, {s.node for s in report.sites})
-        theirs = _float_outputs(compiled.portable, set(ours))
-        names = [n for n in ours if n in theirs]
-        a = reference.execute(self.model, [ours[n] for n in names])(feeds)
+        theirs = _results(compiled.portable, {s.node for s in report.sites})
+        ours = _targets(compiled.clean, compiled.portable, set(theirs))
+        names = list(ours)
+        a = reference.execute(compiled.clean, [ours[n] for n in names])(feeds)
         b = reference.execute(compiled.portable, [theirs[n] for n in names])(feeds)
         found = site_sqnr({n: a[ours[n]] for n in names}, {n: b[theirs[n]] for n in names})
         for site in report.sites:
@@ -312,7 +324,20 @@ def _gate_error(model: ir.Model, report: Report) -> GateError:
     return error
 
 
-def _float_outputs(model: ir.Model, names: set[str]) -> dict[str, str]:
+def _targets(clean: ir.Model, rewritten: ir.Model, names: set[str]) -> dict[str, str]:
+    """Site name -> name of the value it should give: behind the Relu or Clip that its quantizer took over."""
+    left = {n.name for n in rewritten.graph}
+    found: dict[str, str] = {}
+    for node in clean.graph:
+        if node.name in names:
+            value = node.outputs[0]
+            while (users := value.consumers()) and users[0].op_type in ("Relu", "Clip") and users[0].name not in left:
+                value = users[0].outputs[0]
+            found[node.name] = value.name or ""
+    return found
+
+
+def _results(model: ir.Model, names: set[str]) -> dict[str, str]:
     """Site name -> name of the last float value in the main graph that was made for it."""
     found: dict[str, str] = {}
     for node in model.graph:
