@@ -265,7 +265,7 @@ class _Job:
 
         feeds = next(iter(self.held_out.batches(SITE_SAMPLES)))
         theirs = _results(compiled.portable, {s.node for s in report.sites})
-        ours = _targets(compiled.clean, compiled.portable, set(theirs))
+        ours = _targets(compiled.clean, compiled.portable, theirs)
         names = list(ours)
         a = reference.execute(compiled.clean, [ours[n] for n in names])(feeds)
         b = reference.execute(compiled.portable, [theirs[n] for n in names])(feeds)
@@ -324,14 +324,21 @@ def _gate_error(model: ir.Model, report: Report) -> GateError:
     return error
 
 
-def _targets(clean: ir.Model, rewritten: ir.Model, names: set[str]) -> dict[str, str]:
-    """Site name -> name of the value it should give: behind the Relu or Clip that its quantizer took over."""
+def _targets(clean: ir.Model, rewritten: ir.Model, results: Mapping[str, str]) -> dict[str, str]:
+    """Site name -> name of the value it should give: its own, or that of the Relu or Clip its quantizer took over."""
     left = {n.name for n in rewritten.graph}
+    own = {n.name: n.outputs[0].name for n in rewritten.graph if n.outputs}
     found: dict[str, str] = {}
     for node in clean.graph:
-        if node.name in names:
+        if node.name in results:
             value = node.outputs[0]
-            while (users := value.consumers()) and users[0].op_type in ("Relu", "Clip") and users[0].name not in left:
+            quantized = results[node.name] != own.get(node.name)
+            while (
+                quantized
+                and (users := value.consumers())
+                and users[0].op_type in ("Relu", "Clip")
+                and users[0].name not in left
+            ):
                 value = users[0].outputs[0]
             found[node.name] = value.name or ""
     return found
