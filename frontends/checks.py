@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from graphpress.errors import InvalidModel, nearest
-from graphpress.frontends import stored
+from graphpress.frontends import settle, stored
 
 OLDEST_OPSET = 7
 MOST_BYTES = 1 << 40  # what no tensor of a graph may declare: a terabyte
@@ -107,11 +107,8 @@ class _Known:
 
     def refuse_recursion(self) -> None:
         calls = {key: {(n.domain, n.op_type) for n in _all_nodes(f.node)} for key, f in self.functions.items()}
-        while free := [k for k, called in calls.items() if not called & calls.keys()]:
-            for key in free:
-                del calls[key]
-        if calls:
-            raise InvalidModel(f"functions call themselves: {', '.join(sorted('::'.join(k) for k in calls))}")
+        if found := settle.circle(calls):
+            raise InvalidModel(f"functions call one another in a circle: {', '.join('::'.join(k) for k in found)}")
 
 
 class _Graph:

@@ -39,7 +39,7 @@ def load(
     allow_nonfinite: bool = False,
     domains: Collection[str] = (),
 ) -> ir.Model:
-    """Load an ONNX file; weights stay in the file, memory-mapped, until somebody asks for them.
+    """Load an ONNX file. Its weights are looked through once and stay in the file, memory-mapped, until asked for.
 
     Node names are unique in the whole model afterwards, value names in the main graph with its subgraphs. The opset
     stays as it is.

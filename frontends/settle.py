@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import collections
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.errors import InvalidModel
 
+T = TypeVar("T")
 # Operators whose float operands are weights. An infinity there can only be damage; elsewhere it may be a mask.
 LAYERS = {
     "Attention", "BatchNormalization", "Conv", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedGemm",
@@ -23,13 +26,13 @@ def unique_names(model: ir.Model) -> None:
     Names that are unique stay; values of the main graph keep theirs. An empty node name becomes type and position.
     """
     nodes = list(edit.nodes(model))
-    taken = {n.name for n in nodes if n.name}
+    names = _Names({n.name for n in nodes if n.name})
     seen: set[str] = set()
     for i, node in enumerate(nodes):
         if not node.name:
-            node.name = _free(f"{node.op_type}_{i}", taken)
+            node.name = names.free(f"{node.op_type}_{i}")
         elif node.name in seen:
-            node.name = _free(node.name, taken)
+            node.name = names.free(node.name)
         seen.add(node.name)
     for root in _roots(model):
         _unique_values(root)
@@ -43,12 +46,12 @@ def _unique_values(root: edit.Scope) -> None:
     graphs = [root, *root.subgraphs()]
     if len(graphs) == 1:
         return  # one scope, whose names the file's check has found unique
-    taken = {v.name for graph in graphs for v in _definitions(graph) if v.name}
+    names = _Names({v.name for graph in graphs for v in _definitions(graph) if v.name})
     seen: set[str] = set()
     for graph in graphs:
         for value in _definitions(graph):
             if value.name and value.name in seen:
-                value.name = _free(value.name, taken)
+                value.name = names.free(value.name)
             seen.add(value.name or "")
 
 
@@ -60,12 +63,20 @@ def _definitions(graph: edit.Scope) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _free(base: str, taken: set[str]) -> str:
-    name, i = base, 1
-    while name in taken:
-        name, i = f"{base}_{i}", i + 1
-    taken.add(name)
-    return name
+class _Names:
+    """Names in use; gives free ones that begin as asked, the next number each time."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
+        self.tried: collections.Counter[str] = collections.Counter()
+
+    def free(self, base: str) -> str:
+        name = base
+        while name in self.taken:
+            self.tried[base] += 1
+            name = f"{base}_{self.tried[base]}"
+        self.taken.add(name)
+        return name
 
 
 def freeze_inputs(model: ir.Model, which: bool | None) -> None:
@@ -102,21 +113,28 @@ def sort(model: ir.Model) -> None:
         try:
             root.sort()
         except ValueError as e:
-            circle = next((c for g in (root, *root.subgraphs()) if (c := _circle(g))), [])
-            names = " -> ".join(f"{n.name!r}" for n in circle[:8])
-            raise InvalidModel(f"nodes read one another in a circle: {names}{' ...' if len(circle) > 8 else ''}") from e
+            found = (circle({n: list(_reads(n)) for n in graph}) for graph in (root, *root.subgraphs()))
+            names = [repr(n.name) for n in next(filter(None, found), [])]
+            names[8:] = ["..."] if len(names) > 8 else []
+            raise InvalidModel(f"nodes read one another in a circle: {' <- '.join(names)}") from e
 
 
-def _circle(graph: Iterable[ir.Node]) -> list[ir.Node]:
-    """One circle of nodes, or nothing."""
-    waiting = {node: {p for p in _reads(node) if p.graph is node.graph} for node in graph}
-    while free := [n for n, reads in waiting.items() if not reads & waiting.keys()]:
-        for node in free:
-            del waiting[node]
-    path: list[ir.Node] = list(waiting)[:1]
-    while path and path.count(path[-1]) < 2:
-        path.append(next(iter(waiting[path[-1]] & waiting.keys())))
-    return path[path.index(path[-1]) :][::-1] if path else []
+def circle(follows: Mapping[T, Iterable[T]]) -> list[T]:
+    """One circle of those that ``follows`` leads through, or nothing. In the time of one look at each entry."""
+    done: set[T] = set()
+    for root in follows:
+        path = {} if root in done else {root: iter(follows[root])}
+        while path:
+            at, rest = next(reversed(path.items()))
+            step = next((s for s in rest if s in follows and s not in done), None)
+            if step is None:
+                done.add(at)
+                del path[at]
+            elif step in path:
+                return list(path)[list(path).index(step) :]
+            else:
+                path[step] = iter(follows[step])
+    return []
 
 
 def _reads(node: ir.Node) -> Iterator[ir.Node]:
