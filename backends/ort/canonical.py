@@ -163,7 +163,7 @@ def restored(node: ir.Node, value: ir.Value | None) -> int:
     codes = value
     for _ in range(4):  # Cast, Sub, Mul, Reshape
         maker = codes.producer() if codes is not None else None
-        if maker is None or maker.metadata_props.get(ORIGIN) != node.name:
+        if maker is None or not maker.inputs or maker.metadata_props.get(ORIGIN) != node.name:
             break
         codes = maker.inputs[0]
     kind = codes.dtype.name if codes is not None and codes.dtype is not None else ""
