@@ -1,0 +1,244 @@
+"""torch modules in: traced and translated by torch's own exporter, tidied, and given their names back."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from graphpress import edit, verify
+from graphpress.errors import BadRequest, Unsupported
+from graphpress.frontends import torch_errors, torch_names, torch_weights
+
+if TYPE_CHECKING:
+    import torch
+
+OPSET = 23  # the first that has attention and RMS norm as single operators
+
+
+def trace(
+    module: torch.nn.Module | torch.export.ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    fold_batchnorm: bool = True,
+    opset: int = OPSET,
+) -> ir.Model:
+    """A torch module as a graph of inference, under the names it has in torch.
+
+    Initializers have the names of their parameters and buffers. One that was computed from parameters says so in
+    ``metadata_props["graphpress.source"]``, as JSON ``{"parameter": "fc.weight", "transform": "transpose"}``. Nodes
+    carry their module's path in ``graphpress.scope`` and are called ``<module path>/<operator>``. Outputs are called
+    after the keys of the dict that the module returns, ``output`` or ``output_<i>``.
+
+    The module is traced in evaluation mode and stays as it is. Its weights are not copied: the graph reads the same
+    memory, unless they lie on another device than the CPU. Trace again after training.
+
+    Args:
+        module: An nn.Module (an fx.GraphModule is one), or an ExportedProgram.
+        args: Example inputs: positional arguments of ``forward``; a tensor alone is the only one.
+        kwargs: Its keyword arguments.
+        dynamic_shapes: Which dimensions vary, as torch.export takes them: by argument name or position,
+            ``{"x": {0: torch.export.Dim("batch")}}``. Their names are kept.
+        fold_batchnorm: Fold BatchNormalization into the convolution or linear layer before it. False keeps its
+            statistics, which data-free methods need.
+        opset: ONNX opset of the graph; below 23, attention and RMS norm come as the many operators they consist of.
+
+    Raises:
+        Unsupported: The module cannot be traced or has an operator without a form in ONNX; names the module's path
+            and the line of its source.
+        BadRequest: The arguments do not fit the module.
+    """
+    torch = _import_torch()
+    args, kwargs = _arguments(torch, module, args, kwargs, dynamic_shapes)
+    with _quiet(), _evaluating(torch, module), torch.no_grad():
+        try:
+            # Without keyword arguments, torch takes a trailing dict of the positional ones for them.
+            program = torch.onnx.export(
+                module, args if kwargs else (*args, {}), kwargs=kwargs, dynamic_shapes=dynamic_shapes,
+                dynamo=True, optimize=False, verbose=False, opset_version=opset,
+            )  # fmt: skip
+        except Exception as e:
+            raise torch_errors.refusal(e, module) from e
+        model = program.model
+        _refuse_lost(program.exported_program)
+        _refuse_fixed(model, dynamic_shapes)
+        torch_names.name_dimensions(model)
+        inputs = [value.name for value in model.graph.inputs]
+        _tidy(model, torch_weights.tied(program.exported_program), fold_batchnorm)
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = name  # of one that is returned as it is, the passes make the output's
+    torch_names.name_outputs(model, program.exported_program)
+    torch_names.name_nodes(model)
+    torch_weights.name_constants(model)
+    edit.forget_names(model)
+    verify.check(model)
+    return model
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ImportError as e:
+        fix = "Run `pip install 'graphpress[torch]'`."
+        raise Unsupported("tracing a module needs torch, which is not installed", fix=fix) from e
+    return torch
+
+
+def _arguments(
+    torch: Any, module: Any, args: Any, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments in the exporter's form.
+
+    Raises:
+        BadRequest: ``module`` is nothing that can be traced, or the arguments are not for it.
+    """
+    if isinstance(module, torch.export.ExportedProgram):
+        if len(args) or kwargs or dynamic_shapes:
+            what = "an ExportedProgram has its inputs and dynamic shapes already"
+            raise BadRequest(what, where="trace", fix="Give them to torch.export.export.")
+        return (), {}
+    if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, torch.nn.Module):
+        what = f"not an nn.Module, ExportedProgram or fx.GraphModule but {type(module).__name__}"
+        raise BadRequest(what, where="trace", fix="Give the module itself, or a function wrapped in one.")
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if nowhere := [name for name, tensor in tensors if tensor.is_meta]:
+        what = "its weights are on the meta device and have no values"
+        raise BadRequest(what, where=f"parameter {nowhere[0]!r}", fix="Load the weights first.")
+    return (args,) if isinstance(args, torch.Tensor) else tuple(args), dict(kwargs or {})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing that torch prints, warns of or logs on the way reaches the user; errors are raised, not printed."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.CRITICAL)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield
+
+
+@contextlib.contextmanager
+def _evaluating(torch: Any, module: Any) -> Iterator[None]:
+    """Every submodule in evaluation mode, and in its own again afterwards.
+
+    The flag is set directly: ``eval`` may be overridden to do more, and some graph modules refuse it.
+    """
+    parts = list(module.modules()) if isinstance(module, torch.nn.Module) else []
+    modes = [part.training for part in parts]
+    try:
+        for part in parts:
+            part.training = False
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
+def _tidy(model: ir.Model, tied: Mapping[str, str], fold_batchnorm: bool) -> None:
+    """Fold what is constant and drop what the exporter wrote for nothing; weights keep track of their parameters."""
+    from onnxscript import optimizer, rewriter
+
+    common.InlinePass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    weights = torch_weights.Weights(model, tied)
+    for _ in range(2):  # rules make constants, constants make rules match
+        optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=weights.should_fold)
+        torch_weights.drop_zero_biases(model, weights)
+        rewriter.rewrite(model, _rules(fold_batchnorm))
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.OutputFixPass()(model)
+    common.NameFixPass()(model)
+    weights.restore(model)
+
+
+def _rules(fold_batchnorm: bool) -> list[Any]:
+    """onnxscript's rules for what its exporter writes."""
+    from onnxscript.rewriter.rules import common as rules
+
+    found = [
+        rules.mul_by_1_rule, rules.add_0_rule, rules.sub_0_rule, rules.div_by_1_rule, rules.dropout_zero_rule,
+        rules.dropout_inference_rule, rules.two_reshapes_matmul_reshape_rule, rules.one_reshape_matmul_reshape_rule,
+        rules.cast_constant_of_shape_rule, rules.cast_constant_of_shape_without_value_rule, rules.collapse_slice_rule,
+        rules.collapse_slice2_rule, rules.materialize_reshape_shape_rule, rules.min_min_rule, rules.max_max_rule,
+        rules.min_max_rule, rules.max_min_rule, rules.successive_relu_rule, rules.successive_clip_rule,
+        rules.successive_clip_relu_rule, rules.successive_relu_clip_rule, rules.cast_cast_rule, rules.no_op_cast_rule,
+        rules.no_op_expand_rule, rules.flatten_to_reshape_rule, rules.reshape_reshape_rule, rules.slice_split_rule,
+        rules.no_op_transpose_rule, rules.transpose_transpose_rule, rules.unsqueeze_unsqueeze_rule,
+        rules.squeeze_reshape_1d_rule, rules.no_op_dynamic_scatter_nd_rule, rules.no_op_static_scatter_nd_rule,
+    ]  # fmt: skip
+    if fold_batchnorm:
+        found += [
+            rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule,
+            rules.fuse_batchnorm_into_gemm_rule,
+        ]  # fmt: skip
+    return found
+
+
+def _refuse_lost(program: Any) -> None:
+    """Refuse modules that remember: the exporter drops what they write to their buffers.
+
+    Raises:
+        Unsupported: A buffer that is written feeds an output.
+    """
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    outputs = set(signature.user_outputs)
+    for node in program.graph.nodes:
+        if signature.inputs_to_buffers.get(node.name) in written and _reaches(node, outputs):
+            raise Unsupported(
+                "the module writes to it, and an ONNX graph keeps no state between runs",
+                where=f"buffer {signature.inputs_to_buffers[node.name]!r}",
+                fix="Take the state as an input and return the new one.",
+            )
+
+
+def _reaches(node: Any, names: set[str]) -> bool:
+    """Whether a value of an fx graph has a part in one of these."""
+    seen, pending = {node}, [node]
+    while pending:
+        new = set(pending.pop().users) - seen
+        seen |= new
+        pending += new
+    return any(n.name in names for n in seen)
+
+
+def _refuse_fixed(model: ir.Model, dynamic_shapes: Any) -> None:
+    """Refuse a trace in which a dimension asked to be dynamic is fixed; the exporter fixes it without a word.
+
+    Raises:
+        Unsupported: Names the dimension.
+    """
+    kept = " ".join(str(d) for value in model.graph.inputs for d in value.shape or () if not isinstance(d, int))
+    for name in _dimension_names(dynamic_shapes):
+        if name not in kept.replace("*", " ").replace("+", " ").split():
+            raise Unsupported(
+                "the module's code fixes the size of this dimension or ties it to another",
+                where=f"dynamic dimension {name!r}",
+                fix="Drop it from dynamic_shapes, or compute with the tensor's own shape in forward.",
+            )
+
+
+def _dimension_names(shapes: Any) -> Iterator[str]:
+    if isinstance(shapes, Mapping):
+        shapes = list(shapes.values())
+    if isinstance(shapes, list | tuple):
+        for shape in shapes:
+            yield from _dimension_names(shape)
+    elif isinstance(shapes, str):
+        yield shapes
+    elif hasattr(shapes, "__name__") and not hasattr(shapes, "root"):  # derived dimensions have one
+        yield shapes.__name__

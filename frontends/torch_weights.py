@@ -1,0 +1,189 @@
+"""Parameters through constant folding: what was computed from which, so that the results get the parameters' names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from graphpress.frontends.torch_names import unique
+
+SOURCE = "graphpress.source"  # of a value: the parameter it was computed from, and how
+_SIZES = {"Shape", "Size"}  # read a weight, but not its values
+_MOVES = {
+    "Cast",
+    "CastLike",
+    "Expand",
+    "Flatten",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+}  # fmt: skip - the first operand comes out; the others say how
+_LAYERS = {"Conv", "ConvTranspose", "Gemm"}
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Parameters, in the order they are read, and the operators on the way from them."""
+
+    parameters: tuple[str, ...]
+    transform: tuple[str, ...] = ()
+
+    def tag(self, tied: Mapping[str, str]) -> str:
+        """As JSON, for metadata; empty for a parameter as it is."""
+        first, *more = self.parameters
+        same = [name for name, whose in tied.items() if whose == first and name != first]
+        source = {"parameter": first, "transform": "+".join(self.transform), "others": more, "tied": same}
+        return json.dumps({k: v for k, v in source.items() if v}) if self.transform or same else ""
+
+
+@dataclass
+class Weights:
+    """The parameters of a model, as the exporter wrote it: before anything is folded, and with functions inlined.
+
+    ``tied`` has for each parameter the first name of its tensor.
+    """
+
+    model: ir.Model
+    tied: Mapping[str, str]
+    tensors: dict[str, ir.TensorProtocol] = field(init=False)  # by parameter name
+    origins: dict[str, _Origin] = field(init=False)  # by name of a value that a fold makes an initializer
+    normed: dict[str, tuple[str, str]] = field(init=False)  # of a layer before a BatchNorm: see _note_norm
+
+    def __post_init__(self) -> None:
+        initializers = self.model.graph.initializers
+        self.tensors = {n: v.const_value for n, v in initializers.items() if v.const_value is not None}
+        self.origins, self.normed = {n: _Origin((self.tied.get(n, n),)) for n in self.tensors}, {}
+        constants: set[str] = set()
+        for node in self.model.graph:
+            self._follow(node, constants)
+            if node.op_type == "BatchNormalization":
+                self._note_norm(node)
+
+    def _follow(self, node: ir.Node, constants: set[str]) -> None:
+        """Note what a node computes from parameters and constants alone."""
+        names = [v.name or "" for v in node.inputs[: 1 if node.op_type in _MOVES else None] if v is not None]
+        results = [o.name or "" for o in node.outputs]
+        if node.op_type in _SIZES:
+            constants.update(results if names[0] in self.origins else ())
+        elif all(n in self.origins or n in constants for n in names):
+            sources = [self.origins[n] for n in names if n in self.origins]
+            parameters = dict.fromkeys(p for s in sources for p in s.parameters)
+            steps = dict.fromkeys([*(t for s in sources for t in s.transform), node.op_type.lower()])
+            if sources:
+                self.origins |= dict.fromkeys(results, _Origin(tuple(parameters), tuple(steps)))
+            else:
+                constants.update(results)
+
+    def _note_norm(self, norm: ir.Node) -> None:
+        """Note weight and bias of the layer before: what they are to be called, and the parameter folded into them."""
+        layer = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+        if layer is None or layer.op_type not in _LAYERS or layer.inputs[1] is None or norm.inputs[2] is None:
+            return
+        weight, shift = layer.inputs[1].name or "", norm.inputs[2].name or ""
+        bias = f"{weight.removesuffix('weight')}bias"
+        self.normed[weight] = weight, weight
+        self.normed[f"{weight}_bias"] = bias, shift  # how the rule calls it where there was none
+        if len(layer.inputs) > 2 and layer.inputs[2] is not None:
+            self.normed[layer.inputs[2].name or ""] = bias, shift
+
+    def should_fold(self, node: ir.Node) -> bool | None:
+        """For the constant folder: whatever is computed from parameters, but no second copy of one that stays."""
+        if not self._computed(node):
+            return None
+        parameters = [v for v in node.inputs if v is not None and v.name in self.tensors]
+        return all(self._computed(user) for v in parameters for user in v.consumers())
+
+    def _computed(self, node: ir.Node) -> bool:
+        return all((o.name or "") in self.origins for o in node.outputs)
+
+    def restore(self, model: ir.Model) -> None:
+        """Name initializers after their parameters, and take their values off torch."""
+        initializers = list(model.graph.initializers.values())
+        taken = {v.name or "" for v in initializers} | _value_names(model)
+        for value in initializers:
+            name, origin = self._origin(value)
+            value.metadata_props.clear()
+            if origin is not None and (tag := origin.tag(self.tied)):
+                value.metadata_props[SOURCE] = tag
+            if value.name != name:
+                value.name = unique(name, taken)
+        for value in model.graph.initializers.values():
+            value.const_value = _plain(value)
+
+    def _origin(self, value: ir.Value) -> tuple[str, _Origin | None]:
+        """What an initializer is to be called, and where it comes from."""
+        name = value.name or ""
+        origin = self.origins.get(name)
+        if name in self.normed and value.const_value is not self.tensors.get(name, self):
+            wanted, shift = self.normed[name]
+            if origin is None:
+                return wanted, _Origin((shift,), ("batchnorm",))
+            origin = _Origin(origin.parameters, (*origin.transform, "batchnorm"))
+        return (origin.parameters[0] if origin else name), origin
+
+
+def tied(program: Any) -> dict[str, str]:
+    """For each parameter and buffer of an ExportedProgram, the first name under which its tensor is known."""
+    first: dict[Any, str] = {}
+    state = program.state_dict | {name: t for name, t in program.constants.items() if hasattr(t, "untyped_storage")}
+    return {
+        name: first.setdefault((t.untyped_storage().data_ptr(), t.storage_offset(), t.shape, t.stride()), name)
+        for name, t in state.items() if t.numel()
+    }  # fmt: skip
+
+
+def _value_names(model: ir.Model) -> set[str]:
+    nodes = list(model.graph.all_nodes())
+    return {v.name or "" for v in model.graph.inputs} | {o.name or "" for n in nodes for o in n.outputs}
+
+
+def _plain(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor in the memory of the CPU, free of torch's classes; what lies there already is not copied."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return tensor
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=value.name)
+
+
+def drop_zero_biases(model: ir.Model, weights: Weights) -> None:
+    """Drop the zeros that the exporter gives to layers without a bias; zeros that are a parameter stay."""
+    for node in model.graph.all_nodes():
+        bias = node.inputs[2] if node.op_type in _LAYERS and len(node.inputs) == 3 else None
+        tensor = bias.const_value if bias is not None and (bias.name or "") not in weights.origins else None
+        if tensor is not None and not np.any(tensor.numpy()):
+            node.resize_inputs(2)
+
+
+def name_constants(model: ir.Model) -> None:
+    """Call initializers that are no parameters after the node and the operand that read them first."""
+    named = {}
+    for node in model.graph.all_nodes():
+        for slot, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer():
+                named.setdefault(value, f"{node.name}.{_operand(model, node, slot)}")
+    taken = set(model.graph.initializers) | _value_names(model)
+    for value, name in named.items():
+        if (value.name or "").startswith("val_") and not value.is_graph_output():
+            value.name = unique(name, taken)
+
+
+def _operand(model: ir.Model, node: ir.Node, slot: int) -> str:
+    """What the standard calls an operand of a node."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, model.opset_imports.get(node.domain, 1), node.domain)
+    except onnx.defs.SchemaError:
+        return f"input_{slot}"
+    formal = schema.inputs[min(slot, len(schema.inputs) - 1)].name
+    return formal if slot < len(schema.inputs) else f"{formal}_{slot}"
