@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from graphpress import diagnosis, fallback
 from graphpress import report as reports
-from graphpress.base import ORIGIN, Arrays, Context, Pass, PassReport, Progress, Runner, quiet
+from graphpress.base import Arrays, Context, Pass, PassReport, Progress, Runner, quiet
 from graphpress.calibration import CalibrationData
 from graphpress.errors import BadRequest, CalibrationError, GateError
-from graphpress.gate import compare, judge, site_sqnr
+from graphpress.gate import compare, judge
 from graphpress.pipeline import Pipeline
+from graphpress.recall import Recall
 from graphpress.recipe import Recipe
 from graphpress.report import Report
 from graphpress.target import Target
@@ -122,14 +124,15 @@ def compile(
     """
     clock = _Clock()
     with clock.phase("load"):
-        source = str(model) if isinstance(model, str | Path) else (model.graph.name or "model")
+        source = Path(model).name if isinstance(model, str | Path) else (model.graph.name or "model")
         job = _Job(_model(model), Recipe.load(recipe), _target(target), seed, progress, clock)
         job.take(_data(data), evaluate)
+        if max_drop is not None:
+            fallback.check(job.evaluate, max_drop)
+            job.calibrate = Recall()
     compiled = job.once(job.recipe)
     if max_drop is not None:
-        from graphpress.fallback import hold_drop
-
-        compiled = hold_drop(job, compiled, max_drop)
+        compiled = fallback.hold_drop(job, compiled, max_drop)
     report = job.report(compiled, source)
     if prove:
         with clock.phase("prove"):
@@ -177,6 +180,7 @@ class _Job:
     data: CalibrationData | None = None
     held_out: CalibrationData | None = None
     evaluate: Evaluate | None = None
+    calibrate: Recall | None = None
     tidied: tuple[tuple[Pass, ...], ir.Model, list[PassReport]] | None = None
 
     def __post_init__(self) -> None:
@@ -199,15 +203,12 @@ class _Job:
 
         return Context(
             target=self.target, data=self.data, run=self.engine.execute, oracle=reference.execute,
-            evaluate=self.evaluate, seed=self.seed, progress=self.progress,
+            evaluate=self.evaluate, seed=self.seed, progress=self.progress, calibrate=self.calibrate,
         )  # fmt: skip
 
     def once(self, recipe: Recipe) -> Compiled:
         with self.clock.phase("passes"):
-            cut = next((i for i, p in enumerate(recipe.passes) if p.numerics is Numerics.LOSSY), len(recipe.passes))
-            clean, passes = self.tidy(recipe.passes[:cut])
-            portable, rest = Pipeline(recipe.passes[cut:]).run(clean, self.context())
-            passes = [*passes, *rest]
+            clean, portable, passes = self.rewrite(recipe)
         with self.clock.phase("lower"):
             lowered = self.engine.lower(portable, self.target)
         report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
@@ -216,6 +217,15 @@ class _Job:
             self.gate(runner, recipe, report)
             metric = self.evaluate(runner) if self.evaluate else None
         return Compiled(clean, portable, lowered, report, metric)
+
+    def rewrite(
+        self, recipe: Recipe, check_numbers: bool | None = None
+    ) -> tuple[ir.Model, ir.Model, list[PassReport]]:
+        """The tidied float graph, the portable rewritten one, and what the passes said."""
+        cut = next((i for i, p in enumerate(recipe.passes) if p.numerics is Numerics.LOSSY), len(recipe.passes))
+        clean, first = self.tidy(recipe.passes[:cut])
+        portable, rest = Pipeline(recipe.passes[cut:], check_numbers=check_numbers).run(clean, self.context())
+        return clean, portable, [*first, *rest]
 
     def tidy(self, passes: tuple[Pass, ...]) -> tuple[ir.Model, list[PassReport]]:
         """The float graph after the passes that keep its function; run once however often sites are taken back."""
@@ -254,24 +264,19 @@ class _Job:
             report.metric |= {"before": self.evaluate(self.original()), "after": compiled.metric}
         if not report.gate.passed:
             self.diagnose(compiled, report)
-            report.gate.blame = worst(report)
+            report.gate.blame = diagnosis.blame(report.sites)
         return report
 
     def diagnose(self, compiled: Compiled, report: Report) -> None:
-        """SQNR at the output of every site that lies in the main graph, on a few samples."""
+        """Noise at every site on a few samples, and the histograms of the worst."""
         if self.held_out is None:
             return
         from graphpress.backends import reference
 
         feeds = next(iter(self.held_out.batches(SITE_SAMPLES)))
-        theirs = _results(compiled.portable, {s.node for s in report.sites})
-        ours = _targets(compiled.clean, compiled.portable, theirs)
-        names = list(ours)
-        a = reference.execute(compiled.clean, [ours[n] for n in names])(feeds)
-        b = reference.execute(compiled.portable, [theirs[n] for n in names])(feeds)
-        found = site_sqnr({n: a[ours[n]] for n in names}, {n: b[theirs[n]] for n in names})
-        for site in report.sites:
-            site.sqnr = found.get(site.node)
+        diagnosis.measure(compiled.clean, compiled.portable, report.sites, feeds, reference.execute)
+        seen = {site: h for p in report.passes for site, h in p.histograms.items()}
+        report.histograms = diagnosis.worst_histograms(report.sites, seen)
 
     def prove(self, compiled: Compiled, report: Report) -> None:
         from graphpress.latency import compare as compare_latency
@@ -305,12 +310,6 @@ def top1(data: CalibrationData) -> Evaluate:
     return evaluate
 
 
-def worst(report: Report, count: int = 5) -> list[tuple[str, float]]:
-    """The sites with the lowest SQNR, worst first."""
-    known = [(s.node, s.sqnr) for s in report.sites if s.sqnr is not None and s.scheme]
-    return sorted(known, key=lambda i: i[1])[:count]
-
-
 def _gate_error(model: ir.Model, report: Report) -> GateError:
     blame = ", ".join(f"{n} ({db:.1f} dB)" for n, db in report.gate.blame)
     error = GateError(
@@ -322,36 +321,6 @@ def _gate_error(model: ir.Model, report: Report) -> GateError:
     )
     error.model, error.report = model, report
     return error
-
-
-def _targets(clean: ir.Model, rewritten: ir.Model, results: Mapping[str, str]) -> dict[str, str]:
-    """Site name -> name of the value it should give: its own, or that of the Relu or Clip its quantizer took over."""
-    left = {n.name for n in rewritten.graph}
-    own = {n.name: n.outputs[0].name for n in rewritten.graph if n.outputs}
-    found: dict[str, str] = {}
-    for node in clean.graph:
-        if node.name in results:
-            value = node.outputs[0]
-            quantized = results[node.name] != own.get(node.name)
-            while (
-                quantized
-                and (users := value.consumers())
-                and users[0].op_type in ("Relu", "Clip")
-                and users[0].name not in left
-            ):
-                value = users[0].outputs[0]
-            found[node.name] = value.name or ""
-    return found
-
-
-def _results(model: ir.Model, names: set[str]) -> dict[str, str]:
-    """Site name -> name of the last float value in the main graph that was made for it."""
-    found: dict[str, str] = {}
-    for node in model.graph:
-        name = node.name if node.name in names else node.metadata_props.get(ORIGIN, "")
-        if name in names and node.op_type != "QuantizeLinear" and node.outputs and node.outputs[0].name:
-            found[name] = node.outputs[0].name
-    return found
 
 
 def _model(model: ModelLike) -> ir.Model:

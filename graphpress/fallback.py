@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+import math
+import re
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
+from graphpress.base import Pass
 from graphpress.errors import BadRequest, GateError
 from graphpress.gate import compare
-from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 
 if TYPE_CHECKING:
-    from graphpress.compiler import Compiled, _Job
+    from graphpress.compiler import Compiled, Evaluate, _Job
 
 RANK_SAMPLES = 32
+
+
+def check(evaluate: Evaluate | None, max_drop: float) -> None:
+    """Refuse a budget that cannot be held against anything, before any work is done.
+
+    Raises:
+        BadRequest: There is nothing to measure with, or the budget is no number from 0 up.
+    """
+    if not 0 <= max_drop < math.inf:
+        raise BadRequest(f"{max_drop:g} is no budget", where="max_drop", fix="Give a number from 0 up.")
+    if evaluate is None:
+        raise BadRequest("there is no metric", where="max_drop", fix="Put labels into the data, or give evaluate=.")
 
 
 def hold_drop(job: _Job, compiled: Compiled, max_drop: float) -> Compiled:
@@ -28,8 +40,8 @@ def hold_drop(job: _Job, compiled: Compiled, max_drop: float) -> Compiled:
         BadRequest: There is nothing to measure with, or no plan to take sites from.
         GateError: Not even the model without any site holds the budget.
     """
-    if job.evaluate is None:
-        raise BadRequest("there is no metric", where="max_drop", fix="Put labels into the data, or give evaluate=.")
+    check(job.evaluate, max_drop)
+    assert job.evaluate is not None
     if compiled.report.plan is None:
         raise BadRequest("the recipe decides nothing that could be taken back", where="max_drop")
     before = job.evaluate(job.original())
@@ -74,20 +86,22 @@ def rank(job: _Job, compiled: Compiled) -> list[str]:
     noise = {}
     for name in job.progress(plan.nodes(), "ranking sites", len(plan.nodes())):
         others = [n for n in plan.nodes() if n != name]
-        model = _portable(job, without(job.recipe, others))
+        model = job.rewrite(without(job.recipe, others), check_numbers=False)[1]
         outputs, _ = compare(job.original(), job.engine.execute(model), samples.batches(16))
         noise[name] = min((o.sqnr for o in outputs), default=float("inf"))
     return sorted(noise, key=lambda n: noise[n])
 
 
-def _portable(job: _Job, recipe: Recipe) -> ir.Model:
-    return Pipeline(recipe.passes, check_numbers=False).run(job.model, job.context())[0]
-
-
 def without(recipe: Recipe, names: list[str]) -> Recipe:
-    """The recipe with these nodes added to ``ignore`` of every pass that has such an option."""
-    passes = [
-        dataclasses.replace(p, ignore=(*p.ignore, *names)) if hasattr(p, "ignore") else p  # type: ignore[type-var]
-        for p in recipe.passes
-    ]
-    return dataclasses.replace(recipe, passes=tuple(passes))
+    """The recipe with these nodes in float in every pass that has the option ``ignore``, whatever its ``sites`` say."""
+    exact = [f"re:{re.escape(name)}" for name in names]
+    return dataclasses.replace(recipe, passes=tuple(_without(p, exact) for p in recipe.passes))
+
+
+def _without(step: Any, selectors: list[str]) -> Pass:
+    if not hasattr(step, "ignore"):
+        return step
+    changed = {"ignore": (*step.ignore, *selectors)}
+    if getattr(step, "sites", None):
+        changed["sites"] = {**step.sites, **dict.fromkeys(selectors, "float")}
+    return dataclasses.replace(step, **changed)

@@ -6,7 +6,7 @@ SQNR and cosine per output; agreement of the largest class where an output looks
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -136,14 +136,3 @@ def judge(outputs: Sequence[OutputCheck], samples: int, gate: Gate) -> GateResul
             if value is not None and not value >= least:
                 failures.append(f"output {o.name!r}: {what.format(value, least)}")
     return GateResult(list(outputs), samples, failures)
-
-
-def site_sqnr(float_values: Mapping[str, np.ndarray], new_values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """SQNR in dB for each name in both; inf where equal."""
-    result = {}
-    for name, x in float_values.items():
-        y = new_values.get(name)
-        if y is not None and x.shape == y.shape:
-            u, v = x.astype(np.float64).ravel(), y.astype(np.float64).ravel()
-            result[name] = sqnr(float(u @ u), float((u - v) @ (u - v)))
-    return result

@@ -20,7 +20,7 @@ def render(report: Report) -> str:
     return template.render(
         report=report,
         cards=_cards(report),
-        head=[tables.before_after(report), tables.gate(report), tables.coverage(report)],
+        head=[tables.before_after(report), tables.gate(report), tables.coverage(report), tables.warnings(report)],
         sites=tables.sites(report),
         tail=[tables.passes(report), tables.skips(report), tables.histogram(report)],
         bars=_bars(report),
@@ -43,8 +43,8 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
         ratio = report.latency["ratio"]
         cards.append(("latency", f"{ratio:.2f}x", "good" if ratio < 1 else "bad"))
     if report.metric:
-        drop = report.metric["before"] - report.metric["after"]
-        cards.append(("metric", f"{report.metric['after']:.2f} ({-drop:+.2f})", "plain"))
+        gain = report.metric["after"] - report.metric["before"]
+        cards.append(("metric", f"{report.metric['after']:.2f} ({gain:+.2f})", "plain"))
     macs = report.coverage().macs
     if macs is not None:
         cards.append(("multiply-adds on low-bit kernels", tables.percent(macs), "good" if macs > 0.9 else "plain"))
@@ -71,8 +71,8 @@ def _histogram(name: str, data: dict[str, Any]) -> dict[str, Any]:
     counts = data["counts"]
     top = max(counts, default=0) or 1
     step = 300 / max(len(counts), 1)
-    width = (data["max"] - data["min"]) or 1.0
-    marks = [300 * (data[k] - data["min"]) / width for k in ("lo", "hi")]
+    width = len(counts) * data["width"] or 1.0
+    marks = [300 * (data[k] - data["start"]) / width for k in ("lo", "hi")]
     bars = [
         {"x": i * step, "h": 80 * (c / top) ** 0.5, "y": 80 - 80 * (c / top) ** 0.5} for i, c in enumerate(counts) if c
     ]

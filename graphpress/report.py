@@ -26,7 +26,9 @@ class SiteRow:
     """One operator of the float model and what became of it.
 
     ``verdict`` is the runtime's: integer, float, fallback, weight-only; empty where there was no audit. ``weights``
-    counts elements, ``macs`` multiply-adds of the audited run, ``microseconds`` of one run.
+    counts elements, ``macs`` multiply-adds of the audited run, ``microseconds`` of one run. ``sqnr`` is that of its
+    output in dB, ``added`` the noise it brings itself as a share of its output's power; ``unmeasured`` says why neither
+    is known.
     """
 
     node: str
@@ -41,6 +43,8 @@ class SiteRow:
     share: float = 0.0
     macs: int = 0
     sqnr: float | None = None
+    added: float = 0.0
+    unmeasured: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Report:
     size: dict[str, int] = field(default_factory=dict)  # before, after: bytes of the saved file
     ops: dict[str, dict[str, int]] = field(default_factory=dict)  # before, after: operator histogram
     latency: dict[str, float] = field(default_factory=dict)  # before, after (ms), ratio
-    histograms: dict[str, dict[str, Any]] = field(default_factory=dict)  # site -> counts, min, max, lo, hi
+    histograms: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the worst sites: PassReport.histograms
     audit: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # by phase
@@ -78,6 +82,11 @@ class Report:
     def skips(self) -> list[Skip]:
         """Every place that was left alone, with the reason, over all passes."""
         return [s for p in self.passes for s in p.skips]
+
+    @property
+    def warnings(self) -> list[Skip]:
+        """Every place whose scales are degenerate, over all passes."""
+        return [w for p in self.passes for w in p.warnings]
 
     def coverage(self) -> Coverage:
         """What share of sites, weights and multiply-adds was rewritten (with an audit: runs on integer kernels)."""
@@ -96,12 +105,15 @@ class Report:
         data["plan"] = self.plan.to_json() if self.plan else None
         data["passes"] = [_pass_json(p) for p in self.passes]
         data["gate"] = self.gate.to_json()
+        data["warnings"] = [dataclasses.asdict(w) for w in self.warnings]
         data["coverage"] = dataclasses.asdict(self.coverage())
         return _finite(data)
 
 
 def _pass_json(p: PassReport) -> dict[str, Any]:
-    return dataclasses.asdict(dataclasses.replace(p, plan=None)) | {"plan": p.plan.to_json() if p.plan else None}
+    plain = dataclasses.asdict(dataclasses.replace(p, plan=None, histograms={}))
+    del plain["histograms"]  # those of the worst sites are in the report
+    return plain | {"plan": p.plan.to_json() if p.plan else None}
 
 
 def _finite(value: Any) -> Any:

@@ -93,7 +93,7 @@ def sites(report: Report) -> Table:
         (
             s.node, s.op, s.scheme or "float", s.verdict or "-", s.kernel or "-",
             f"{s.microseconds:.0f}" if s.microseconds else "-", percent(s.share) if s.share else "-",
-            decibel(s.sqnr), s.reason or s.skip,
+            decibel(s.sqnr) + (f" ({s.unmeasured})" if s.unmeasured else ""), s.reason or s.skip,
         )
         for s in report.sites
     ]  # fmt: skip
@@ -113,6 +113,11 @@ def skips(report: Report) -> Table:
     """Every place left alone and why."""
     rows = [(p.name, s.where, s.why) for p in report.passes for s in p.skips]
     return Table("Left alone", ("pass", "where", "why"), rows)
+
+
+def warnings(report: Report) -> Table:
+    """Degenerate scales by site."""
+    return Table("Degenerate scales", ("site", "what is wrong"), [(w.where, w.why) for w in report.warnings])
 
 
 def histogram(report: Report) -> Table:

@@ -46,7 +46,7 @@ def show(result: Any) -> None:
     elif isinstance(result, dict):
         _mapping(result)
     elif isinstance(result, Report):
-        wanted = (tables.before_after, tables.gate, tables.coverage, tables.sites, tables.passes)
+        wanted = (tables.before_after, tables.gate, tables.warnings, tables.coverage, tables.sites, tables.passes)
         _draw([table(result) for table in wanted])
     else:
         _draw(result.tables())

@@ -1,0 +1,44 @@
+"""Calibration that remembers: trials of one job that differ in a few sites run the model over the data only once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from graphpress import checkpoint
+from graphpress.base import Executor
+from graphpress.calibration import Calibration, CalibrationData, Range, collect
+from graphpress.types import Scheme
+
+
+class Recall:
+    """Takes the place of `calibration.collect`. What is known of the same model and data is not collected again.
+
+    The range of a value does not depend on what else is observed, so a plan with a few sites less needs no new run.
+    """
+
+    def __init__(self) -> None:
+        self._digest: tuple[CalibrationData, str] | None = None
+        self._ranges: dict[tuple[str, str, Scheme], Range] = {}
+        self._unobserved: dict[tuple[str, str, Scheme], str] = {}
+
+    def __call__(
+        self, model: ir.Model, values: Mapping[str, Scheme], data: CalibrationData, execute: Executor, **options: Any
+    ) -> Calibration:
+        """As `collect`."""
+        if self._digest is None or self._digest[0] is not data:
+            self._digest = data, data.digest()
+        what = checkpoint.key(model, {}, self._digest[1])
+        keys = {name: (what, name, scheme) for name, scheme in values.items()}
+        new = {n: values[n] for n, k in keys.items() if k not in self._ranges and k not in self._unobserved}
+        found = collect(model, new, data, execute, **options) if new else Calibration(samples=len(data))
+        self._ranges |= {keys[name]: r for name, r in found.ranges.items()}
+        self._unobserved |= {keys[name]: why for name, why in found.unobserved.items()}
+        return dataclasses.replace(
+            found,
+            ranges={n: self._ranges[k] for n, k in keys.items() if k in self._ranges},
+            unobserved={n: self._unobserved[k] for n, k in keys.items() if k in self._unobserved},
+        )
