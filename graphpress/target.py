@@ -44,7 +44,7 @@ class Capability:
             movement: the output has the scale and zero point of the input) or ``absorbed`` (the following Q clips
             already, so the node goes).
         conditions: ``attr:NAME==VALUE`` (the attribute is absent or equal), ``absent:SLOT``, ``constant:SLOT``,
-            ``symmetric`` (weights), ``group_size:16,32`` (of per_group weights).
+            ``group_size:16,32`` (of per_group weights).
     """
 
     op: str
@@ -209,10 +209,6 @@ def condition(text: str, node: ir.Node, schemes: Mapping[Site, Scheme]) -> str |
             else f"input {rest} is {'given' if kind == 'absent' else 'computed'}, the kernel wants it {kind}"
         )
     weights = [v for s, v in schemes.items() if s.node == node.name and s.role is Role.WEIGHT]
-    if kind == "symmetric":
-        return (
-            None if all(v.symmetric for v in weights) else "weights have a zero point, the kernel wants symmetric ones"
-        )
     sizes = [v.granularity.group_size for v in weights if v.granularity.kind is Kind.GROUP]
     return None if all(str(n) in rest.split(",") for n in sizes) else f"group size {sizes[0]}, the kernel takes {rest}"
 

@@ -22,6 +22,11 @@ def static_violation(node: ir.Node, target: Target) -> str | None:
     return None if None in broken else broken[0]
 
 
+def matching(node: ir.Node, target: Target) -> list[Capability]:
+    """The static capabilities whose conditions on the node alone hold."""
+    return [c for c in target.find(node.op_type, "static") if not any(condition(t, node, {}) for t in c.conditions)]
+
+
 def _violation(node: ir.Node, c: Capability) -> str | None:
     for text in c.conditions:
         if why := condition(text, node, {}):
@@ -41,7 +46,7 @@ def _input(node: ir.Node, slot: int, c: Capability) -> str | None:
     if w is not None:
         if slot in c.weight_slots and w.block:
             return "weights have a scale for each group, the static kernel takes one for each channel"
-        return None if slot not in c.weight_slots or w.symmetric else "weights have a zero point"
+        return None
     if x is None:
         return None if canonical.restored(node, value) else f"input {slot} is float"
     if x.kind != "static":

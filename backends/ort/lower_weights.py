@@ -1,11 +1,12 @@
-"""Weights that no low-bit kernel reads as they are stored.
+"""Weights that no low-bit kernel reads as they are stored. The file keeps their packed codes in every form.
 
-Two forms, both constant to ONNX Runtime, which folds them once, at load; the file keeps the packed codes:
-
-- In front of a static integer kernel, codes of 4 or 2 bits are widened: Cast to int8, then DequantizeLinear.
-  QLinearConv, QLinearMatMul and QGemm then run on the widened codes.
-- Everywhere else they are restored: Cast to float, Sub zero, Mul scale. A DequantizeLinear there would be computed in
-  every run (ONNX Runtime folds none), or become a MatMulNBits that rounds activations.
+- In front of a static integer kernel, codes of 4 or 2 bits are widened: Cast to int8, which ONNX Runtime folds once, at
+  load, then DequantizeLinear. QLinearConv, QLinearMatMul and QGemm then run on the widened codes.
+- Between static codes, but with scales that the kernel does not take (groups, another axis), or where there is no
+  kernel: DequantizeLinear, set apart by a Reshape. ONNX Runtime 1.32 would fuse the former all the same, and fail or be
+  wrong; and a float weight there it rounds to int8 by itself, with one scale for all channels.
+- Everywhere else they are restored, folded once at load: Cast to float, Sub zero, Mul scale. A DequantizeLinear there
+  would be computed in every run, or become a MatMulNBits that rounds activations.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.backends.ort import canonical, emit
 from graphpress.backends.ort.canonical import Weight
-from graphpress.backends.ort.groups import quantizers
+from graphpress.backends.ort.groups import matching, quantizers
 from graphpress.target import Target
 
 
@@ -29,25 +30,45 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
         w = canonical.weight(value)
         if w is None:
             continue
-        static = _between_static(node) and bool(target.find(node.op_type, "static"))
-        if static and (w.bits == 8 or w.block):
+        if not _between_static(node):
+            edit.set_input(node, slot, _restored(node, w, shared))
+        elif not _fits(node, slot, w, target):
+            edit.set_input(node, slot, _set_apart(node, w, shared))
+        elif w.bits < 8:
+            edit.set_input(node, slot, _widened_weight(node, w))
+        else:
             continue
-        edit.set_input(node, slot, _widened_weight(node, w) if static else _restored(node, w, shared))
         edit.remove_unused([value])
         found = True
     return found
 
 
 def _between_static(node: ir.Node) -> bool:
-    """Whether a static activation goes in and a quantized one comes out.
-
-    There, ONNX Runtime would round a float weight to int8 by itself, with one scale for all channels; so even a weight
-    that its kernel cannot take stays behind a DequantizeLinear.
-    """
+    """Whether a static activation goes in and a quantized one comes out (which a product can do without)."""
     x = canonical.activation(node.inputs[0])
     if x is None or x.kind != "static":
         return False
     return node.op_type in ("MatMul", "Gemm") or any(quantizers(v) for v in node.outputs)
+
+
+def _fits(node: ir.Node, slot: int, w: Weight, target: Target) -> bool:
+    """Whether a static kernel takes the scales of this weight."""
+    axes = {c.weight_axis for c in matching(node, target) if slot in c.weight_slots}
+    rank = len(w.value.shape or ())
+    return bool(axes) and not w.block and (w.axis is None or w.axis in {a % rank for a in axes if a is not None})
+
+
+def _set_apart(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
+    graph, name = site.graph, w.value.name
+    assert isinstance(graph, ir.Graph)
+    codes = shared.const(graph, ("apart", name), f"{name}_apart", lambda: w.codes[None])
+    lift = bool(w.block)
+    scale, zero = (a[None] if lift else a for a in (w.scale, w.zero.astype(w.codes.dtype)))
+    constants = [edit.add_const(graph, a, f"{name}_{n}") for a, n in ((scale, "scale"), (zero, "zero"))]
+    attributes = {} if w.axis is None else {"axis": w.axis + 1} | ({"block_size": w.block} if lift else {})
+    value = emit.helper_node("DequantizeLinear", [codes, *constants], site, attributes)
+    whole = edit.add_const(graph, np.array(w.codes.shape, np.int64), "shape")
+    return edit.like(emit.helper_node("Reshape", [value, whole], site), w.node.outputs[0])
 
 
 def _widened_weight(site: ir.Node, w: Weight) -> ir.Value:

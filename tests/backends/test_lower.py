@@ -179,6 +179,58 @@ def test_rows_are_quantized_once_for_all_readers_and_the_dialect_op_goes() -> No
         np.testing.assert_allclose(got[name], want[name], rtol=0, atol=np.abs(want[name]).max() * 1e-6)
 
 
+def test_two_computed_operands() -> None:
+    model = kit.parse("""g (float[2, 5, 32] x, float[2, 32, 7] y) => (float[2, 5, 7] z) {
+        q, qs, qz = DynamicQuantizeLinear(x)
+        p, ps, pz = DynamicQuantizeLinear(y)
+        a = DequantizeLinear(q, qs, qz)
+        b = DequantizeLinear(p, ps, pz)
+        [op] z = MatMul(a, b)
+    }""")
+    lowered = lower(model, TARGET)
+    assert edit.find(lowered, "op").op_type == "MatMulIntegerToFloat"
+    feeds = _feeds(model)
+    want = reference.execute(model)(feeds)["z"]
+    for execute in (reference.execute, session.execute):
+        np.testing.assert_allclose(execute(lowered)(feeds)["z"], want, rtol=0, atol=np.abs(want).max() * 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "uint4", "uint8"])
+@pytest.mark.parametrize(
+    ("op", "weight", "scales"),
+    [
+        ("Conv", (8, 32, 1, 1), "axis = 1, block_size = 16"),
+        ("Conv", (32, 32, 1, 1), "axis = 1"),
+        ("Conv", (8, 32, 1, 1), "axis = 0"),
+        ("ConvTranspose", (32, 8, 1, 1), "axis = 1"),
+    ],
+)
+def test_weights_between_static_codes_are_never_rounded_again(
+    op: str, weight: tuple[int, ...], scales: str, kind: str
+) -> None:
+    """ONNX Runtime fuses scales that QLinearConv cannot take, and rounds float weights with one scale for all."""
+    rng = np.random.default_rng(0)
+    shape = (8, 2, 1, 1) if "block" in scales else (weight[int(scales[-1])],)
+    model = parse(
+        f"""g (float[1, 32, 6, 6] x, float w, float ws, float wz, float s, float z) => (float[a, b, c, d] y) {{
+            xq = QuantizeLinear(x, s, z)
+            xd = DequantizeLinear(xq, s, z)
+            f = DequantizeLinear<{scales}>(w, ws, wz)
+            [op] a = {op}(xd, f)
+            aq = QuantizeLinear(a, s, z)
+            y = DequantizeLinear(aq, s, z)
+        }}""",
+        w=codes(rng, kind, weight),
+        ws=(10.0 ** rng.uniform(-4, -2, shape)).astype(np.float32),
+        wz=codes(rng, kind, shape),
+        s=np.array(0.05, np.float32),
+        z=np.array(128, np.uint8),
+    )
+    feeds = _feeds(model)
+    want, got = reference.execute(model)(feeds)["y"], session.execute(lower(model, TARGET))(feeds)["y"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=0.05 * 1.001)  # a tie may fall on the other side: one step
+
+
 BRANCH = """
 g (bool c, float[2, 32] x, float w, float s, float z) => (float[2, 8] y) {
     f = DequantizeLinear<axis = 1>(w, s, z)
