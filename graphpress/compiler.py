@@ -282,7 +282,13 @@ class _Job:
         from graphpress.latency import compare as compare_latency
 
         feeds = next(iter(self.held_out.batches(1))) if self.held_out else None
-        found = self.engine.audit(compiled.lowered, self.target, feeds)
+        try:
+            found = self.engine.audit(compiled.lowered, self.target, feeds)
+        except BadRequest as e:
+            if feeds is not None:
+                raise
+            report.audit = {"left_out": str(e)}  # without data there may be no input that the model takes
+            return
         report.audit = found.to_json()
         rows = {r.node: r for r in found.sites}
         for site in report.sites:

@@ -44,6 +44,7 @@ def measure(before: ir.Model, after: ir.Model, sites: Iterable[SiteRow], feeds: 
         feeds: A few samples.
         execute: Builds the runners of both.
     """
+    after = after.clone()
     rows = {s.node: s for s in sites}
     found = {n.name or "": n for n in edit.nodes(after)}
     old = {n.name or "": n for n in edit.nodes(before)}
@@ -81,8 +82,8 @@ def worst_histograms(
 
 
 def _output(node: ir.Node, old: Mapping[str, ir.Node]) -> Pair | None:
-    """The first output of ``node`` as the nearest reader that is in both models gets it, or as the caller does."""
-    waiting = deque([node.outputs[0]] if node.outputs else [])
+    """An output of ``node`` as the nearest reader that is in both models gets it, or as the caller does."""
+    waiting = deque(v for v in node.outputs if v.name)
     for _ in range(_REACH):
         if not waiting:
             return None
@@ -99,11 +100,12 @@ def _output(node: ir.Node, old: Mapping[str, ir.Node]) -> Pair | None:
 
 
 def _float(value: ir.Value) -> ir.Value:
-    """The value, or what was quantized where the reader moves integers."""
+    """The value as a float: dequantized, by a node made for it, where its reader moves integers."""
     node = value.producer()
     if node is None or node.op_type != "QuantizeLinear" or node.inputs[0] is None:
         return value
-    return node.inputs[0]
+    made = edit.new_node("DequantizeLinear", [value, *node.inputs[1:]], dict(node.attributes), after=node)
+    return edit.like(made.outputs[0], node.inputs[0])
 
 
 def _named(old: Mapping[str, ir.Node], value: ir.Value) -> str | None:

@@ -84,7 +84,8 @@ def coverage(report: Report) -> Table:
         ("weights", percent(c.weights)),
         ("multiply-adds on low-bit kernels", percent(c.macs)),
     ]
-    return Table("Coverage", ("of", "reached"), rows)
+    note = f"not audited: {report.audit['left_out']}" if "left_out" in report.audit else ""
+    return Table("Coverage", ("of", "reached"), rows, note)
 
 
 def sites(report: Report) -> Table:
