@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphpress.errors import BadRequest, nearest
-from graphpress.scale import scale_and_zero
+from graphpress.passes.quantizers import lattice
+from graphpress.scale import middle, scale_and_zero
 from graphpress.types import Kind, Scheme
 
 _COARSE = np.linspace(1, 0.2, 9)  # how far a weight's range may shrink
@@ -47,7 +48,8 @@ def fit(weight: np.ndarray, scheme: Scheme) -> QParams:
     """Parameters for a constant tensor.
 
     ``minmax`` reaches its extremes. ``mse`` shrinks both ends of each channel's or group's range by the ratio between
-    1 and about 0.2 (steps of 0.025 around the best) that leaves the least squared error.
+    1 and about 0.2 (steps of 0.025 around the best) that leaves the least squared error. A weight that lies on an even
+    grid already keeps its step wherever the codes suffice, whatever the observer: that loses nothing.
 
     Args:
         weight: Any shape and floating type.
@@ -64,7 +66,7 @@ def fit(weight: np.ndarray, scheme: Scheme) -> QParams:
     rows = groups.reshape(math.prod(groups.shape[:-1]), groups.shape[-1])
     if not np.isfinite(rows).all():
         raise BadRequest("the weight holds NaN or infinity", where=str(scheme), fix="Repair the model.")
-    params = from_range(*ranges[scheme.observer](rows, scheme), scheme)
+    params = _keep_grid(rows, from_range(*ranges[scheme.observer](rows, scheme), scheme), scheme)
     return QParams(_arrange(params.scale, groups, scheme), _arrange(params.zero_point, groups, scheme))
 
 
@@ -154,6 +156,21 @@ def _shrink(rows: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
             error = np.where(ratio <= 1, _error(rows, lo * ratio, hi * ratio, scheme), np.inf)
             best, least = np.where(error < least, ratio, best), np.minimum(error, least)
     return lo * best, hi * best
+
+
+def _keep_grid(rows: np.ndarray, params: QParams, scheme: Scheme) -> QParams:
+    """The step of the grid that the rows lie on, for those rows whose codes fit the scheme."""
+    step = lattice.step(rows)
+    if step is None:
+        return params
+    low, high = (np.rint(end / step).astype(np.int32) for end in _extremes(rows, scheme))
+    if scheme.symmetric:
+        zero = np.full(low.shape, middle(scheme), np.int32)
+    else:
+        zero = np.clip(scheme.qmin - low, scheme.qmin, scheme.qmax)
+    fits = (low + zero >= scheme.qmin) & (high + zero <= scheme.qmax) & (high > low)
+    zeros = np.where(fits, zero, params.zero_point.astype(np.int32)).astype(_storage(scheme))
+    return QParams(np.where(fits, np.float32(step), params.scale), zeros)
 
 
 def _error(rows: np.ndarray, lo: np.ndarray, hi: np.ndarray, scheme: Scheme) -> np.ndarray:
