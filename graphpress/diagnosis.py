@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.base import Arrays, Executor
+from graphpress.base import ORIGIN, Arrays, Executor
 from graphpress.expose import Exposed, expose
 from graphpress.gate import sqnr
 from graphpress.report import SiteRow
@@ -119,16 +119,16 @@ def _inputs(old: ir.Node, new: ir.Node) -> Iterator[Pair]:
     if old.op_type == new.op_type:
         for a, b in zip(old.inputs, new.inputs, strict=False):
             if a is not None and b is not None and not edit.is_constant(a):
-                source = _before_quantization(b)
+                source = _unquantized(b, new.name or "")
                 if a.name and source.name:
                     yield Pair(a.name, source.name)
 
 
-def _before_quantization(value: ir.Value) -> ir.Value:
-    """What went into the conversions in front of an operator: their noise is its own."""
+def _unquantized(value: ir.Value, reader: str) -> ir.Value:
+    """What went into the conversions that were made for ``reader``: their noise is its own."""
     for kind in ("DequantizeLinear", "QuantizeLinear"):
         node = value.producer()
-        if node is None or node.op_type != kind or node.inputs[0] is None:
+        if node is None or node.op_type != kind or node.metadata_props.get(ORIGIN) != reader or node.inputs[0] is None:
             return value
         value = node.inputs[0]
     return value
