@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sysconfig
 import traceback
@@ -15,38 +16,35 @@ from graphpress.errors import BadRequest, GraphpressError, Unsupported
 _LINE = re.compile(r'File "([^"]+)", line (\d+)')
 _OVERLOAD = re.compile(r"op='([\w.]+)'")
 _HOME = tuple(str(Path(sysconfig.get_path(p)).resolve()) for p in ("stdlib", "purelib", "platlib"))
-# (what the message holds, the rule it breaks, the way out); the first that fits counts
-_CAUSES = (
-    ("data-dependent", "what the program does depends on the values of a tensor",
-     "Use torch.where or torch.cond, check a size with torch._check, or keep this part out of the module."),
-    ("dynamic_shapes", "", "Give dynamic_shapes by the names or positions of forward's arguments."),
-    ("Constraints violated", "", "Change the range of the dimension, or drop it from dynamic_shapes."),
-    ("required argument", "", "Give args and kwargs as forward takes them."),
-    ("positional argument", "", "Give args and kwargs as forward takes them."),
-    ("keyword argument", "", "Give args and kwargs as forward takes them."),
-    ("No ONNX function found", "", "Write it with other operators, or keep this part out of the module."),
-)  # fmt: skip
-_ARGUMENTS = ("dynamic_shapes", "Constraints violated", "required argument", "positional argument", "keyword argument")
+_OTHERWISE = "keep this part out of the module"
 
 
 def refusal(error: Exception, module: Any) -> GraphpressError:
     """What to raise instead of an exporter's exception.
 
     Returns:
-        BadRequest when the arguments are wrong, else Unsupported. Its place names the path of the innermost module that
-        was running and the line of the user's code, where they are known.
+        Unsupported, or BadRequest when the module had not begun to run: then the arguments are wrong. Its place names
+        the path of the innermost module that was running and the line of the user's code, where they are known.
     """
     chain = list(_chain(error))
-    text = str(chain[-1])
-    key, what, fix = next(
-        (cause for cause in _CAUSES if cause[0] in text), ("", "", "Run the module on these inputs to see it fail.")
-    )
-    if not key and type(chain[-1]).__module__.startswith("torch."):
-        fix = "Rewrite this part, or keep it out of the module; see torch.export's documentation."
-    if key == "No ONNX function found" and (op := _OVERLOAD.search(text)):
-        what = f"ONNX has no form of the operator {op[1]}"
-    kind = BadRequest if key in _ARGUMENTS else Unsupported
-    return kind(f"cannot be traced: {what or _first_sentence(text, chain[-1])}", where=_place(chain, module), fix=fix)
+    text, node = str(chain[-1]), _fx_node(chain)
+    place = _place(chain, node, module)
+    if "data-dependent" in text:
+        what = "what the program does depends on the values of a tensor"
+        fix = f"Use torch.where or torch.cond, bound a size with torch._check, or {_OTHERWISE}."
+    elif operator := _OVERLOAD.search(text) if "No ONNX function found" in text else None:
+        what, fix = (
+            f"ONNX has no form of the operator {operator[1]}",
+            f"Write it with other operators, or {_OTHERWISE}.",
+        )
+    elif node is not None and node.op == "output":
+        what, fix = "it returns something else than tensors", "Return tensors, in tuples, lists or dicts."
+    elif place is None:
+        fix = f"Give args, kwargs and dynamic_shapes as forward{_signature(module)} takes them."
+        return BadRequest(f"cannot be traced: {_sentence(chain[-1])}", where=_type_name(module), fix=fix)
+    else:
+        what, fix = _sentence(chain[-1]), f"Run it on these inputs to see whether it fails by itself, or {_OTHERWISE}."
+    return Unsupported(f"cannot be traced: {what}", where=place or _type_name(module), fix=fix)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -55,23 +53,39 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _first_sentence(text: str, error: BaseException) -> str:
-    lines = " ".join(text.split("\n\n")[0].split())
-    sentence = re.split(r"\.\s|\.$", lines)[0]
-    return sentence[:200] or type(error).__name__
+def _sentence(error: BaseException) -> str:
+    """What an exception says first, on one line."""
+    lines = " ".join(str(error).split("\n\n")[0].split())
+    return re.split(r"\.\s|\.$", lines)[0][:200] or type(error).__name__
 
 
-def _place(chain: list[BaseException], module: Any) -> str:
-    """The module's path and the source line, from the innermost exception that knows them."""
+def _signature(module: Any) -> str:
+    try:
+        return str(inspect.signature(module.forward))
+    except (AttributeError, TypeError, ValueError):
+        return ""
+
+
+def _fx_node(chain: list[BaseException]) -> Any:
+    """The node of torch's graph that was being translated; the exporter keeps it in its frames only."""
+    frames = [f for error in chain for f, _ in traceback.walk_tb(error.__traceback__)]
+    return next((v for f in reversed(frames) for v in f.f_locals.values() if _is_fx_node(v)), None)
+
+
+def _place(chain: list[BaseException], node: Any, module: Any) -> str | None:
+    """The module's path and the source line; None where the module was not running."""
+    if node is not None:
+        return _join(_module_of(node), _last_line(node.meta.get("stack_trace") or ""), module)
     for error in reversed(chain):
         frames = [f for f, _ in traceback.walk_tb(error.__traceback__)]
         path, line = _running_module(frames, module), _source_line(error)
-        node = next((n for f in reversed(frames) for n in f.f_locals.values() if _is_fx_node(n)), None)
-        if node is not None:
-            path, line = _module_of(node), _last_line(node.meta.get("stack_trace") or "") or line
-        if path is not None or line:
-            return ", ".join(p for p in (f"module {path!r}" if path else _type_name(module), line) if p)
-    return _type_name(module)
+        if path is not None:
+            return _join(path, line, module)
+    return None
+
+
+def _join(path: str | None, line: str, module: Any) -> str:
+    return ", ".join(part for part in (f"module {path!r}" if path else _type_name(module), line) if part)
 
 
 def _type_name(module: Any) -> str:

@@ -59,7 +59,7 @@ class Weights:
     tied: Mapping[str, str]
     tensors: dict[str, ir.TensorProtocol] = field(init=False)  # by parameter name
     origins: dict[str, _Origin] = field(init=False)  # by name of a value that a fold makes an initializer
-    normed: dict[str, tuple[str, str]] = field(init=False)  # of a layer before a BatchNorm: see _note_norm
+    normed: dict[str, tuple[str, tuple[str, ...]]] = field(init=False)  # of a layer before a BatchNorm: see _note_norm
 
     def __post_init__(self) -> None:
         initializers = self.model.graph.initializers
@@ -87,16 +87,17 @@ class Weights:
                 constants.update(results)
 
     def _note_norm(self, norm: ir.Node) -> None:
-        """Note weight and bias of the layer before: what they are to be called, and the parameter folded into them."""
+        """Note weight and bias of the layer before: what they are to be called, and what gets folded into them."""
         layer = norm.inputs[0].producer() if norm.inputs[0] is not None else None
-        if layer is None or layer.op_type not in _LAYERS or layer.inputs[1] is None or norm.inputs[2] is None:
+        if layer is None or layer.op_type not in _LAYERS or layer.inputs[1] is None:
             return
-        weight, shift = layer.inputs[1].name or "", norm.inputs[2].name or ""
+        weight = layer.inputs[1].name or ""
         bias = f"{weight.removesuffix('weight')}bias"
-        self.normed[weight] = weight, weight
-        self.normed[f"{weight}_bias"] = bias, shift  # how the rule calls it where there was none
+        scale, shift, mean, variance = (v.name or "" for v in norm.inputs[1:5] if v is not None)
+        self.normed[weight] = weight, (scale, variance)
+        self.normed[f"{weight}_bias"] = bias, (shift, scale, mean, variance)  # the rule's name where there was none
         if len(layer.inputs) > 2 and layer.inputs[2] is not None:
-            self.normed[layer.inputs[2].name or ""] = bias, shift
+            self.normed[layer.inputs[2].name or ""] = self.normed[f"{weight}_bias"]
 
     def should_fold(self, node: ir.Node) -> bool | None:
         """For the constant folder: whatever is computed from parameters, but no second copy of one that stays."""
@@ -127,10 +128,10 @@ class Weights:
         name = value.name or ""
         origin = self.origins.get(name)
         if name in self.normed and value.const_value is not self.tensors.get(name, self):
-            wanted, shift = self.normed[name]
+            wanted, norm = self.normed[name]
             if origin is None:
-                return wanted, _Origin((shift,), ("batchnorm",))
-            origin = _Origin(origin.parameters, (*origin.transform, "batchnorm"))
+                return wanted, _Origin(norm, ("batchnorm",))
+            origin = _Origin((*origin.parameters, *norm), (*origin.transform, "batchnorm"))
         return (origin.parameters[0] if origin else name), origin
 
 
@@ -154,7 +155,7 @@ def _plain(value: ir.Value) -> ir.TensorProtocol | None:
     tensor = value.const_value
     if tensor is None or tensor.dtype == ir.DataType.STRING:
         return tensor
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=value.name)
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 
 def drop_zero_biases(model: ir.Model, weights: Weights) -> None:
@@ -168,7 +169,7 @@ def drop_zero_biases(model: ir.Model, weights: Weights) -> None:
 
 def name_constants(model: ir.Model) -> None:
     """Call initializers that are no parameters after the node and the operand that read them first."""
-    named = {}
+    named: dict[ir.Value, str] = {}
     for node in model.graph.all_nodes():
         for slot, value in enumerate(node.inputs):
             if value is not None and value.is_initializer():
