@@ -26,7 +26,8 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def graphs(model: ir.Model) -> Iterator[Scope]:
     """The main graph, every subgraph at any depth, every function; an outer graph before its inner ones."""
-    for root in (model.graph, *model.functions.values()):
+    roots: list[Scope] = [model.graph, *model.functions.values()]
+    for root in roots:
         pending: list[Scope] = [root]
         while pending:
             graph = pending.pop(0)
@@ -133,7 +134,7 @@ def _names_below(root: Scope) -> set[str]:
         initializers = graph.initializers.values() if isinstance(graph, ir.Graph) else ()
         known.update(v.name for v in (*graph.inputs, *initializers) if v.name)
         for node in graph:
-            known.update(x.name for x in (node, *node.outputs) if x.name)
+            known.update(name for name in (node.name, *(o.name for o in node.outputs)) if name)
             pending.extend(subgraphs(node))
     return known
 
@@ -142,7 +143,7 @@ def add_const(scope: ir.Graph, data: np.ndarray | ir.TensorProtocol, name: str) 
     """A new initializer of ``scope`` under a fresh name. ml_dtypes arrays give 4-bit and 2-bit tensors."""
     name = fresh_name(scope, name)
     tensor = ir.tensor(data, name=name) if isinstance(data, np.ndarray | np.generic) else data
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
     scope.register_initializer(value)
     return value
 

@@ -87,8 +87,10 @@ class _Sums:
         self.broken |= not np.isfinite(v[finite]).all()
         u, v = u[finite], v[finite]
         e = u - v
-        self.aa, self.bb, self.ab = self.aa + u @ u, self.bb + v @ v, self.ab + u @ v
-        self.ee += e @ e
+        self.aa += float(u @ u)
+        self.bb += float(v @ v)
+        self.ab += float(u @ v)
+        self.ee += float(e @ e)
         self.max_abs = max(self.max_abs, float(np.abs(e).max(initial=0.0)))
         self.classes &= a.ndim == 2 and a.shape[1] >= 3
         if self.classes:
@@ -98,7 +100,7 @@ class _Sums:
     def result(self, name: str) -> OutputCheck:
         if self.broken:
             return OutputCheck(name, -math.inf, 0.0, math.inf, 0.0 if self.rows else None)
-        cosine = float(self.ab / math.sqrt(self.aa * self.bb)) if self.aa and self.bb else float(self.aa == self.bb)
+        cosine = self.ab / math.sqrt(self.aa * self.bb) if self.aa and self.bb else float(self.aa == self.bb)
         return OutputCheck(
             name, sqnr(self.aa, self.ee), cosine, self.max_abs, self.same / self.rows if self.rows else None
         )

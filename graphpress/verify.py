@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from typing import Any, NoReturn
 
 import onnx_ir as ir
 
@@ -97,7 +98,7 @@ class _Checker:
         except GraphpressError as e:
             self.fail(str(e), node)
 
-    def fail(self, what: str, node: ir.Node | None) -> None:
+    def fail(self, what: str, node: ir.Node | None) -> NoReturn:
         error = VerifyError(what, where=f"node {node.name!r} ({node.op_type})" if node else "graph")
         if node is not None:
             error.add_note(text.window(node))
@@ -109,7 +110,7 @@ def _visible(defined: dict[str, ir.Value]) -> set[int]:
 
 
 @functools.cache
-def _dialect() -> dict:
+def _dialect() -> dict[str, Any]:
     from graphpress import catalog
 
     return catalog.ops()

@@ -47,9 +47,14 @@ def test_our_own_folder_is_replaced(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing_and_keeps_the_old(tmp_path: Path, failure: type[BaseException]) -> None:
     make(tmp_path / "out")
     before = (tmp_path / "out" / "model.onnx").read_bytes()
-    with pytest.raises(failure), bundle.claim(tmp_path / "out") as draft:
-        fill(draft)
-        raise failure
+
+    def interrupted() -> None:
+        with bundle.claim(tmp_path / "out") as draft:
+            fill(draft)
+            raise failure
+
+    with pytest.raises(failure):
+        interrupted()
     assert (tmp_path / "out" / "model.onnx").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
