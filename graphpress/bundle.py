@@ -12,17 +12,19 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from graphpress import interrupts
 from graphpress.errors import BadRequest
 from graphpress.recipe import Recipe
 from graphpress.report import Report
 
 MANIFEST = "manifest.json"
+_REFUSED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG)
 _PACKAGES = ("graphpress", "numpy", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch")
 
 
@@ -35,28 +37,50 @@ def claim(folder: Path) -> Iterator[Path]:
     """
     folder = folder.absolute()
     _check(folder)
-    lock = folder.parent / f".{folder.name}.lock"
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _lock(lock, folder)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    undo = ExitStack()
     try:
+        with interrupts.held(), disk_errors(folder):
+            draft = _begin(folder, undo)
         with disk_errors(folder):
             yield draft
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        lock.unlink(missing_ok=True)
+        with interrupts.held():
+            undo.close()
+
+
+def _begin(folder: Path, undo: ExitStack) -> Path:
+    """Make the folders above, the lock and the draft; ``undo`` takes back each of them."""
+    for parent in reversed([p for p in (folder.parent, *folder.parent.parents) if not p.exists()]):
+        parent.mkdir(exist_ok=True)
+        undo.callback(_remove_empty, parent)
+    lock = folder.parent / f".{folder.name}.lock"
+    _lock(lock, folder)
+    undo.callback(lock.unlink, missing_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    undo.callback(shutil.rmtree, draft, ignore_errors=True)
+    return draft
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it holds something by now
+        folder.rmdir()
 
 
 def publish(draft: Path, folder: Path) -> None:
     """Put the finished draft in the place of ``folder`` by renaming."""
     folder = folder.absolute()
     old = draft.with_name(draft.name + ".old")
-    draft.chmod(0o755)
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with interrupts.held():
+        draft.chmod(0o755)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write(draft: Path, model: ir.Model | None, report: Report, recipe: Recipe, external: bool | None = None) -> None:
@@ -111,9 +135,17 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BadRequest("the disk is full", where=str(path), fix="Free space, or choose another --out.") from e
-        if isinstance(e, PermissionError | NotADirectoryError | FileExistsError) or e.errno == errno.EROFS:
+        if e.errno in _REFUSED and _concerns(e.filename, path):
             raise BadRequest(f"cannot be written ({e.strerror})", where=str(path), fix="Choose another --out.") from e
         raise
+
+
+def _concerns(filename: str | None, path: Path) -> bool:
+    """Whether a file is ``path``, something in it or its draft, or a folder above it."""
+    if filename is None:
+        return True
+    near = (str(path), str(path.with_name(f".{path.name}.")))
+    return str(filename).startswith(near) or str(path).startswith(str(filename))
 
 
 def _check(folder: Path) -> None:

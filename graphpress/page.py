@@ -20,7 +20,8 @@ def render(report: Report) -> str:
     return template.render(
         report=report,
         cards=_cards(report),
-        head=[tables.before_after(report), tables.gate(report), tables.coverage(report), tables.warnings(report)],
+        head=[tables.before_after(report), tables.gate(report), tables.coverage(report)],
+        warnings=tables.warnings(report),
         sites=tables.sites(report),
         tail=[tables.passes(report), tables.skips(report), tables.histogram(report)],
         bars=_bars(report),

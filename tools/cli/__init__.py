@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Entry point of the ``graphpress`` command."""
-    from graphpress.tools.cli.app import run
+    try:
+        from graphpress.tools.cli.app import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # while the interpreter was still importing
+        sys.exit(130)

@@ -160,7 +160,7 @@ def guarded(command: Callable[[], Any], debug: bool = False) -> int:
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was written", 130)
+        return _fail("interrupted", 130)
     except Exception as e:  # the last line of defence: whatever it is, one line
         from graphpress.errors import GateError, GraphpressError
 
