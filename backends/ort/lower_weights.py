@@ -88,7 +88,9 @@ def _restored(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     shape, grouped = _shapes(w)
     codes = w.value
     if w.block:
-        codes = shared.const(graph, ("grouped", codes.name), f"{codes.name}_grouped", lambda: w.codes.reshape(grouped))
+        codes = shared.const(
+            graph, ("grouped", codes.name), f"{codes.name}_grouped", lambda: _filled(w).reshape(grouped)
+        )
     value = emit.helper_node("Cast", [codes], site, {"to": ir.DataType.FLOAT})
     if not w.symmetric:
         zero = edit.add_const(graph, w.zero.astype(np.float32).reshape(shape), f"{w.value.name}_zero")
@@ -96,10 +98,30 @@ def _restored(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     scale = edit.add_const(graph, w.scale.reshape(shape), f"{w.value.name}_scale")
     value = emit.helper_node("Mul", [value, scale], site)
     if w.block:
-        whole = edit.add_const(graph, np.array(w.codes.shape, np.int64), "shape")
-        value = emit.helper_node("Reshape", [value, whole], site)
+        value = _ungrouped(site, value, w)
     value.shape, value.type = ir.Shape(w.codes.shape), ir.TensorType(ir.DataType.FLOAT)
     return value
+
+
+def _filled(w: Weight) -> np.ndarray:
+    """The codes, their last group filled up."""
+    assert w.axis is not None
+    missing = w.scale.shape[w.axis] * w.block - w.codes.shape[w.axis]
+    fill = (*w.codes.shape[: w.axis], missing, *w.codes.shape[w.axis + 1 :])
+    return np.concatenate([w.codes, np.zeros(fill, w.codes.dtype)], axis=w.axis) if missing else w.codes
+
+
+def _ungrouped(site: ir.Node, value: ir.Value, w: Weight) -> ir.Value:
+    """Groups joined again, and what filled up the last one cut off."""
+    graph, axis = site.graph, w.axis
+    assert isinstance(graph, ir.Graph) and axis is not None
+    size = w.scale.shape[axis] * w.block
+    filled = (*w.codes.shape[:axis], size, *w.codes.shape[axis + 1 :])
+    value = emit.helper_node("Reshape", [value, edit.add_const(graph, np.array(filled, np.int64), "shape")], site)
+    if size == w.codes.shape[axis]:
+        return value
+    bounds = [edit.add_const(graph, np.array([n], np.int64), "bound") for n in (0, w.codes.shape[axis], axis)]
+    return emit.helper_node("Slice", [value, *bounds], site)
 
 
 def _shapes(w: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -111,4 +133,4 @@ def _shapes(w: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return tuple(d if i == axis else 1 for i, d in enumerate(full)), full
     groups = w.scale.shape[axis]
     scale = (*w.scale.shape[: axis + 1], 1, *w.scale.shape[axis + 1 :])
-    return scale, (*full[:axis], groups, full[axis] // groups, *full[axis + 1 :])
+    return scale, (*full[:axis], groups, w.block, *full[axis + 1 :])

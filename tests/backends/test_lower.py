@@ -260,3 +260,25 @@ def test_helpers_say_what_they_were_made_for() -> None:
     helpers = [n for n in lowered.graph if n.name != "ConvTranspose"]
     assert helpers
     assert {n.metadata_props.get(ORIGIN) for n in helpers} == {"ConvTranspose"}
+
+
+@pytest.mark.parametrize("channels", [32, 20, 7])
+@pytest.mark.parametrize("signed", [True, False])
+def test_groups_that_do_not_divide_the_axis_are_restored(channels: int, signed: bool) -> None:
+    rng, kind = np.random.default_rng(0), "int4" if signed else "uint4"
+    scales = (8, -(-channels // 16), 3, 3)
+    model = parse(
+        f"""g (float[n, {channels}, 6, 6] x, float w, float s, float z) => (float[n, 8, 4, 4] y) {{
+            f = DequantizeLinear<axis=1, block_size=16>(w, s, z)
+            y = Conv(x, f)
+        }}""",
+        w=codes(rng, kind, (8, channels, 3, 3)),
+        s=rng.uniform(0.01, 0.1, scales).astype(np.float32),
+        z=codes(rng, kind, scales),
+    )
+    feeds = _feeds(model)
+    want = reference.execute(model)(feeds)["y"]
+    lowered = lower(model, TARGET)
+    assert not any(n.op_type == "DequantizeLinear" for n in lowered.graph)
+    for run in (reference.execute, session.execute):
+        np.testing.assert_allclose(run(lowered)(feeds)["y"], want, rtol=0, atol=np.abs(want).max() * 1e-6)
