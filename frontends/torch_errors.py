@@ -61,9 +61,10 @@ def _sentence(error: BaseException) -> str:
 
 def _signature(module: Any) -> str:
     try:
-        return str(inspect.signature(module.forward))
+        parameters = inspect.signature(module.forward).parameters.values()
     except (AttributeError, TypeError, ValueError):
         return ""
+    return f"({', '.join(str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters)})"
 
 
 def _fx_node(chain: list[BaseException]) -> Any:

@@ -14,7 +14,7 @@ import onnx_ir.passes.common as common
 
 from graphpress import edit, verify
 from graphpress.errors import BadRequest, Unsupported
-from graphpress.frontends import torch_errors, torch_names, torch_weights
+from graphpress.frontends import torch_checks, torch_errors, torch_names, torch_weights
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +68,7 @@ def trace(
         except Exception as e:
             raise torch_errors.refusal(e, module) from e
         model = program.model
-        _refuse_lost(program.exported_program)
-        _refuse_fixed(model, dynamic_shapes)
+        torch_checks.check(model, program.exported_program, dynamic_shapes)
         torch_names.name_dimensions(model)
         inputs = [value.name for value in model.graph.inputs]
         _tidy(model, torch_weights.tied(program.exported_program), fold_batchnorm)
@@ -186,59 +185,3 @@ def _rules(fold_batchnorm: bool) -> list[Any]:
             rules.fuse_batchnorm_into_gemm_rule,
         ]  # fmt: skip
     return found
-
-
-def _refuse_lost(program: Any) -> None:
-    """Refuse modules that remember: the exporter drops what they write to their buffers.
-
-    Raises:
-        Unsupported: A buffer that is written feeds an output.
-    """
-    signature = program.graph_signature
-    written = set(signature.buffers_to_mutate.values())
-    outputs = set(signature.user_outputs)
-    for node in program.graph.nodes:
-        if signature.inputs_to_buffers.get(node.name) in written and _reaches(node, outputs):
-            raise Unsupported(
-                "the module writes to it, and an ONNX graph keeps no state between runs",
-                where=f"buffer {signature.inputs_to_buffers[node.name]!r}",
-                fix="Take the state as an input and return the new one.",
-            )
-
-
-def _reaches(node: Any, names: set[str]) -> bool:
-    """Whether a value of an fx graph has a part in one of these."""
-    seen, pending = {node}, [node]
-    while pending:
-        new = set(pending.pop().users) - seen
-        seen |= new
-        pending += new
-    return any(n.name in names for n in seen)
-
-
-def _refuse_fixed(model: ir.Model, dynamic_shapes: Any) -> None:
-    """Refuse a trace in which a dimension asked to be dynamic is fixed; the exporter fixes it without a word.
-
-    Raises:
-        Unsupported: Names the dimension.
-    """
-    kept = " ".join(str(d) for value in model.graph.inputs for d in value.shape or () if not isinstance(d, int))
-    for name in _dimension_names(dynamic_shapes):
-        if name not in kept.replace("*", " ").replace("+", " ").split():
-            raise Unsupported(
-                "the module's code fixes the size of this dimension or ties it to another",
-                where=f"dynamic dimension {name!r}",
-                fix="Drop it from dynamic_shapes, or compute with the tensor's own shape in forward.",
-            )
-
-
-def _dimension_names(shapes: Any) -> Iterator[str]:
-    if isinstance(shapes, Mapping):
-        shapes = list(shapes.values())
-    if isinstance(shapes, list | tuple):
-        for shape in shapes:
-            yield from _dimension_names(shape)
-    elif isinstance(shapes, str):
-        yield shapes
-    elif hasattr(shapes, "__name__") and not hasattr(shapes, "root"):  # derived dimensions have one
-        yield shapes.__name__

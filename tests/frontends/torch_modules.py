@@ -139,6 +139,6 @@ def cases() -> dict[str, Case]:
         "tied": Case(Tied(), (torch.tensor([[1, 2, 10]]),)),
         "nested": Case(Nested(), (torch.randn(2, 4), torch.randn(3)), {"extra": nest}),
         "recurrent": Case(Recurrent(), (torch.randn(2, 3, 4),)),
-        "recurrent, dynamic": Case(Recurrent(), (torch.randn(2, 3, 4),), None, ({0: batch, 1: time},)),
+        "recurrent, dynamic": Case(Recurrent(), (torch.randn(2, 3, 4),), None, ({0: batch},)),
         "transformer": Case(Language(), (torch.randint(0, 13, (2, 7)),), None, {"ids": {0: batch, 1: time}}),
     }
