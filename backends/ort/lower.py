@@ -12,7 +12,15 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.backends.ort import emit, lower_gather, lower_lstm, lower_matmul, lower_nbits, lower_weights
+from graphpress.backends.ort import (
+    emit,
+    lower_attention,
+    lower_gather,
+    lower_lstm,
+    lower_matmul,
+    lower_nbits,
+    lower_weights,
+)
 from graphpress.base import STAGE, TARGET
 from graphpress.errors import Unsupported
 from graphpress.target import Target
@@ -23,6 +31,7 @@ RULES: tuple[Callable[[ir.Node, Target, emit.Shared], bool], ...] = (
     lower_nbits.apply,
     lower_lstm.apply,
     lower_gather.apply,
+    lower_attention.apply,
     lower_weights.apply,
 )
 

@@ -11,7 +11,9 @@ from graphpress.backends.ort import canonical
 from graphpress.backends.ort.profile import Kernel, Shapes
 
 _KERNEL_SLOT = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
-_PRODUCTS = frozenset({"MatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul"})
+_PRODUCTS = frozenset(
+    {"MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul"}
+)
 _GATES = {"LSTM": 4, "DynamicQuantizeLSTM": 4, "GRU": 3, "RNN": 1}
 
 
