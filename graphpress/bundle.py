@@ -24,7 +24,7 @@ from graphpress.recipe import Recipe
 from graphpress.report import Report
 
 MANIFEST = "manifest.json"
-_REFUSED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG, errno.ENOENT)
 _PACKAGES = ("graphpress", "numpy", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch")
 
 
