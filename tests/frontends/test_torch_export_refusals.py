@@ -158,7 +158,7 @@ def test_what_would_be_lost_is_refused(module: nn.Module, shapes: Any, where: st
 
 @pytest.mark.parametrize("length", [1, 3])
 def test_recurrence_over_a_dynamic_length_is_refused(length: int) -> None:
-    with pytest.raises(Unsupported, match="a dynamic length|fixes the size"):
+    with pytest.raises(Unsupported, match=r"a dynamic length|fixes the size"):
         gp.trace(nn.LSTM(4, 3), torch.randn(length, 2, 4), None, ({0: B},))
 
 
