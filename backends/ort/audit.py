@@ -18,6 +18,7 @@ from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Kernel, Profile, made_up_feeds, profile
 from graphpress.base import ORIGIN, SCHEME, Arrays
 from graphpress.errors import BadRequest
+from graphpress.tables import Table, percent
 from graphpress.target import Target
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
@@ -81,6 +82,34 @@ class Audit:
     @property
     def integer_mac_share(self) -> float | None:
         return sum(r.macs for r in self.sites if r.verdict == "integer") / self.macs if self.macs else None
+
+    def tables(self) -> list[Table]:
+        """What a terminal shows: the sum, the sites, the conversions."""
+        head = [
+            ("runtime", self.runtime), ("target", f"{self.target} ({self.isa})"),
+            ("one run", f"{self.microseconds:.0f} µs"), ("multiply-adds", f"{self.macs:,}"),
+            ("of them on integer kernels", percent(self.integer_mac_share)),
+            *((f"input {name}", what) for name, what in self.feeds.items()),
+        ]  # fmt: skip
+        sites = [
+            (
+                r.node,
+                r.op,
+                r.scheme or "float",
+                r.verdict,
+                r.kernel,
+                f"{r.microseconds:.0f}",
+                percent(r.share),
+                r.reason,
+            )
+            for r in self.sites
+        ]
+        between = [(c.op, c.source or "-", c.sink or "-", f"{c.microseconds:.0f}") for c in self.conversions]
+        return [
+            Table("Audit", ("", ""), head),
+            Table("Sites", ("site", "op", "scheme", "runs as", "kernel", "µs", "time", "why"), sites),
+            Table("Conversions left", ("op", "from", "to", "µs"), between),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, rows in the order of the graph."""
