@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+INTERRUPTED = 130  # also what typer makes of a KeyboardInterrupt
+
 app = typer.Typer(
     help="A compiler for model compression: rewrites a model by a recipe and proves what really runs.",
     no_args_is_help=True,
@@ -156,11 +158,12 @@ def run() -> None:
 def guarded(command: Callable[[], Any], debug: bool = False) -> int:
     """The exit code of a command, errors printed to standard error, one line each."""
     try:
-        return command() or 0
+        code = command() or 0
+        return _fail("interrupted", code) if code == INTERRUPTED else code
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
     except Exception as e:  # the last line of defence: whatever it is, one line
         from graphpress.errors import GateError, GraphpressError
 
