@@ -142,11 +142,12 @@ def _join_heads(node: ir.Node, product: ir.Value, sizes: _Sizes, shared: emit.Sh
 def _weights(node: ir.Node, q: ir.Value, k: ir.Value, sizes: _Sizes, scale: float, shared: emit.Shared) -> ir.Value:
     """softmax(mask(scale * q @ k^T)) over the last axis."""
     last = _shape(node, [-1], shared)
-    own = emit.helper_node("ReduceSum", [emit.helper_node("Mul", [q, k], node), last], node, {"keepdims": 1})
+    own = emit.helper_node("ReduceSum", [emit.helper_node("Mul", [q, k], node), last], node, {"keepdims": 0})
     assert isinstance(node.graph, ir.Graph)
     floor = shared.const(node.graph, ("floor", scale), "floor", lambda: np.array(FLOOR / scale, np.float32))
     one = shared.const(node.graph, ("one",), "one", lambda: np.array(1, np.float32))
-    left = emit.helper_node("Concat", [q, emit.helper_node("Sub", [floor, own], node)], node, {"axis": -1})
+    shift = emit.helper_node("Unsqueeze", [emit.helper_node("Sub", [floor, own], node), last], node)
+    left = emit.helper_node("Concat", [q, shift], node, {"axis": -1})
     right = emit.helper_node("Pad", [k, _shape(node, [0, 1], shared), one, last], node)
     product = {"alpha": scale, "transB": 1}
     scores = _square(node, sizes, emit.helper_node("FusedMatMul", [left, right], node, product, domain=emit.CONTRIB))
