@@ -7,7 +7,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from graphpress.base import Pass
+from graphpress.base import Pass, Skip
 from graphpress.errors import BadRequest, GateError
 from graphpress.gate import compare
 from graphpress.recipe import Recipe
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphpress.compiler import Compiled, Evaluate, _Job
 
 RANK_SAMPLES = 32
+REVERTED = "back in float to hold the budget"
 
 
 def check(evaluate: Evaluate | None, max_drop: float) -> None:
@@ -75,6 +76,8 @@ def hold_drop(job: _Job, compiled: Compiled, max_drop: float) -> Compiled:
 def _noted(compiled: Compiled, before: float, max_drop: float, names: list[str]) -> Compiled:
     compiled.report.metric = {"before": before, "after": compiled.metric or 0.0, "allowed": max_drop}
     compiled.report.reverted = names
+    for report in compiled.report.passes:
+        report.skips = [Skip(s.where, REVERTED) if s.where in names else s for s in report.skips]
     return compiled
 
 

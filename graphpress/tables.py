@@ -60,7 +60,8 @@ def before_after(report: Report) -> Table:
     if report.ops:
         counts = [sum(report.ops[k].values()) for k in ("before", "after")]
         rows.append(("operators", str(counts[0]), str(counts[1]), f"{counts[1] - counts[0]:+d}"))
-    return Table("Before and after", ("", "before", "after", "change"), rows)
+    note = f"back in float to hold the budget: {', '.join(report.reverted)}" if report.reverted else ""
+    return Table("Before and after", ("", "before", "after", "change"), rows, note)
 
 
 def gate(report: Report) -> Table:
