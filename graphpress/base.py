@@ -64,7 +64,8 @@ class Context:
     Attributes:
         target: Where the result will run; its capabilities steer decisions.
         data: Calibration data, or None.
-        run: Executes a model fast (calibration); None where nothing may be executed.
+        run: Executes a model fast, on one thread for each run (calibration runs several at a time); None where nothing
+            may be executed.
         oracle: Executes a model without any runtime optimisation: the reference semantics.
         evaluate: The user's metric, higher is better, on a Runner; None where there is none.
         seed: Seed of everything random.

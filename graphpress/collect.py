@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +23,8 @@ from graphpress.types import Scheme
 if TYPE_CHECKING:
     from graphpress.calibration import CalibrationData
 
-BUDGET = 32 << 20  # bytes of observed values that one run may give back; two runs' are held at a time
+BUDGET = 64 << 20  # bytes of observed values that the runs under way may give back together
+WORKERS = min(os.cpu_count() or 1, 4)  # runs at a time: whole batches spread over cores better than single operators do
 _LARGEST = 64  # samples in a run: larger ones are no faster
 
 
@@ -69,7 +72,7 @@ def collect(
         model: Not changed.
         values: Name -> scheme whose observer and grid choose the range. Branches of If are reached.
         data: Bound to the model here; see ``CalibrationData.bind``.
-        execute: Builds the runner.
+        execute: Builds the runner; several runs of it are under way at a time, so it should use one thread for each.
         batch_size: Samples a run; by default what fits the budget, measured on the first sample.
         progress: Shows the batches.
         state: A file that keeps the state every few seconds. A later call with the same model, values and data goes on
@@ -133,19 +136,18 @@ class _Run:
         return mark.samples
 
     def _ahead(self, batches: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(samples, observed values) of each batch, while the next one is running already."""
+        """(samples, observed values) of each batch in order, while the next ones are running already."""
         binding = self.data.binding
         assert binding is not None
-        with ThreadPoolExecutor(1) as pool:
-            running: Future[dict[str, np.ndarray]] | None = None
-            count = 0
+        running: deque[tuple[int, Future[dict[str, np.ndarray]]]] = deque()
+        with ThreadPoolExecutor(WORKERS) as pool:
             for feeds in batches:
-                finished, samples = running, count
-                running, count = pool.submit(self._execute, feeds), binding.count(feeds)
-                if finished is not None:
-                    yield samples, finished.result()
-            if running is not None:
-                yield count, running.result()
+                running.append((binding.count(feeds), pool.submit(self._execute, feeds)))
+                if len(running) > WORKERS:
+                    count, oldest = running.popleft()
+                    yield count, oldest.result()
+            for count, rest in running:
+                yield count, rest.result()
 
     def _execute(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The observed values by the caller's names."""
@@ -159,4 +161,4 @@ class _Run:
         """As many samples as the budget holds, going by the first one."""
         first = next(iter(self.data.batches(1)))
         each = sum(a.nbytes for a in (*self._execute(first).values(), *first.values()))
-        return max(1, min(BUDGET // max(each, 1), _LARGEST))
+        return max(1, min(BUDGET // (WORKERS + 1) // max(each, 1), _LARGEST))

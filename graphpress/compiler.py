@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -202,7 +203,7 @@ class _Job:
         from graphpress.backends import reference
 
         return Context(
-            target=self.target, data=self.data, run=self.engine.execute, oracle=reference.execute,
+            target=self.target, data=self.data, run=partial(self.engine.execute, threads=1), oracle=reference.execute,
             evaluate=self.evaluate, seed=self.seed, progress=self.progress, calibrate=self.calibrate,
         )  # fmt: skip
 

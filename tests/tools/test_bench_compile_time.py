@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from graphpress.tools.bench import compile_time
-from graphpress.tools.bench.compile_time import peak, render
+from graphpress.tools.bench.compile_time import render
 
 
 def test_peak_grows_with_what_is_touched() -> None:
