@@ -104,7 +104,7 @@ def without(recipe: Recipe, names: list[str]) -> Recipe:
 def _without(step: Any, selectors: list[str]) -> Pass:
     if not hasattr(step, "ignore"):
         return step
-    changed = {"ignore": (*step.ignore, *selectors)}
+    changed: dict[str, Any] = {"ignore": (*step.ignore, *selectors)}
     if getattr(step, "sites", None):
         changed["sites"] = {**step.sites, **dict.fromkeys(selectors, "float")}
     return dataclasses.replace(step, **changed)

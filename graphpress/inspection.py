@@ -14,7 +14,7 @@ from graphpress import report as reports
 from graphpress.base import SCHEME, SCOPE, TARGET
 from graphpress.compiler import ModelLike, _model
 from graphpress.pipeline import stage_of
-from graphpress.tables import Table, size
+from graphpress.tables import Table, scheme, size
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Inspection:
             Table(
                 "Sites",
                 ("site", "op", "module", "weights", "scheme"),
-                [(s.node, s.op, s.scope, f"{s.weights:,}", s.scheme or "float") for s in self.sites],
+                [(s.node, s.op, s.scope, f"{s.weights:,}", scheme(s.scheme)) for s in self.sites],
             ),
         ]
 

@@ -44,13 +44,25 @@ def decibel(value: float | None) -> str:
     return f"{value:.1f} dB" if math.isfinite(value) else ("exact" if value > 0 else "broken")
 
 
+def scheme(text: str) -> str:
+    """A site's schemes in short: ``weight int8 per_channel:0, activation uint8``. An output like that goes unsaid."""
+    kinds: dict[str, dict[str, None]] = {}
+    for part in filter(None, text.split("; ")):
+        edge, dtype, granularity, *flags = [*part.split(), "", ""]
+        words = [dtype, granularity if granularity != "per_tensor" else "", "dynamic" if "dynamic" in flags else ""]
+        kinds.setdefault(edge.partition("[")[0], {})[" ".join(filter(None, words))] = None
+    if kinds.get("output") == kinds.get("activation"):
+        kinds.pop("output", None)
+    return ", ".join(f"{role} {' and '.join(kinds[role])}".strip() for role in sorted(kinds, reverse=True)) or "float"
+
+
 def before_after(report: Report) -> Table:
     """Size, latency, metric and operators before and after."""
     rows: list[tuple[str, ...]] = []
     for key, label in (("file", "file size"), ("weights", "weights")):
-        a, b = report.size.get(f"{key}_before"), report.size.get(f"{key}_after")
-        if a and b:
-            rows.append((label, size(a), size(b), f"{b / a:.2f}x"))
+        held = [report.size.get(f"{key}_{when}", 0) for when in ("before", "after")]
+        if all(held):
+            rows.append((label, *map(size, held), f"{held[1] / held[0]:.2f}x"))
     if report.latency:
         a, b = report.latency["before"], report.latency["after"]
         rows.append(("latency, one sample", f"{a:.3f} ms", f"{b:.3f} ms", f"{report.latency['ratio']:.2f}x"))
@@ -93,7 +105,7 @@ def sites(report: Report) -> Table:
     """A row a site."""
     rows = [
         (
-            s.node, s.op, s.scheme or "float", s.verdict or "-", s.kernel or "-",
+            s.node, s.op, scheme(s.scheme), s.verdict or "-", s.kernel or "-",
             f"{s.microseconds:.0f}" if s.microseconds else "-", percent(s.share) if s.share else "-",
             decibel(s.sqnr) + (f" ({s.unmeasured})" if s.unmeasured else ""), s.reason or s.skip,
         )

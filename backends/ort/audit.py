@@ -18,7 +18,7 @@ from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Kernel, Profile, made_up_feeds, profile
 from graphpress.base import ORIGIN, SCHEME, Arrays
 from graphpress.errors import BadRequest
-from graphpress.tables import Table, percent
+from graphpress.tables import Table, percent, scheme
 from graphpress.target import Target
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
@@ -95,7 +95,7 @@ class Audit:
             (
                 r.node,
                 r.op,
-                r.scheme or "float",
+                scheme(r.scheme),
                 r.verdict,
                 r.kernel,
                 f"{r.microseconds:.0f}",

@@ -134,7 +134,7 @@ def passes(name: str | None) -> dict[str, Any]:
     return {"pass": name, "about": (known[name].__doc__ or "").strip(), "options": options}
 
 
-def _default(field: dataclasses.Field) -> str:
+def _default(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
     return repr(field.default_factory()) if field.default_factory is not dataclasses.MISSING else "none"
