@@ -35,6 +35,7 @@ ModelLike: TypeAlias = ir.Model | str | Path
 DataLike: TypeAlias = CalibrationData | Mapping[str, np.ndarray] | str | Path | None
 Evaluate: TypeAlias = Callable[[Runner], float]
 
+GATE_BATCH = 16
 SITE_SAMPLES = 4  # samples for the per-site SQNR: a diagnosis, not a verdict
 
 
@@ -244,7 +245,8 @@ class _Job:
         if self.held_out is None:
             report.gate.left_out = "no data was given"
             return
-        batches = self.progress(self.held_out.batches(16), "gate", None)
+        size = (self.held_out.binding.exact if self.held_out.binding else None) or GATE_BATCH
+        batches = self.progress(self.held_out.batches(size), "gate", -(-len(self.held_out) // size))
         outputs, samples = compare(self.original(), runner, batches)
         report.gate = judge(outputs, samples, recipe.gate)
         if self.held_out is self.data:
