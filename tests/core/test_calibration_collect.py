@@ -87,7 +87,7 @@ def test_only_what_was_asked_for_leaves_the_runtime_and_batches_fit_the_budget(m
         return Spy(reference.execute(model, outputs), lambda feeds: sizes.append(len(feeds["x"])))
 
     monkeypatch.setattr("graphpress.collect.WORKERS", 2)
-    monkeypatch.setattr("graphpress.collect.BUDGET", 400)  # three batches; a sample is 24 bytes of x and 16 of b
+    monkeypatch.setattr("graphpress.collect.BUDGET", 600)  # three batches; a sample is 24 bytes of x and 16 of b
     collect(chain(), want("b", "x"), CalibrationData.from_arrays({"x": samples()}), execute)
     assert asked == [["b"]] and sizes[0] == 1 and sorted(sizes[1:]) == [2, *[3] * 6]
 
