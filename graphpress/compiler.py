@@ -279,6 +279,7 @@ class _Job:
         feeds = next(iter(self.held_out.batches(SITE_SAMPLES)))
         diagnosis.measure(compiled.clean, compiled.portable, report.sites, feeds, reference.execute)
         seen = {site: h for p in report.passes for site, h in p.histograms.items()}
+        seen = seen or diagnosis.weight_histograms(compiled.clean, report.sites)
         report.histograms = diagnosis.worst_histograms(report.sites, seen)
 
     def prove(self, compiled: Compiled, report: Report) -> None:

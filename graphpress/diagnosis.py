@@ -23,6 +23,7 @@ from graphpress.gate import sqnr
 from graphpress.report import SiteRow
 from graphpress.types import Role, Site
 
+_BINS = 64
 _REACH = 16  # nodes that passes made between a site and its reader
 
 
@@ -81,6 +82,24 @@ def worst_histograms(
     return {str(e): histograms[str(e)] for e in edges[:count]}
 
 
+def weight_histograms(model: ir.Model, sites: Iterable[SiteRow], count: int = 8) -> dict[str, dict[str, Any]]:
+    """Of the float weights of the ``count`` quantized operators with the lowest SQNR, for want of activations."""
+    known = sorted((s for s in sites if s.scheme and s.sqnr is not None), key=lambda s: s.sqnr or 0.0)
+    wanted = {s.node for s in known[:count]}
+    found = {}
+    for node in edit.nodes(model):
+        for slot, value in enumerate(node.inputs) if node.name in wanted else ():
+            array = edit.constant(value)
+            if array is not None and array.ndim >= 2 and array.size:
+                counts, edges = np.histogram(array.astype(np.float32), bins=_BINS)
+                low, high = float(edges[0]), float(edges[-1])
+                found[str(Site(node.name or "", slot, Role.WEIGHT))] = {
+                    "counts": counts.tolist(), "start": low, "width": (high - low) / _BINS,
+                    "min": low, "max": high, "lo": low, "hi": high,
+                }  # fmt: skip
+    return found
+
+
 def _output(node: ir.Node, old: Mapping[str, ir.Node]) -> Pair | None:
     """An output of ``node`` as the nearest reader that is in both models gets it, or as the caller does."""
     waiting = deque(v for v in node.outputs if v.name)
@@ -101,11 +120,18 @@ def _output(node: ir.Node, old: Mapping[str, ir.Node]) -> Pair | None:
 
 def _float(value: ir.Value) -> ir.Value:
     """The value as a float: dequantized, by a node made for it, where its reader moves integers."""
-    node = value.producer()
-    if node is None or node.op_type != "QuantizeLinear" or node.inputs[0] is None:
+    node = source = value.producer()
+    while source is not None and source.op_type != "QuantizeLinear" and not _is_float(source.outputs[0]):
+        source = source.inputs[0].producer() if source.inputs and source.inputs[0] is not None else None
+    if node is None or source is None or source.op_type != "QuantizeLinear" or source.inputs[0] is None:
         return value
-    made = edit.new_node("DequantizeLinear", [value, *node.inputs[1:]], dict(node.attributes), after=node)
-    return edit.like(made.outputs[0], node.inputs[0])
+    made = edit.new_node("DequantizeLinear", [value, *source.inputs[1:]], dict(source.attributes), after=node)
+    made.outputs[0].shape, made.outputs[0].type = value.shape, source.inputs[0].type
+    return made.outputs[0]
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def _named(old: Mapping[str, ir.Node], value: ir.Value) -> str | None:

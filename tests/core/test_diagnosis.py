@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from graphpress import diagnosis
+from graphpress import diagnosis, edit
 from graphpress import report as reports
 from graphpress.backends import reference
 from graphpress.base import Context
 from graphpress.calibration import CalibrationData
 from graphpress.passes.fold.absorb_clip import AbsorbClip
+from graphpress.passes.fold.cancel_qdq import CancelQdq
+from graphpress.passes.fold.move_qdq import MoveQdq
+from graphpress.passes.fold.share_scales import ShareScales
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.pipeline import Pipeline
 from tests import kit
@@ -33,11 +37,11 @@ g (float[N, 2, 6, 6] x, bool c) => (float[N, 2, 6, 6] y) <
 }"""
 
 
-def quantized(text: str, data: dict[str, np.ndarray], **options):
+def quantized(text: str, data: dict[str, np.ndarray], extra: tuple = (), **options):
     model = kit.parse(text)
     bound = CalibrationData.from_arrays(data).bind(model)
     ctx = Context(data=bound, run=reference.execute, oracle=reference.execute)
-    after, passes = Pipeline([Quantize(**options), AbsorbClip()]).run(model, ctx)
+    after, passes = Pipeline([Quantize(**options), AbsorbClip(), *extra]).run(model, ctx)
     rows = reports.site_rows(model, after, passes)
     diagnosis.measure(model, after, rows, next(iter(bound.batches(4))), reference.execute)
     return model, after, passes, {r.node: r for r in rows}
@@ -82,6 +86,30 @@ def test_histograms_of_the_worst_sites_come_first() -> None:
         end = h["start"] + h["width"] * len(h["counts"])
         assert h["start"] <= h["min"] <= h["max"] <= end
         assert sum(h["counts"]) > 0
+
+
+def test_weights_stand_in_where_no_activation_was_seen() -> None:
+    model, _, _, rows = quantized(CHAIN, data(), mode="weight", weight="int4")
+    seen = diagnosis.weight_histograms(model, rows.values())
+    found = diagnosis.worst_histograms(list(rows.values()), seen)
+    worst = min((r for r in rows.values() if r.sqnr is not None), key=lambda r: r.sqnr).node
+    assert next(iter(found)) == f"{worst}[1] weight"
+    assert {sum(h["counts"]) for h in found.values()} == {4}
+    assert (found["one[1] weight"]["min"], found["one[1] weight"]["max"]) == pytest.approx((-0.7, 1.5))
+
+
+def test_what_moves_as_integers_is_compared_as_floats() -> None:
+    text = """
+    g (float[N, 2, 6, 6] x) => (float[N, 2, 6, 6] y) <float[2, 2, 1, 1] w = {1.5, -0.7, 0.3, 0.9}> {
+      [one] a = Conv(x, w) [relu] b = Relu(a)
+      [swap] c = Transpose <perm = [0, 1, 3, 2]> (b) [back] d = Transpose <perm = [0, 1, 3, 2]> (c)
+      [two] y = Conv(d, w)
+    }"""
+    _, after, _, rows = quantized(text, {"x": data()["x"]}, extra=(ShareScales(), MoveQdq(), CancelQdq()))
+    moved = edit.find(after, "back").inputs[0]
+    assert moved is not None
+    assert moved.dtype == ir.DataType.UINT8
+    assert all(25 < rows[n].sqnr < 60 for n in ("one", "swap", "back", "two"))
 
 
 def test_sites_that_are_gone_say_so() -> None:
