@@ -273,6 +273,8 @@ class _Job:
     def diagnose(self, compiled: Compiled, report: Report) -> None:
         """Noise at every site on a few samples, and the histograms of the worst."""
         if self.held_out is None:
+            for site in report.sites:
+                site.unmeasured = "no data"
             return
         from graphpress.backends import reference
 

@@ -99,6 +99,7 @@ def test_compile_prints_one_document(capsys: pytest.CaptureFixture[str], tmp_pat
     found = parsed(capsys, "compile", MODEL, *more)
     assert found["recipe"] == "w8a16"
     assert all("int4" in s["scheme"] for s in found["sites"] if s["scheme"])
+    assert {s["unmeasured"] for s in found["sites"]} == {"no data"}
     assert found == json.loads((tmp_path / "o" / "report.json").read_text())
 
 
