@@ -23,6 +23,8 @@ from graphpress.gate import sqnr
 from graphpress.report import SiteRow
 from graphpress.types import Role, Site
 
+# What comes in noisy may leave noisier without a fault of the operator: where large parts of the signal cancel.
+AMPLIFIED = 8.0
 _BINS = 64
 _REACH = 16  # nodes that passes made between a site and its reader
 
@@ -62,13 +64,13 @@ def measure(before: ir.Model, after: ir.Model, sites: Iterable[SiteRow], feeds: 
         if share is not None:
             brought = [s for p in sources.get(name, []) if (s := noise.of(p)[0]) is not None]
             row.sqnr = sqnr(1.0, share)
-            row.added = max(share - max(brought, default=0.0), 0.0)
+            row.added = max(share - AMPLIFIED * max(brought, default=0.0), 0.0)
 
 
 def blame(sites: Iterable[SiteRow], count: int = 5) -> list[tuple[str, float]]:
     """The quantized sites that add most noise, worst first, each with the SQNR in dB at its output."""
     known = [s for s in sites if s.scheme and s.sqnr is not None]
-    known.sort(key=lambda s: -s.added)
+    known.sort(key=lambda s: (-s.added, s.sqnr))
     return [(s.node, s.sqnr) for s in known[:count] if s.sqnr is not None]
 
 

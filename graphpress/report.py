@@ -27,8 +27,8 @@ class SiteRow:
 
     ``verdict`` is the runtime's: integer, float, fallback, weight-only; empty where there was no audit. ``weights``
     counts elements, ``macs`` multiply-adds of the audited run, ``microseconds`` of one run. ``sqnr`` is that of its
-    output in dB, ``added`` the noise it brings itself as a share of its output's power; ``unmeasured`` says why neither
-    is known.
+    output in dB, ``added`` the noise that its inputs do not explain as a share of its output's power;
+    ``unmeasured`` says why neither is known.
     """
 
     node: str

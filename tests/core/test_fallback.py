@@ -20,7 +20,6 @@ from graphpress.recipe import Recipe
 from graphpress.target import Target
 from tests import kit
 
-RNG = np.random.default_rng(0)
 LAYERS = ["one", "two", "three", "four"]
 WIDTH, CLASSES, SAMPLES = 16, 4, 200
 
@@ -53,7 +52,7 @@ def model(fragile: tuple[str, ...] = ("two",)) -> ir.Model:
 
 
 def data(made: ir.Model) -> dict[str, np.ndarray]:
-    x = RNG.normal(size=(SAMPLES, WIDTH)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(SAMPLES, WIDTH)).astype(np.float32)
     return {"x": x, "labels": kit.run(made, {"x": x})["y"].argmax(1)}
 
 
