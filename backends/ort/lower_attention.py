@@ -22,9 +22,9 @@ from graphpress import edit
 from graphpress.backends.ort import canonical, emit
 from graphpress.target import Target
 
-# exp(-28) = 7e-13: 80 000 masked tokens together stay below a float's rounding, and scores up to 4 above the token's own
-# are still rounded to 1e-6. Denormal numbers come back, slow but right, in rows whose best score is 59 above the token's
-# own (19 at most in a trained code model).
+# exp(-28) = 7e-13: 80 000 masked tokens together stay below a float's rounding, and scores up to 4 above the token's
+# own are still rounded to 1e-6. Denormal numbers come back, slow but right, in rows whose best score is 59 above the
+# token's own (19 at most in a trained code model).
 FLOOR = 28.0
 SHORTEST = 32  # tokens; from here on it was faster than the Attention kernel (16: equal, 1: 7 us slower)
 _LARGEST_MASK = -1e30
