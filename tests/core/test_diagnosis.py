@@ -67,7 +67,7 @@ def test_sqnr_of_the_last_site_is_that_of_the_outputs() -> None:
     noise = ((u - v) ** 2).sum() / (u**2).sum()
     assert rows["last"].sqnr == pytest.approx(-10 * math.log10(noise), abs=1e-6)
     assert 0 <= rows["last"].added < noise
-    assert 0 < rows["one"].added
+    assert rows["one"].added > 0
 
 
 @pytest.mark.parametrize("guilty", ["one", "inner", "last"])
