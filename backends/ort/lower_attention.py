@@ -78,10 +78,10 @@ def _is_causal(node: ir.Node) -> bool:
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if mask is None:
         return edit.attribute(node, "is_causal", 0) == 1
-    tensor = edit.constant_tensor(mask)
-    if tensor is None or tensor.size < 2 or len(tensor.shape) < 2 or tensor.size != tensor.shape[-1] * tensor.shape[-2]:
+    array = edit.constant(mask)
+    if array is None or array.ndim < 2 or array.size != array.shape[-1] * array.shape[-2]:
         return False
-    array = tensor.numpy().reshape(tensor.shape[-2:])
+    array = array.reshape(array.shape[-2:])
     seen = np.tril(np.ones(array.shape, bool))
     if array.dtype == np.bool_:
         return bool((array == seen).all())
@@ -101,8 +101,8 @@ def _sizes(node: ir.Node) -> _Sizes | None:
     numbers = [n for n in (heads, kv_heads, q[-1], v[-1]) if isinstance(n, int) and n > 0]
     if len(numbers) < 4 or numbers[0] % numbers[1] or not _as_long(q[-2], k[-2]):
         return None
-    head, value = (numbers[2] // heads, numbers[3] // kv_heads) if flat else numbers[2:]
-    return _Sizes(heads, kv_heads, head, value, flat)
+    many, few, width, value = numbers
+    return _Sizes(many, few, width // many, value // few, flat) if flat else _Sizes(many, few, width, value, flat)
 
 
 def _as_long(queries: int | ir.SymbolicDim, keys: int | ir.SymbolicDim) -> bool:
