@@ -166,7 +166,8 @@ def _staged(path: Path) -> Iterator[_Place]:
 
 def _unwritable(path: Path, error: OSError) -> BadRequest:
     what, fix = f"cannot be written: {(error.strerror or str(error)).lower()}", "Give a file name in a writable folder."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    # numpy's tofile says how many elements it wrote, not why it wrote no more: that has no errno.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):
         what, fix = "there is no space left to write it", "Free some, or choose another place."
     return BadRequest(what, where=str(path), fix=fix)
 
