@@ -143,7 +143,9 @@ def add_const(scope: ir.Graph, data: np.ndarray | ir.TensorProtocol, name: str) 
     """A new initializer of ``scope`` under a fresh name. ml_dtypes arrays give 4-bit and 2-bit tensors."""
     name = fresh_name(scope, name)
     tensor = ir.tensor(data, name=name) if isinstance(data, np.ndarray | np.generic) else data
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     scope.register_initializer(value)
     return value
 

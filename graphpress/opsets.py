@@ -98,7 +98,10 @@ def _alone(node: ir.Node, old: int) -> onnx.ModelProto:
         if tensor is not None and tensor.size <= 1024:
             initializers.append(
                 ir.Value(
-                    name=value.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+                    name=value.name,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    type=ir.TensorType(tensor.dtype),
+                    const_value=tensor,
                 )
             )
         else:
