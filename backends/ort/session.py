@@ -39,8 +39,8 @@ class SessionOptions:
     Attributes:
         optimise: Let ONNX Runtime rewrite the graph; off gives the reference semantics node by node.
         threads: Threads inside one operator; None leaves it to ONNX Runtime (one a core).
-        spinning: Let idle threads spin. Right for a process that runs one model; a compilation holds several sessions,
-            and a pool that spins takes the cores from the one that works.
+        spinning: Let threads spin between runs. Right for a process that runs one model; a compilation holds several
+            sessions, and a pool that spins takes the cores from the one that works.
         save_optimised: Path for the graph that ONNX Runtime made of the model.
         profile: Path prefix for its profile.
         config: Further session config entries.
@@ -66,7 +66,7 @@ class SessionOptions:
         if self.profile:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.spinning)))
+        options.add_session_config_entry("session.force_spinning_stop", str(int(not self.spinning)))
         for key, value in self.config.items():
             options.add_session_config_entry(key, value)
         return options
@@ -151,7 +151,7 @@ def execute(
         outputs: Values of the main graph to give instead of the graph's outputs.
         target: Where it shall run; the CPU provider when absent.
         threads: Threads inside one operator.
-        spinning: Let idle threads spin: faster for the only model of a process.
+        spinning: Let threads spin between runs: faster for the only model of a process.
 
     Raises:
         BadRequest: ``outputs`` names a value that the main graph lacks.
