@@ -126,8 +126,9 @@ def compile(
     """
     clock = _Clock()
     with clock.phase("load"):
-        source = Path(model).name if isinstance(model, str | Path) else (model.graph.name or "model")
-        job = _Job(_model(model), Recipe.load(recipe), _target(target), seed, progress, clock)
+        loaded = _model(model)
+        source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
+        job = _Job(loaded, Recipe.load(recipe), _target(target), seed, progress, clock)
         job.take(_data(data), evaluate)
         if max_drop is not None:
             fallback.check(job.evaluate, max_drop)
@@ -195,7 +196,9 @@ class _Job:
             return
         data.check(self.model)
         data = data.bind(self.model)
-        held = min(self.recipe.gate.samples, len(data) // 5)
+        exact = (data.binding.exact if data.binding else None) or 1  # a model may fix its batch: parts must fill it
+        held = max(min(self.recipe.gate.samples, len(data) // 5) // exact, 1) * exact
+        held = held if len(data) >= max(2 * exact, 5) else 0
         self.data, self.held_out = data.split(held, self.seed) if held else (data, data)
         if evaluate is None and data.labels is not None:
             self.evaluate = top1(self.held_out)
@@ -220,9 +223,7 @@ class _Job:
             metric = self.evaluate(runner) if self.evaluate else None
         return Compiled(clean, portable, lowered, report, metric)
 
-    def rewrite(
-        self, recipe: Recipe, check_numbers: bool | None = None
-    ) -> tuple[ir.Model, ir.Model, list[PassReport]]:
+    def rewrite(self, recipe: Recipe, check_numbers: bool | None = None) -> tuple[ir.Model, ir.Model, list[PassReport]]:
         """The tidied float graph, the portable rewritten one, and what the passes said."""
         cut = next((i for i, p in enumerate(recipe.passes) if p.numerics is Numerics.LOSSY), len(recipe.passes))
         clean, first = self.tidy(recipe.passes[:cut])

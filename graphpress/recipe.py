@@ -54,6 +54,13 @@ class Recipe:
         if isinstance(source, str | Path):
             text, where = _read(source)
             return _from_mapping(_yaml(text, where), where)
+        for item in source:
+            if not isinstance(item, Pass):
+                raise RecipeError(
+                    f"{type(item).__name__} is no pass of graphpress",
+                    where="recipe",
+                    fix="Passes of onnx_ir run in graphpress.Pipeline.",
+                )
         return cls("custom", tuple(source))
 
     def set(self, assignments: Sequence[str]) -> Recipe:
