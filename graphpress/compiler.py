@@ -98,6 +98,7 @@ def compile(
     seed: int = 0,
     evaluate: Evaluate | None = None,
     max_drop: float | None = None,
+    state: str | Path | None = None,
     gate: bool = True,
     prove: bool = True,
     progress: Progress = quiet,
@@ -113,6 +114,7 @@ def compile(
         seed: Seed of everything random.
         evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
         max_drop: How much of the metric may be lost; sites go back to float, worst first, until it holds.
+        state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
         gate: Raise when the result is below the recipe's gate.
         prove: Audit and time the result (one more session each).
         progress: Shows progress.
@@ -132,7 +134,8 @@ def compile(
         job.take(_data(data), evaluate)
         if max_drop is not None:
             fallback.check(job.evaluate, max_drop)
-            job.calibrate = Recall()
+        if max_drop is not None or state is not None:
+            job.calibrate = Recall(Path(state) if state is not None else None)
     compiled = job.once(job.recipe)
     if max_drop is not None:
         compiled = fallback.hold_drop(job, compiled, max_drop)

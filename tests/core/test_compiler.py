@@ -68,6 +68,40 @@ def test_the_same_twice_is_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_an_interrupted_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = tmp_path / "state.npz"
+    seen: list[str] = []
+
+    def stop(items, label, total=None):
+        for i, item in enumerate(items):
+            seen.append(label)
+            if label == "calibrate" and i == 3:
+                raise KeyboardInterrupt
+            yield item
+
+    recipe = Recipe.load("w8a8").set(["quantize.batch_size=64"])
+    monkeypatch.setattr("graphpress.checkpoint._INTERVAL", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        gp.compile(DEMO / "digits.onnx", recipe, DEMO / "digits.npz", prove=False, state=state, progress=stop)
+    assert state.exists()
+    seen.clear()
+    on, _ = gp.compile(
+        DEMO / "digits.onnx", recipe, DEMO / "digits.npz", prove=False, state=state, progress=count(seen)
+    )
+    once, _ = gp.compile(DEMO / "digits.onnx", recipe, DEMO / "digits.npz", prove=False, progress=count([]))
+    assert 0 < seen.count("calibrate") < 9
+    kit.assert_same_structure(on, once)
+
+
+def count(seen: list[str]):
+    def show(items, label, total=None):
+        for item in items:
+            seen.append(label)
+            yield item
+
+    return show
+
+
 def test_below_the_gate_is_an_error_that_carries_what_was_made() -> None:
     recipe = Recipe.load("w8a8").set(["gate.min_sqnr=90"])
     with pytest.raises(GateError, match=r"SQNR .* asked 90\.0\. Sites most to blame: ") as e:

@@ -50,6 +50,9 @@ def compile_(
     target: Target = "ort-cpu",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change an option: PASS.OPTION=VALUE.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 (by labels) that may be lost.")] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Keep calibration's state in this file; run again to go on.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     external: Annotated[
         bool | None, typer.Option("--external/--no-external", help="Weights in one file beside the model.")
@@ -62,8 +65,8 @@ def compile_(
 
     raise typer.Exit(
         commands.compile_to(
-            model, recipe, out, data=data, target=target, assignments=set_ or [], max_drop=max_drop, seed=seed,
-            external=external, keep=keep, as_json=as_json,
+            model, recipe, out, data=data, target=target, assignments=set_ or [], max_drop=max_drop, state=state,
+            seed=seed, external=external, keep=keep, as_json=as_json,
         )
     )  # fmt: skip
 

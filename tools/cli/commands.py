@@ -32,6 +32,7 @@ def compile_to(
     target: str,
     assignments: list[str],
     max_drop: float | None,
+    state: Path | None,
     seed: int,
     external: bool | None,
     keep: bool,
@@ -44,7 +45,7 @@ def compile_to(
         with terminal.progress() as progress:
             try:
                 compiled, report = gp.compile(
-                    model, resolved, data, target, seed=seed, max_drop=max_drop, progress=progress
+                    model, resolved, data, target, seed=seed, max_drop=max_drop, state=state, progress=progress
                 )
             except GateError as e:
                 if e.report is None:
@@ -145,6 +146,6 @@ def demo(out: Path, as_json: bool) -> int:
     folder = resources.files("graphpress.tools.demo")
     with resources.as_file(folder / "digits.onnx") as model, resources.as_file(folder / "digits.npz") as data:
         return compile_to(
-            model, "w8a8", out, data=data, target="ort-cpu", assignments=[], max_drop=None, seed=0, external=None,
-            keep=False, as_json=as_json,
+            model, "w8a8", out, data=data, target="ort-cpu", assignments=[], max_drop=None, state=None, seed=0,
+            external=None, keep=False, as_json=as_json,
         )  # fmt: skip
