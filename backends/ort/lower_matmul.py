@@ -1,4 +1,5 @@
-"""MatMul and Gemm with activations quantized at run time: 8-bit codes on both sides, one integer product, floats out.
+"""MatMul and Gemm of 8-bit codes on both sides: one integer product, floats out. For activations quantized at run time,
+and for static ones where ONNX Runtime would not find the kernel by itself.
 
 ``x`` behind DynamicQuantizeLinear keeps that node, so that several readers of one ``x`` quantize it once; ONNX Runtime
 merges it into DynamicQuantizeMatMul where it has one reader. Codes by token are made unsigned (zero point 128, the same
@@ -23,9 +24,11 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or not isinstance(node.graph, ir.Graph):
         return False
     x = canonical.activation(node.inputs[0])
-    if x is None or x.kind == "static" or not plain(node):
+    if x is None or (x.kind == "static" and not _gives_floats_to_an_add(node)) or not plain(node):
         return False
     right = canonical.weight(node.inputs[1])
+    if right is None and x.kind == "static":
+        return False
     if right is not None:
         return _constant(node, x, right, shared)
     y = canonical.activation(node.inputs[1])
@@ -35,6 +38,17 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
         node, "MatMulIntegerToFloat", [x.codes, y.codes, x.scale, y.scale, x.zero, y.zero], domain=emit.CONTRIB
     )
     return True
+
+
+def _gives_floats_to_an_add(node: ir.Node) -> bool:
+    """Whether something is added to a MatMul's floats: ONNX Runtime makes one float Gemm of the two before it looks for
+    integer kernels, and dequantizes the weight in every run. Static products of other forms it finds by itself."""
+    users = list(node.outputs[0].uses())
+    if node.op_type != "MatMul" or len(users) != 1 or users[0].node.op_type != "Add" or users[0].node.domain != "":
+        return False
+    add = users[0].node
+    quantized = any(u.node.op_type == "QuantizeLinear" for u in add.outputs[0].uses())
+    return not (quantized and edit.is_constant(add.inputs[1 - users[0].idx]))  # that one becomes a QGemm
 
 
 def plain(node: ir.Node) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from graphpress import edit, ops
 from graphpress.backends import reference
-from graphpress.backends.ort import lower, probe, session
+from graphpress.backends.ort import audit, lower, probe, session
 from graphpress.base import ORIGIN, STAGE
 from graphpress.errors import Unsupported
 from graphpress.ops import dynamic_quantize_token
@@ -282,3 +282,36 @@ def test_groups_that_do_not_divide_the_axis_are_restored(channels: int, signed: 
     assert not any(n.op_type == "DequantizeLinear" for n in lowered.graph)
     for run in (reference.execute, session.execute):
         np.testing.assert_allclose(run(lowered)(feeds)["y"], want, rtol=0, atol=np.abs(want).max() * 1e-6)
+
+
+@pytest.mark.parametrize("other", ["b", "x24"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_static_product_and_what_is_added_stay_on_integers(quantized: bool, other: str) -> None:
+    rng = np.random.default_rng(0)
+    tail = (
+        f"d = Add(p, {other}) e = QuantizeLinear(d, xs, xz) y = DequantizeLinear(e, xs, xz)"
+        if quantized
+        else f"y = Add(p, {other})"
+    )
+    model = parse(
+        f"""g (float[m, 64] x, float[m, 24] x24, float w, float s, float z, float b) => (float[m, 24] y)
+            <float xs = {{0.05}}, uint8 xz = {{120}}> {{
+            q = QuantizeLinear(x, xs, xz)
+            f = DequantizeLinear(q, xs, xz)
+            g = DequantizeLinear<axis=1>(w, s, z)
+            [op] p = MatMul(f, g)
+            {tail}
+        }}""",
+        w=codes(rng, "int8", (64, 24)),
+        s=rng.uniform(0.001, 0.01, 24).astype(np.float32),
+        z=np.zeros(24, np.int8),
+        b=rng.normal(size=24).astype(np.float32),
+    )
+    feeds = _feeds(model)
+    want = reference.execute(model)(feeds)["y"]
+    lowered = lower(model, TARGET)
+    step = 0.05 if quantized else np.abs(want).max() * 1e-6
+    for run in (reference.execute, session.execute):
+        np.testing.assert_allclose(run(lowered)(feeds)["y"], want, rtol=0, atol=step * 1.001)
+    (site,) = (s for s in audit(lowered, TARGET, feeds).sites if s.node == "op")
+    assert site.verdict == "integer", site
