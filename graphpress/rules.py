@@ -36,7 +36,8 @@ class RulePass(Pass):
 
         known = {id(n) for n in edit.nodes(model)}
         budget = _Budget(self.limit * max(len(known), 1), report.name)
-        report.changed = pattern.RewriteRuleSet([_Counted(r, budget) for r in self.rules()]).apply_to_model(model)
+        counted: list[Any] = [_Counted(rule, budget) for rule in self.rules()]
+        report.changed = pattern.RewriteRuleSet(counted).apply_to_model(model)
         for node in edit.nodes(model):
             rule = node.metadata_props.pop(RULE_TAG, None)
             if id(node) not in known:
