@@ -87,7 +87,7 @@ class Pipeline:
         edit.forget_names(work)
         before = text.state(work)
         if not isinstance(step, Pass) or step.numerics is not Numerics.LOSSY:
-            oracle.prime(work)
+            oracle.remember(work)
         start = time.perf_counter()
         _run(work, step, ctx, report)
         report.seconds = time.perf_counter() - start
@@ -163,12 +163,13 @@ def _check(work: ir.Model, name: str) -> None:
 
 
 class _Oracle:
-    """Holds the reference outputs of the last verified graph, so that each check costs one run."""
+    """Holds what the last verified graph gives, so that each check costs one run, and none where nothing changes."""
 
     def __init__(self, ctx: Context, wanted: bool | None) -> None:
         self.ctx, self.wanted = ctx, wanted
         self.feeds: Arrays | None = None
         self.outputs: dict[str, np.ndarray] | None = None
+        self.before: ir.Model | None = None  # the graph that gives them, where it was not run yet
         self.why_not = ""
         if wanted is False:
             self.why_not = "not asked for"
@@ -178,20 +179,24 @@ class _Oracle:
     def check(self, model: ir.Model, step: Step) -> str:
         numerics = step.numerics if isinstance(step, Pass) else Numerics.EXACT
         if numerics is Numerics.LOSSY:
-            self.outputs = None
+            self.outputs = self.before = None
             return "lossy: left to the gate"
+        if self.outputs is None and not self.why_not:
+            self._run_before()
         if self.why_not:
             return f"not checked: {self.why_not}"
         return self._compare(model, step, numerics)
 
-    def prime(self, model: ir.Model) -> None:
-        """Take the outputs of ``model`` as the truth for the next check."""
-        if self.why_not or self.outputs is not None:
-            return
-        assert self.ctx.oracle is not None and self.ctx.data is not None
+    def remember(self, model: ir.Model) -> None:
+        """Take ``model`` as the truth for the next check: a copy that shares its tensors, run only if there is one."""
+        if not self.why_not and self.outputs is None and self.before is None:
+            self.before = model.clone()
+
+    def _run_before(self) -> None:
+        assert self.ctx.oracle is not None and self.ctx.data is not None and self.before is not None
         self.feeds = next(iter(self.ctx.data.batches(1)))
         start = time.perf_counter()
-        self.outputs = self.ctx.oracle(model)(self.feeds)
+        self.outputs, self.before = self.ctx.oracle(self.before)(self.feeds), None
         if time.perf_counter() - start > PROBE_SECONDS and not self.wanted:
             self.why_not = f"one probe run takes over {PROBE_SECONDS:.0f} s"
 
