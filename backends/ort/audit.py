@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from graphpress import edit
-from graphpress.backends.ort import canonical, macs, origin
+from graphpress.backends.ort import canonical, lower_float, macs, origin
 from graphpress.backends.ort.groups import quantizers, static_violation
 from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Kernel, Profile, made_up_feeds, profile
@@ -205,6 +205,8 @@ class _Auditor:
         bits = next((b for v in node.inputs if (b := canonical.restored(node, v))), 0)
         if bits and not any(map(canonical.activation, node.inputs)):
             return "weight-only", f"{bits}-bit weights become float once, at load"
+        if node.op_type in lower_float.LEFT:
+            return "float", "left in float between quantized neighbours"
         if self.quantized(node):
             return "fallback", static_violation(node, self.target) or "ONNX Runtime kept it in float for no rule known"
         return "float", ""

@@ -15,6 +15,7 @@ from graphpress import edit
 from graphpress.backends.ort import (
     emit,
     lower_attention,
+    lower_float,
     lower_gather,
     lower_lstm,
     lower_matmul,
@@ -32,6 +33,7 @@ RULES: tuple[Callable[[ir.Node, Target, emit.Shared], bool], ...] = (
     lower_lstm.apply,
     lower_gather.apply,
     lower_attention.apply,
+    lower_float.apply,
     lower_weights.apply,
 )
 

@@ -10,7 +10,7 @@ from graphpress import edit
 from graphpress.backends.ort import canonical
 from graphpress.backends.ort.profile import Kernel, Shapes
 
-_KERNEL_SLOT = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
+_KERNEL_SLOT = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
 _PRODUCTS = frozenset(
     {"MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul"}
 )
@@ -28,7 +28,7 @@ def _one(node: ir.Node, inputs: Shapes, outputs: Shapes) -> int:
         return math.prod(x if op == "ConvTranspose" else y) * math.prod(_kernel_shape(node, inputs)[1:])
     if op == "MatMulNBits":
         return math.prod(y) * int(edit.attribute(node, "K", 0))
-    if op == "Gemm":
+    if op in ("Gemm", "FusedGemm"):
         return math.prod(y) * x[0 if edit.attribute(node, "transA", 0) else 1]
     if op in _PRODUCTS:
         return math.prod(y) * x[-1]

@@ -315,3 +315,37 @@ def test_a_static_product_and_what_is_added_stay_on_integers(quantized: bool, ot
         np.testing.assert_allclose(run(lowered)(feeds)["y"], want, rtol=0, atol=step * 1.001)
     (site,) = (s for s in audit(lowered, TARGET, feeds).sites if s.node == "op")
     assert site.verdict == "integer", site
+
+
+@pytest.mark.parametrize("tail", ["", "Relu"])
+@pytest.mark.parametrize("op", ["Conv", "Gemm"])
+def test_a_layer_left_in_float_between_quantized_neighbours_stays_in_float(op: str, tail: str) -> None:
+    rng = np.random.default_rng(0)
+    conv = op == "Conv"
+    sizes = "[n, 16, 6, 6]" if conv else "[n, 16]"
+    layer = "c = Conv<pads=[1, 1, 1, 1]>(f, w, b)" if conv else "c = Gemm<transB=1>(f, w, b)"
+    model = parse(
+        f"""g (float{sizes} x, float w, float b) => (float{sizes} y)
+            <float s = {{0.03}}, uint8 z = {{128}}, float ys = {{0.002}}> {{
+            q = QuantizeLinear(x, s, z)
+            f = DequantizeLinear(q, s, z)
+            {layer}
+            r = {tail or "Identity"}(c)
+            p = QuantizeLinear(r, ys, z)
+            y = DequantizeLinear(p, ys, z)
+        }}""",
+        # channels of very different size: one scale for all of them would lose the small ones
+        w=(rng.normal(size=(16, 16, 3, 3) if conv else (16, 16)).T * np.logspace(-4, 0, 16)).T.astype(np.float32),
+        b=np.zeros(16, np.float32),
+    )
+    if not tail:
+        identity = next(n for n in model.graph if n.op_type == "Identity")
+        edit.replace(identity.outputs[0], identity.inputs[0])
+        edit.remove([identity])
+    feeds = _feeds(model)
+    want = reference.execute(model)(feeds)["y"]
+    lowered = lower(model, TARGET)
+    np.testing.assert_allclose(session.execute(lowered)(feeds)["y"], want, rtol=0, atol=0.002 * 1.001)
+    (site,) = (s for s in audit(lowered, TARGET, feeds).sites if s.node.startswith(op))
+    assert site.verdict == "float" and site.macs > 0, site
+    assert np.abs(session.execute(model)(feeds)["y"] - want).max() > 0.002 * 1.5  # what it would be otherwise
