@@ -160,7 +160,7 @@ def test_the_lowest_ir_version(out: Path, opset: int, dtype: str, functions: int
 def test_nobodys_paths_are_written(model: ir.Model, out: Path) -> None:
     traces = [
         'File "/home/ann/net.py", line 3, in forward', "C:\\Users\\ann\\net.py(3)", "see /Users/ann/model",
-        "src/net.py:7", "~/work/net", "/root/x",
+        "src/net.py:7", "~/code/net", "/root/x",
     ]  # fmt: skip
     kept = {"namespace": "/layer1/conv1/Conv", "n": "see https://onnx.ai/a/b", SCOPE: "/home/is/a/module.py"}
     places: list[Any] = [model, model.graph, model.graph.node(0), model.graph.inputs[0], model.graph.node(0).outputs[0]]
