@@ -67,7 +67,6 @@ class Context:
         run: Executes a model fast, on one thread for each run (calibration runs several at a time); None where nothing
             may be executed.
         oracle: Executes a model without any runtime optimisation: the reference semantics.
-        evaluate: The user's metric, higher is better, on a Runner; None where there is none.
         seed: Seed of everything random.
         progress: Shows progress of long loops.
         calibrate: Stands in for ``calibration.collect``, with the same arguments.
@@ -77,7 +76,6 @@ class Context:
     data: CalibrationData | None = None
     run: Executor | None = None
     oracle: Executor | None = None
-    evaluate: Callable[[Runner], float] | None = None
     seed: int = 0
     progress: Progress = quiet
     calibrate: Callable[..., Calibration] | None = None

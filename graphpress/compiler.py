@@ -211,7 +211,7 @@ class _Job:
 
         return Context(
             target=self.target, data=self.data, run=partial(self.engine.execute, threads=1), oracle=reference.execute,
-            evaluate=self.evaluate, seed=self.seed, progress=self.progress, calibrate=self.calibrate,
+            seed=self.seed, progress=self.progress, calibrate=self.calibrate,
         )  # fmt: skip
 
     def once(self, recipe: Recipe) -> Compiled:

@@ -16,11 +16,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress import catalog, edit
 from graphpress.errors import BadRequest, nearest
 from graphpress.types import Kind, Role, Scheme, Site
 
-_FOLDER = Path(__file__).parent / "targets"
 _NATIVE = "native"  # in a table: the activation type that is fast on this machine
 
 
@@ -229,10 +228,10 @@ def _isa() -> str:
 
 @functools.cache
 def _load(name: str, isa: str) -> Target:
-    known = {p.stem: p for p in _FOLDER.glob("*.json")}
+    known = catalog.targets()
     if name not in known:
         raise BadRequest("there is no such target", where=f"target {name!r}", fix=nearest(name, known))
-    data = json.loads(known[name].read_text())
+    data = json.loads(known[name])
     if isa not in data["activation_dtype"]:
         raise BadRequest(f"does not know the machine {isa!r}", where=f"target {name!r}")
     native = data["activation_dtype"][isa]

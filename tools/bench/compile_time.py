@@ -133,6 +133,27 @@ def start_up(rounds: int = 5) -> dict[str, float]:
     return {name: statistics.median(w[name] - w["bare"] for w in walls) for name in cases if name != "bare"}
 
 
+def verifier(size: int = 10_000, rounds: int = 5) -> float:
+    """Median seconds that the structural check takes on a chain of ``size`` nodes."""
+    import onnx_ir as ir
+
+    from graphpress import verify
+
+    first = value = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
+    nodes = []
+    for i in range(size):
+        nodes.append(ir.Node("", "Relu", [value], name=f"n{i}"))
+        value = nodes[-1].outputs[0]
+        value.name = f"v{i}"
+    model = ir.Model(ir.Graph([first], [value], nodes=nodes, opset_imports={"": 21}, name="chain"), ir_version=10)
+    walls = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        verify.check(model)
+        walls.append(time.perf_counter() - start)
+    return statistics.median(walls)
+
+
 def _wall(args: Sequence[str]) -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, *args], capture_output=True, check=True)
@@ -168,7 +189,8 @@ def measure(zoo: Path, models: str, repeat: int) -> dict[str, dict[str, Figures]
                 arrays = {next(iter(arrays)): photographs(zoo, size)[0][:IMAGES]}
             np.savez(data, **arrays)  # type: ignore[arg-type]
             found[task.name] = compare(task.file(Path(folder)), data, repeat)
-    return {**found, "start-up": {name: {"seconds": s} for name, s in start_up().items()}}
+    seconds = start_up() | {"verify 10,000 nodes": verifier()}
+    return {**found, "start-up": {name: {"seconds": s} for name, s in seconds.items()}}
 
 
 def render(found: Mapping[str, Mapping[str, Figures]]) -> str:
