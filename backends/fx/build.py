@@ -1,0 +1,83 @@
+"""A graph as a ``torch.fx.GraphModule``: the original call signature, the original parameter names."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import torch
+from torch import fx
+
+from graphpress import edit
+from graphpress.backends.fx import signature, weights
+from graphpress.backends.fx.builder import Builder, Options
+from graphpress.errors import BadRequest, nearest
+from graphpress.ops.base import DOMAIN
+
+
+def build(
+    model: ir.Model,
+    outputs: list[str] | None = None,
+    *,
+    quantizers: str = "exact",
+) -> fx.GraphModule:
+    """The graph as a module in evaluation mode: differentiable, on any device, with static or dynamic shapes.
+
+    Parameters and buffers have the names of the graph's initializers; those of a traced module are its own, a linear
+    layer's weight is (out, in). They share the graph's memory until a gradient, ``load_state_dict`` or a move to
+    another device gives them their own; call ``weights.disown`` before writing to one by hand.
+
+    Args:
+        model: Any valid model; it is not changed.
+        outputs: Values of the main graph to give, as a tuple, instead of the graph's outputs.
+        quantizers: ``exact``: Q gives integers, which no gradient passes. ``straight-through``: Q gives the same codes
+            as floats and passes gradients on; scales and zero points stay. ``learnable``: these are parameters too
+            (LSQ, arXiv:1902.08153; LSQ+, arXiv:2004.09576).
+
+    Raises:
+        Unsupported: An operator without a function; names the operator, its version, the node and the nearest one.
+        BadRequest: ``outputs`` names a value that the main graph lacks, or ``quantizers`` is none of the three.
+    """
+    modes = ("exact", "straight-through", "learnable")
+    if quantizers not in modes:
+        raise BadRequest("is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes))
+    model = _inlined(model)
+    options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable")
+    builder = Builder(options)
+    wanted = [_value(model, name) for name in outputs] if outputs is not None else None
+    call = signature.read(model)
+    call.bind_inputs(builder, model)
+    builder.fill(model.graph)
+    if wanted is not None:
+        builder.graph.output(tuple(builder.output(v) for v in wanted))
+    else:
+        call.bind_outputs(builder, model)
+    module = fx.GraphModule(builder.shelf.root, builder.graph, model.graph.name or "GraphModule")
+    module.register_load_state_dict_pre_hook(_before_load)
+    module.register_forward_pre_hook(signature.Check(call, model), with_kwargs=True)
+    return module.eval()
+
+
+def _before_load(module: torch.nn.Module, *_: object) -> None:
+    weights.disown(module)
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    """The model without calls of its own functions, but for operators of the dialect, which have kernels."""
+    if all(f.domain == DOMAIN for f in model.functions.values()):
+        return model
+    model = model.clone()
+    kept = {i: f for i, f in model.functions.items() if f.domain == DOMAIN}
+    for identifier in kept:
+        del model.functions[identifier]
+    common.InlinePass()(model)
+    model.functions.update(kept)
+    return model
+
+
+def _value(model: ir.Model, name: str) -> ir.Value:
+    graph = model.graph
+    known = {v.name: v for v in (*graph.inputs, *graph.initializers.values(), *(o for n in graph for o in n.outputs))}
+    if name not in known:
+        what = "the main graph has no such value"
+        raise BadRequest(what, where=f"output {name!r}", fix=nearest(name, [n for n in known if n]))
+    return known[name]

@@ -1,0 +1,370 @@
+"""One ONNX graph as one fx graph: a node becomes a call of its function, under its own name."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from graphpress import edit
+from graphpress.backends.fx import dtypes, host, table, weights
+from graphpress.backends.fx.operands import HOST as HOST_KINDS
+from graphpress.backends.fx.operands import Signature, signature
+from graphpress.errors import GraphpressError, Unsupported
+
+NODE = "graphpress.node"  # key in the meta of an fx node: name of the graph's node
+_SMALL = 64  # elements up to which an integer constant may take part in shape arithmetic
+_MODULE_ATTRIBUTES = frozenset(dir(torch.nn.Module()))
+
+
+@dataclass(frozen=True)
+class Item:
+    """A value: an fx node (or, on the host, perhaps a Python constant), and its ONNX type where known."""
+
+    ref: Any
+    host: bool = False
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What holds for a whole module.
+
+    Attributes:
+        opset: Of the default domain.
+        straight_through: Quantizers pass gradients on: codes stay floats.
+        learnable: Their scales and zero points are parameters.
+    """
+
+    opset: int
+    straight_through: bool = False
+    learnable: bool = False
+
+
+class Builder:
+    """Fills one fx graph; a subgraph has a builder of its own that captures what it reads of this one."""
+
+    def __init__(self, options: Options, parent: Builder | None = None) -> None:
+        self.options, self.parent = options, parent
+        self.graph = fx.Graph()
+        self.shelf = weights.Shelf(options.learnable)
+        self.items: dict[int, Item] = {}
+        self.captured: dict[int, ir.Value] = {}
+        self.local: set[int] = set()  # constants that live in this graph, not in one around it
+        self._made: dict[tuple[int, str], Any] = {}
+        self._first: fx.Node | None = None  # whose device is that of tensors made on the way
+
+    # -- values ------------------------------------------------------------------------------------------------------
+
+    def bind(self, value: ir.Value, ref: Any, *, is_host: bool = False, dtype: str | None = None) -> None:
+        """Let a value be what an fx node gives."""
+        self.items[id(value)] = Item(ref, is_host, dtype or (value.dtype.name if value.dtype else None))
+        if self._first is None and not is_host:
+            self._first = ref
+
+    def item(self, value: ir.Value) -> Item | None:
+        """A computed value, captured from a graph around this one if need be; None for a constant."""
+        found = self.items.get(id(value))
+        if found is not None or edit.is_constant(value) or value.is_initializer():
+            return found
+        return self.capture(value)
+
+    def capture(self, value: ir.Value) -> Item:
+        if self.parent is None:
+            raise GraphpressError("is read before it is defined", where=f"value {value.name!r}")
+        self.captured[id(value)] = value
+        self.bind(value, self.placeholder(value.name or "captured"))
+        return self.items[id(value)]
+
+    def placeholder(self, name: str) -> fx.Node:
+        """A further argument of the module, behind those there are."""
+        first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
+        with contextlib.nullcontext() if first is None else self.graph.inserting_before(first):
+            return self.graph.create_node("placeholder", identifier(name), name=identifier(name))
+
+    def wanted(self, value: ir.Value | None, kind: str) -> Any:
+        """A value in the form that a function wants of it."""
+        if value is None:
+            return None
+        key = (id(value), "host" if kind in HOST_KINDS else "number" if kind == "Operand" else "tensor")
+        if key not in self._made:
+            self._made[key] = self._converted(value, kind)
+        made = self._made[key]
+        if kind in ("Int", "Float"):
+            return made[0] if isinstance(made, list) else made if not _is_list(value) else self._element(made)
+        if kind in ("Ints", "Floats") and not isinstance(made, list | fx.Node):
+            return [made]
+        return made
+
+    def _element(self, ref: fx.Node) -> fx.Node:
+        return self.graph.call_function(operator.getitem, (ref, 0))
+
+    def _converted(self, value: ir.Value, kind: str) -> Any:
+        item = self.item(value)
+        if item is None:
+            return self._constant(value, kind)
+        if kind in HOST_KINDS:
+            return item.ref if item.host else self.graph.call_function(host.ints, (item.ref,))
+        if item.host:
+            dtype = dtypes.torch_dtype(item.dtype or "INT64")
+            return self.graph.call_function(host.tensor, (item.ref, dtype, self._first))
+        return item.ref
+
+    def _constant(self, value: ir.Value, kind: str) -> Any:
+        tensor = ir.convenience.get_const_tensor(value)
+        assert tensor is not None
+        if kind in HOST_KINDS:
+            return tensor.numpy().tolist()
+        if kind == "Operand" and tensor.size == 1 and not weights.trainable(value, self.options.learnable):
+            return tensor.numpy().item()
+        return self._stored(value)
+
+    def _stored(self, value: ir.Value, transposed: bool = False) -> fx.Node:
+        """A constant as an attribute of the module that has it, handed down to subgraphs."""
+        if self.parent is not None and id(value) not in self.local:
+            return self.capture(value).ref
+        path = self.shelf.path(value, transposed)
+        if value.is_initializer() and value.producer() is None:
+            value_name = value.name or "constant"
+        else:
+            value_name = path
+        return self.graph.create_node("get_attr", path, name=identifier(value_name))
+
+    def transposed(self, value: ir.Value) -> fx.Node:
+        """A matrix as torch's modules keep it: (out, in)."""
+        key = (id(value), "transposed")
+        if key not in self._made:
+            self._made[key] = self._stored(value, transposed=True)
+        return self._made[key]
+
+    # -- nodes -------------------------------------------------------------------------------------------------------
+
+    def add(self, node: ir.Node) -> None:
+        """Add the call of one node.
+
+        Raises:
+            Unsupported: There is no function for it, or none for one of its attributes.
+        """
+        if node.op_type == "Constant" and node.domain == "":
+            self.local.update(id(v) for v in node.outputs)
+            return
+        if not self._on_host(node):
+            function = table.find(node, self.options.opset, straight_through=self.options.straight_through)
+            call = Call(self, node, function)
+            self._bind_outputs(node, self.call(node, function, call.args(), call.kwargs()), call.signature)
+
+    def call(self, node: ir.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
+        """An fx call named after the node."""
+        made = self.graph.create_node(
+            "call_function", function, tuple(args), kwargs, name=identifier(node.name or node.op_type)
+        )
+        made.meta[NODE] = node.name
+        return made
+
+    def _bind_outputs(self, node: ir.Node, made: fx.Node, spec: Signature) -> None:
+        for i, value in enumerate(node.outputs):
+            if not value.name or not (spec.many and (value.uses() or value.is_graph_output())):
+                continue
+            self.bind(value, self.graph.call_function(operator.getitem, (made, i)))
+        if not spec.many:
+            self.bind(node.outputs[0], made)
+
+    def _on_host(self, node: ir.Node) -> bool:
+        """Compute a node of shape arithmetic in Python; False where it is none."""
+        if node.domain or len(node.outputs) != 1:
+            return False
+        attributes = {a.name: a.value for a in node.attributes.values()}
+        output = node.outputs[0]
+        if (function := host.READS_TENSOR.get(node.op_type)) is not None:
+            ref = self.call(node, function, [self.wanted(node.inputs[0], "Tensor")], attributes)
+            self.bind(output, ref, is_host=True, dtype="INT64")
+            return True
+        operands = [self._host_item(v) for v in node.inputs]
+        if node.op_type not in host.HOST or not self._host_result(node, operands):
+            return False
+        refs = [o.ref if o else None for o in operands]
+        function = host.HOST[node.op_type]
+        if node.op_type == "ConstantOfShape":
+            attributes = {"value": _scalar(attributes["value"])} if "value" in attributes else {}
+        kept = {k: v for k, v in attributes.items() if k not in ("to", "saturate", "round_mode")}
+        fixed = not any(isinstance(r, fx.Node) for r in _leaves(refs))
+        ref = function(*refs, **kept) if fixed else self.call(node, function, refs, kept)
+        self.bind(output, ref, is_host=True, dtype=_host_type(node, operands))
+        return True
+
+    def _host_item(self, value: ir.Value | None) -> Item | None:
+        """A value if it lives on the host or is a small integer constant; an Item without reference otherwise."""
+        if value is None:
+            return None
+        item = self.item(value) if not edit.is_constant(value) else None
+        if item is not None:
+            return item if item.host else _NOT_HOST
+        tensor = edit.constant_tensor(value)
+        if tensor is None or len(tensor.shape) > 1 or tensor.size > _SMALL or not _countable(tensor.dtype):
+            return _NOT_HOST
+        return Item(tensor.numpy().tolist(), True, tensor.dtype.name)
+
+    def _host_result(self, node: ir.Node, operands: list[Item | None]) -> bool:
+        """Whether a node of shape arithmetic can stay on the host: everything it reads does, and it gives integers."""
+        if not operands or any(o is _NOT_HOST for o in operands):
+            return False
+        types = {o.dtype for o in operands if o is not None}
+        to = edit.attribute(node, "to")
+        if "to" in node.attributes and ir.DataType(to).name not in ("INT64", "INT32"):
+            return False
+        if node.op_type == "ConstantOfShape":
+            value = edit.attribute(node, "value")
+            length = operands[0].ref if operands[0] else None
+            flat = isinstance(length, list) and len(length) == 1 and isinstance(length[0], int)
+            return flat and value is not None and value.dtype == ir.DataType.INT64
+        if node.op_type == "Reshape" and not (operands[1] and operands[1].ref in ([], [1], [-1])):
+            return False
+        return types <= {"INT64", "INT32", "BOOL"} and edit.attribute(node, "axis", 0) in (0, -1)
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    def fill(self, graph: ir.Graph) -> None:
+        """Add every node of a graph whose inputs are bound."""
+        self.local.update(id(v) for v in graph.initializers.values())
+        for node in graph:
+            try:
+                self.add(node)
+            except GraphpressError as e:
+                if not e.where:
+                    raise type(e)(e.what, where=f"node {node.name!r} ({node.op_type})", fix=e.fix) from e
+                raise
+
+    def output(self, value: ir.Value) -> Any:
+        """A value as the module gives it: a tensor of its type."""
+        return self.wanted(value, "Tensor")
+
+
+_NOT_HOST = Item(None)
+
+
+class Call:
+    """The arguments of one node's function."""
+
+    def __init__(self, builder: Builder, node: ir.Node, function: Callable[..., Any]) -> None:
+        self.builder, self.node, self.signature = builder, node, signature(function)
+        self.subgraphs = {a.name: a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH}
+
+    def args(self) -> list[Any]:
+        """The inputs, each in the form that is wanted of it."""
+        inputs = list(self.node.inputs)
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        kinds = [self.signature.wants(i) or "Tensor" for i in range(len(inputs))]
+        if self.signature.inputs and not self.signature.rest and len(inputs) > len(self.signature.inputs):
+            raise Unsupported(f"has {len(inputs)} inputs, torch's form takes {len(self.signature.inputs)}")
+        found = [self.builder.wanted(v, self._kind(v, k)) for v, k in zip(inputs, kinds, strict=True)]
+        if found and not any(isinstance(f, fx.Node) for f in found) and "Operand" in kinds:
+            found[0] = self.builder.wanted(inputs[0], "Tensor")  # a function of torch wants one tensor at least
+        return found
+
+    def _kind(self, value: ir.Value | None, kind: str) -> str:
+        """A constant of one element is a number only where that cannot change the rank of the result."""
+        if kind != "Operand" or value is None or not value.shape:
+            return kind
+        ranks = [len(v.shape) if v is not None and v.shape is not None else 0 for v in self.node.inputs]
+        others = [r for r, v in zip(ranks, self.node.inputs, strict=True) if v is not value]
+        return kind if others and len(value.shape) <= max(others) else "Tensor"
+
+    def kwargs(self) -> dict[str, Any]:
+        """Attributes, subgraphs and facts."""
+        kwargs: dict[str, Any] = {}
+        names = self.signature.keywords | set(self.signature.names[len(self.node.inputs) :])
+        for attr in self.node.attributes.values():
+            if attr.name not in names:
+                raise Unsupported(f"torch's form has no attribute {attr.name!r}")
+            kwargs[attr.name] = self._attribute(attr)
+        return kwargs | self._facts()
+
+    def _attribute(self, attr: ir.Attr) -> Any:
+        if attr.is_ref():
+            raise Unsupported(f"attribute {attr.name!r} is a parameter of a function", fix="Inline it.")
+        if attr.type == ir.AttributeType.GRAPH:
+            return self._submodule(attr)
+        if attr.type == ir.AttributeType.TENSOR:
+            return _scalar(attr.as_tensor()) if attr.as_tensor().size == 1 else _tensor_attribute(attr.as_tensor())
+        if attr.type in (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS):
+            return list(attr.value)
+        if attr.type in (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING):
+            return attr.value
+        raise Unsupported(f"torch's form takes no attribute {attr.name!r} of type {attr.type.name}")
+
+    def _submodule(self, attr: ir.Attr) -> Any:
+        """A body as (module, what it captures of the graphs around it)."""
+        module, captured = submodule(attr.as_graph(), self.builder)
+        path = weights.place_module(self.builder.shelf.root, f"{identifier(self.node.name or '')}_{attr.name}", module)
+        ref = self.builder.graph.create_node("get_attr", path)
+        return (ref, [self.builder.wanted(v, "Tensor") for v in captured])
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        if "outputs" in self.signature.facts:
+            facts["outputs"] = len(self.node.outputs)
+        if "in_types" in self.signature.facts:
+            facts["in_types"] = tuple(_type(v) for v in self.node.inputs)
+        if "out_types" in self.signature.facts:
+            facts["out_types"] = tuple(_type(v) for v in self.node.outputs)
+        if "opset" in self.signature.facts:
+            facts["opset"] = self.builder.options.opset
+        return facts
+
+
+def submodule(graph: ir.Graph, parent: Builder) -> tuple[fx.GraphModule, list[ir.Value]]:
+    """A body as a module of its inputs and of what it captures, which is the second."""
+    inner = Builder(parent.options, parent)
+    for value in graph.inputs:
+        inner.bind(value, inner.placeholder(value.name or "input"))
+    inner.fill(graph)
+    inner.graph.output(tuple(inner.output(v) for v in graph.outputs))
+    return fx.GraphModule(inner.shelf.root, inner.graph), list(inner.captured.values())
+
+
+def identifier(name: str) -> str:
+    """A name as Python can have it."""
+    name = re.sub(r"\W", "_", name).strip("_") or "value"
+    return f"_{name}" if name[0].isdigit() or name in _MODULE_ATTRIBUTES else name
+
+
+def _type(value: ir.Value | None) -> str | None:
+    return value.dtype.name if value is not None and value.dtype is not None else None
+
+
+def _is_list(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) == 1
+
+
+def _countable(dtype: ir.DataType) -> bool:
+    return dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+
+
+def _host_type(node: ir.Node, operands: list[Item | None]) -> str:
+    if "to" in node.attributes:
+        return ir.DataType(edit.attribute(node, "to")).name
+    if node.op_type in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or"):
+        return "BOOL"
+    first = operands[1] if node.op_type == "Where" else operands[0]
+    return (first.dtype if first else None) or "INT64"
+
+
+def _scalar(tensor: ir.TensorProtocol) -> Any:
+    return tensor.numpy().reshape(-1)[0].item()
+
+
+def _tensor_attribute(tensor: ir.TensorProtocol) -> Any:
+    return np.asarray(tensor.numpy()).tolist()
+
+
+def _leaves(refs: list[Any]) -> list[Any]:
+    return [leaf for r in refs for leaf in (r if isinstance(r, list) else [r])]

@@ -1,0 +1,140 @@
+"""How the module is called: the arguments and the result of the traced module, or a graph's inputs and outputs."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import onnx_ir as ir
+import torch
+
+from graphpress.backends.fx import dtypes
+from graphpress.backends.fx.builder import Builder, identifier
+from graphpress.errors import BadRequest, nearest
+
+KEY = "graphpress.signature"  # of a traced model, as JSON: {"inputs": [[argument, tree], ...], "output": tree}
+# A tree is the name of a graph input or output, {"value": constant}, {"tuple": [tree, ...]}, {"list": [...]} or
+# {"dict": [[key, tree], ...]}.
+Tree: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Arguments with the graph inputs in them, and the result with the graph outputs in it."""
+
+    inputs: tuple[tuple[str, Tree], ...]
+    output: Tree
+
+    def bind_inputs(self, builder: Builder, model: ir.Model) -> None:
+        """A placeholder for each argument; graph inputs are what lies in it."""
+        values = {v.name: v for v in model.graph.inputs}
+        for name, tree in self.inputs:
+            made = builder.placeholder(name)
+            for leaf, path in leaves(tree):
+                ref = made
+                for key in path:
+                    ref = builder.graph.call_function(operator.getitem, (ref, key))
+                value = values[leaf]
+                carrier = dtypes.carrier(value.dtype.name) if value.dtype else None
+                if carrier is not None:
+                    ref = builder.graph.call_method("to", (ref, carrier))
+                builder.bind(value, ref)
+
+    def bind_outputs(self, builder: Builder, model: ir.Model) -> None:
+        values = {v.name: v for v in model.graph.outputs}
+        builder.graph.output(self._made(self.output, builder, values))
+
+    def _made(self, tree: Tree, builder: Builder, values: dict[str | None, ir.Value]) -> Any:
+        if isinstance(tree, str):
+            return builder.output(values[tree])
+        kind, content = next(iter(tree.items()))
+        if kind == "dict":
+            return {key: self._made(part, builder, values) for key, part in content}
+        if kind == "value":
+            return content
+        parts = [self._made(part, builder, values) for part in content]
+        return parts if kind == "list" else tuple(parts)
+
+
+def leaves(tree: Tree, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Graph inputs or outputs in a tree, with the keys that lead to them."""
+    if isinstance(tree, str):
+        yield tree, path
+    elif "dict" in tree:
+        for key, part in tree["dict"]:
+            yield from leaves(part, (*path, key))
+    else:
+        for i, part in enumerate(tree.get("tuple") or tree.get("list") or ()):
+            yield from leaves(part, (*path, i))
+
+
+def read(model: ir.Model) -> Signature:
+    """The signature of a model: as the torch frontend noted it, or one argument for each input, in order."""
+    inputs = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
+    outputs = [v.name or "" for v in model.graph.outputs]
+    noted = json.loads(model.metadata_props.get(KEY, "{}"))
+    if noted and _covers(noted, inputs, outputs):
+        return Signature(tuple((name, tree) for name, tree in noted["inputs"]), noted["output"])
+    result = outputs[0] if len(outputs) == 1 else {"tuple": outputs}
+    return Signature(tuple((identifier(name), name) for name in inputs), result)
+
+
+def _covers(noted: dict[str, Any], inputs: list[str], outputs: list[str]) -> bool:
+    """Whether a note still fits the graph; somebody else may have changed its inputs since."""
+    given = [leaf for _, tree in noted["inputs"] for leaf, _ in leaves(tree)]
+    return sorted(given) == sorted(inputs) and {leaf for leaf, _ in leaves(noted["output"])} <= set(outputs)
+
+
+class Check:
+    """A hook before each call: arguments of the right names, types and fixed dimensions.
+
+    Raises:
+        BadRequest: Names the argument and what it should be.
+    """
+
+    def __init__(self, call: Signature, model: ir.Model) -> None:
+        self.arguments = [name for name, _ in call.inputs]
+        values = {v.name: v for v in model.graph.inputs}
+        self.wanted: list[tuple[int, tuple[Any, ...], str, torch.dtype | None, Sequence[int | None] | None]] = []
+        for i, (_, tree) in enumerate(call.inputs):
+            for leaf, path in leaves(tree):
+                value = values[leaf]
+                dims = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
+                dtype = dtypes.torch_dtype(value.dtype.name) if value.dtype else None
+                free = dtype is None or dtype.is_floating_point or dtypes.carried(value.dtype.name if value.dtype else "")
+                self.wanted.append((i, path, leaf, None if free else dtype, dims))
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = self._by_position(args, kwargs)
+        for position, path, name, dtype, dims in self.wanted:
+            leaf = given[position]
+            for key in path:
+                leaf = leaf[key]
+            if not isinstance(leaf, torch.Tensor):
+                raise BadRequest(f"is a {type(leaf).__name__}, not a tensor", where=f"input {name!r}")
+            if dtype is not None and leaf.dtype != dtype:
+                raise BadRequest(f"is {leaf.dtype}, the model wants {dtype}", where=f"input {name!r}")
+            if dims is not None and not _fits(leaf.shape, dims):
+                shown = ", ".join("?" if d is None else str(d) for d in dims)
+                raise BadRequest(f"has shape {tuple(leaf.shape)}, the model wants ({shown})", where=f"input {name!r}")
+
+    def _by_position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        if len(args) > len(self.arguments):
+            raise BadRequest(f"{len(args)} arguments given, the model takes {len(self.arguments)}", where="call")
+        given = dict(zip(self.arguments, args, strict=False))
+        for name in kwargs:
+            if name not in self.arguments:
+                raise BadRequest("the model has no such input", where=f"input {name!r}", fix=nearest(name, self.arguments))
+        given |= kwargs
+        for name in self.arguments:
+            if name not in given:
+                fix = f"The model takes: {', '.join(self.arguments)}."
+                raise BadRequest("the input is missing", where=f"input {name!r}", fix=fix)
+        return [given[name] for name in self.arguments]
+
+
+def _fits(shape: Sequence[int], dims: Sequence[int | None]) -> bool:
+    return len(shape) == len(dims) and all(d is None or s == d for s, d in zip(shape, dims, strict=True))
