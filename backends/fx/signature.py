@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -45,18 +45,34 @@ class Signature:
 
     def bind_outputs(self, builder: Builder, model: ir.Model) -> None:
         values = {v.name: v for v in model.graph.outputs}
-        builder.graph.output(self._made(self.output, builder, values))
+        builder.graph.output(_map(self.output, lambda name: builder.output(values[name])))
 
-    def _made(self, tree: Tree, builder: Builder, values: dict[str | None, ir.Value]) -> Any:
-        if isinstance(tree, str):
-            return builder.output(values[tree])
-        kind, content = next(iter(tree.items()))
-        if kind == "dict":
-            return {key: self._made(part, builder, values) for key, part in content}
-        if kind == "value":
-            return content
-        parts = [self._made(part, builder, values) for part in content]
-        return parts if kind == "list" else tuple(parts)
+    def filled(self, tree: Tree, tensors: Mapping[str, torch.Tensor]) -> Any:
+        """An argument with tensors in the places of graph inputs."""
+        return _map(tree, tensors.__getitem__)
+
+    def named(self, result: Any) -> dict[str, torch.Tensor]:
+        """The graph outputs in what the module gave."""
+        found = {}
+        for name, path in leaves(self.output):
+            leaf = result
+            for key in path:
+                leaf = leaf[key]
+            found[name] = leaf
+        return found
+
+
+def _map(tree: Tree, leaf: Callable[[str], Any]) -> Any:
+    """What a tree describes, with ``leaf`` of each name in the name's place."""
+    if isinstance(tree, str):
+        return leaf(tree)
+    kind, content = next(iter(tree.items()))
+    if kind == "dict":
+        return {key: _map(part, leaf) for key, part in content}
+    if kind == "value":
+        return content
+    parts = [_map(part, leaf) for part in content]
+    return parts if kind == "list" else tuple(parts)
 
 
 def leaves(tree: Tree, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -142,6 +142,21 @@ def demo(
     raise typer.Exit(commands.demo(out, as_json))
 
 
+@app.command()
+def conformance(
+    backend: Annotated[str, typer.Option("--backend", help="fx (torch), ort or reference.")] = "fx",
+    op: Annotated[str | None, typer.Option("--op", help="Only the cases of this operator.")] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="node, simple, pytorch-converted, ...")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run ONNX's own backend test suite and show what passed, failed or is unsupported, by operator."""
+    from graphpress.tools.cli import commands
+
+    found = commands.conformance(backend, op, kind or [])
+    _show(found, as_json)
+    raise typer.Exit(1 if found.count("failed") else 0)
+
+
 def _show(result: Any, as_json: bool) -> None:
     """Print a result: its JSON, or itself as text or as something rich can draw."""
     if as_json:

@@ -15,7 +15,7 @@ import graphpress as gp
 from graphpress import bundle, catalog, text
 from graphpress.base import Context
 from graphpress.compiler import backend
-from graphpress.errors import GateError, RecipeError, nearest
+from graphpress.errors import BadRequest, GateError, RecipeError, nearest
 from graphpress.frontends import stored, wire
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
@@ -139,6 +139,26 @@ def _default(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
     return repr(field.default_factory()) if field.default_factory is not dataclasses.MISSING else "none"
+
+
+def conformance(backend: str, op: str | None, kinds: list[str]) -> Any:
+    """ONNX's backend tests on one of our backends.
+
+    Raises:
+        BadRequest: There is no such backend or kind, or no case for the operator.
+    """
+    from graphpress.tools.conformance import cases, run
+
+    for kind in kinds:
+        if kind not in cases.KINDS:
+            raise BadRequest("there is no such kind of case", where=f"--kind {kind}", fix=nearest(kind, cases.KINDS))
+    build = run.backend(backend)
+    with terminal.progress() as progress:
+        wanted = list(cases.cases(kinds or cases.KINDS, op))
+        if not wanted:
+            known = {c.op for c in cases.cases(["node"])}
+            raise BadRequest("the suite has no case for it", where=f"--op {op}", fix=nearest(op or "", known))
+        return run.run(backend, build, progress(wanted, "cases", len(wanted)))
 
 
 def demo(out: Path, as_json: bool) -> int:

@@ -1,0 +1,77 @@
+"""The module behind the protocol that calibration, gate and audit know: named arrays in, named arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from graphpress.backends.fx import dtypes, signature
+from graphpress.backends.fx.build import build
+from graphpress.base import Arrays
+from graphpress.errors import BadRequest, GraphpressError, nearest
+
+
+class ModuleRunner:
+    """A module that runs on arrays (a ``Runner``)."""
+
+    def __init__(self, model: ir.Model, module: fx.GraphModule, outputs: Sequence[str] | None) -> None:
+        self.module = module
+        self.call = signature.read(model)
+        inputs = [v for v in model.graph.inputs if not v.is_initializer()]
+        self.input_names = tuple(v.name or "" for v in inputs)
+        self.output_names = tuple(outputs if outputs is not None else (v.name or "" for v in model.graph.outputs))
+        self._types = {v.name: v.dtype.name if v.dtype else None for v in inputs}
+        values = {v.name: v for v in (*model.graph.outputs, *(o for n in model.graph for o in n.outputs))}
+        self._results = {n: v.dtype.name if (v := values.get(n)) is not None and v.dtype else None for n in self.output_names}
+        self._structured = outputs is None
+
+    def __call__(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        """Run once, without gradients.
+
+        Raises:
+            BadRequest: An input is missing, unknown, of the wrong type or shape, or the model fails on these values.
+        """
+        tensors = {name: self._tensor(name, feeds) for name in self.input_names}
+        if unknown := [name for name in feeds if name not in tensors]:
+            where = f"input {unknown[0]!r}"
+            raise BadRequest("the model has no such input", where=where, fix=nearest(unknown[0], self.input_names))
+        arguments = {name: self.call.filled(tree, tensors) for name, tree in self.call.inputs}
+        try:
+            with torch.no_grad():
+                result = self.module(*arguments.values())
+        except (RuntimeError, IndexError, ValueError, TypeError) as e:
+            if isinstance(e, GraphpressError):
+                raise
+            shapes = ", ".join(f"{name} {tuple(np.shape(a))}" for name, a in feeds.items())
+            raise BadRequest(f"the model failed on {shapes}: {' '.join(str(e).split())[:500]}", where="torch") from e
+        found = self.call.named(result) if self._structured else dict(zip(self.output_names, result, strict=True))
+        return {name: dtypes.to_numpy(found[name], self._results[name]) for name in self.output_names}
+
+    def _tensor(self, name: str, feeds: Arrays) -> torch.Tensor:
+        if name not in feeds:
+            fix = f"Given: {', '.join(feeds) or 'none'}."
+            raise BadRequest("the input is missing", where=f"input {name!r}", fix=fix)
+        array, wanted = feeds[name], self._types[name]
+        if not isinstance(array, np.ndarray | np.generic):
+            raise BadRequest(f"is a {type(array).__name__}, not an array", where=f"input {name!r}")
+        if wanted is not None and array.dtype != (want := ir.DataType[wanted].numpy()):
+            raise BadRequest(f"is {array.dtype}, the model wants {want}", where=f"input {name!r}")
+        return dtypes.from_numpy(np.asarray(array), wanted or ir.DataType.from_numpy(array.dtype).name)
+
+
+def execute(model: ir.Model, outputs: Sequence[str] | None = None) -> ModuleRunner:
+    """A runner of the model in torch.
+
+    Args:
+        model: Any valid model.
+        outputs: Values of the main graph to give instead of the graph's outputs.
+
+    Raises:
+        BadRequest: ``outputs`` names a value that the main graph lacks.
+        Unsupported: An operator has no form in torch; the message names the node.
+    """
+    return ModuleRunner(model, build(model, list(outputs) if outputs is not None else None), outputs)

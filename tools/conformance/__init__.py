@@ -1,0 +1,1 @@
+"""ONNX's own backend test suite against a backend of ours."""
