@@ -2,119 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass, field
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
 from graphpress import edit
-from graphpress.backends.ort import canonical, lower_float, macs, origin
+from graphpress.backends import canonical, macs
+from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds
+from graphpress.backends.ort import lower_float, origin
 from graphpress.backends.ort.groups import quantizers, static_violation
 from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
-from graphpress.backends.ort.profile import CONTROL, Kernel, Profile, made_up_feeds, profile
+from graphpress.backends.ort.profile import CONTROL, Kernel, Profile, profile
 from graphpress.base import ORIGIN, SCHEME, Arrays
 from graphpress.errors import BadRequest
-from graphpress.tables import Table, percent, scheme
 from graphpress.target import Target
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
 _WORTH_A_ROW = 0.01  # share of time from which on a node has a row even if nothing about it is quantized
-
-
-@dataclass(frozen=True)
-class Row:
-    """One site.
-
-    Attributes:
-        node: Name of the node in the lowered graph.
-        op: Its operator there.
-        scheme: How it was quantized, as the pass noted it.
-        verdict: ``integer`` (products of integers), ``weight-only`` (low-bit weights, float products), ``fallback``
-            (quantized, yet computed in float), ``float`` (never quantized).
-        kernel: The operator that ran.
-        reason: The violated rule of a fallback; how a weight-only site computes.
-        microseconds: Of one run, the fastest seen; 0 where it did not run (the other branch of an If).
-        share: Of the time of all nodes.
-        macs: Multiply-adds in the run.
-    """
-
-    node: str
-    op: str
-    scheme: str
-    verdict: str
-    kernel: str
-    reason: str
-    microseconds: float
-    share: float
-    macs: int
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A change of type or layout between two sites: what it is, its neighbours ("" at the model's edge), its time."""
-
-    op: str
-    source: str
-    sink: str
-    microseconds: float
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What ran. ``integer_mac_share`` is None where nothing multiplies."""
-
-    target: str
-    isa: str
-    runtime: str
-    sites: tuple[Row, ...]
-    conversions: tuple[Conversion, ...]
-    microseconds: float
-    feeds: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def macs(self) -> int:
-        return sum(r.macs for r in self.sites)
-
-    @property
-    def integer_mac_share(self) -> float | None:
-        return sum(r.macs for r in self.sites if r.verdict == "integer") / self.macs if self.macs else None
-
-    def tables(self) -> list[Table]:
-        """What a terminal shows: the sum, the sites, the conversions."""
-        head = [
-            ("runtime", self.runtime), ("target", f"{self.target} ({self.isa})"),
-            ("one run", f"{self.microseconds:.0f} µs"), ("multiply-adds", f"{self.macs:,}"),
-            ("of them on integer kernels", percent(self.integer_mac_share)),
-            *((f"input {name}", what) for name, what in self.feeds.items()),
-        ]  # fmt: skip
-        sites = [
-            (
-                r.node,
-                r.op,
-                scheme(r.scheme),
-                r.verdict,
-                r.kernel,
-                f"{r.microseconds:.0f}",
-                percent(r.share),
-                r.reason,
-            )
-            for r in self.sites
-        ]
-        between = [(c.op, c.source or "-", c.sink or "-", f"{c.microseconds:.0f}") for c in self.conversions]
-        return [
-            Table("Audit", ("", ""), head),
-            Table("Sites", ("site", "op", "scheme", "runs as", "kernel", "µs", "time", "why"), sites),
-            Table("Conversions left", ("op", "from", "to", "µs"), between),
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, rows in the order of the graph."""
-        figures = {"macs": self.macs, "integer_mac_share": self.integer_mac_share}
-        return dataclasses.asdict(self) | figures
 
 
 def audit(model: ir.Model, target: Target, feeds: Arrays | None = None) -> Audit:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.backends.ort import canonical
+from graphpress.backends import canonical
 from graphpress.target import Capability, Target, condition
 
 

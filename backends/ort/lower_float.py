@@ -10,7 +10,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.backends.ort import canonical, emit
+from graphpress.backends import canonical
+from graphpress.backends.ort import emit
 from graphpress.backends.ort.groups import quantizers
 from graphpress.target import Target
 

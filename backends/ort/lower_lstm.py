@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.backends.ort import canonical, emit
-from graphpress.backends.ort.canonical import Weight
+from graphpress.backends import canonical
+from graphpress.backends.canonical import Weight
+from graphpress.backends.ort import emit
 from graphpress.target import Target
 
 _OPTIONAL = range(3, 8)  # B, sequence_lens, initial_h, initial_c, P: the same slots in both operators

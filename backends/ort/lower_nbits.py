@@ -28,8 +28,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.backends.ort import canonical, emit
-from graphpress.backends.ort.canonical import Matrix, Weight
+from graphpress.backends import canonical
+from graphpress.backends.canonical import Matrix, Weight
+from graphpress.backends.ort import emit
 from graphpress.backends.ort.lower_matmul import bias_of, plain
 from graphpress.target import Target
 

@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.backends.ort import canonical, emit
-from graphpress.backends.ort.canonical import Weight
+from graphpress.backends import canonical
+from graphpress.backends.canonical import Weight
+from graphpress.backends.ort import emit
 from graphpress.backends.ort.groups import matching, quantizers
 from graphpress.target import Target
 

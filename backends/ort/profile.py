@@ -8,19 +8,17 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphpress.backends.macs import Kernel, Shapes
 from graphpress.backends.ort.session import Session, SessionOptions, open_session
 from graphpress.base import Arrays
-from graphpress.errors import BadRequest
-
-Shapes: TypeAlias = list[tuple[str, tuple[int, ...]]]  # (element type, shape) of each input or output
 
 BUDGET = 0.3  # seconds of repeated runs; the fastest counts
 MOST_RUNS = 10
@@ -29,16 +27,6 @@ _EXTERNAL = {
     "session.optimized_model_external_initializers_file_name": "optimised.bin",
     "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
 }
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A node as it ran: microseconds in one run (all executions of it), and its tensors in each execution."""
-
-    name: str
-    op: str
-    microseconds: float
-    calls: list[tuple[Shapes, Shapes]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -113,22 +101,3 @@ def _kernel(name: str, runs: list[list[dict[str, Any]]]) -> Kernel:
 
 def _shapes(event: dict[str, Any], key: str) -> Shapes:
     return [(kind, tuple(shape)) for entry in event["args"].get(key, []) for kind, shape in entry.items()]
-
-
-def made_up_feeds(model: ir.Model, seed: int = 0) -> dict[str, np.ndarray]:
-    """Seeded inputs for a model nobody gave data for: normal floats, zeros for integers, 1 for every open dimension.
-
-    Raises:
-        BadRequest: An input is no tensor.
-    """
-    rng, feeds = np.random.default_rng(seed), {}
-    for value in model.graph.inputs:
-        if value.is_initializer():
-            continue
-        if value.dtype is None or value.dtype == ir.DataType.STRING or value.shape is None:
-            raise BadRequest("no input can be made up for it", where=f"input {value.name!r}", fix="Give feeds.")
-        shape = [d if isinstance(d, int) else 1 for d in value.shape]
-        dtype = value.dtype.numpy()
-        numbers = rng.normal(size=shape) if value.dtype.is_floating_point() else np.zeros(shape)
-        feeds[value.name or ""] = numbers.astype(dtype)
-    return feeds

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphpress.backends.audited import Row
 from graphpress.backends.ort import audit, lower, probe
-from graphpress.backends.ort.audit import Row
 from graphpress.errors import BadRequest
 from graphpress.target import Target
 from tests import kit

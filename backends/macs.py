@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.backends.ort import canonical
-from graphpress.backends.ort.profile import Kernel, Shapes
+from graphpress.backends import canonical
 
 _KERNEL_SLOT = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
 _PRODUCTS = frozenset(
     {"MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul"}
 )
 _GATES = {"LSTM": 4, "DynamicQuantizeLSTM": 4, "GRU": 3, "RNN": 1}
+
+
+Shapes: TypeAlias = list[tuple[str, tuple[int, ...]]]  # (element type, shape) of each input or output
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A node as it ran: microseconds in one run (all executions of it), and its tensors in each execution."""
+
+    name: str
+    op: str
+    microseconds: float
+    calls: list[tuple[Shapes, Shapes]] = field(default_factory=list)
 
 
 def multiply_adds(node: ir.Node, kernel: Kernel) -> int:
