@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graphpress.compiler import load as load
     from graphpress.compiler import lower as lower
     from graphpress.compiler import save as save
+    from graphpress.compiler import to_torch as to_torch
     from graphpress.compiler import trace as trace
     from graphpress.errors import GateError as GateError
     from graphpress.errors import GraphpressError as GraphpressError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _HOME = {
     "base": ("Context", "Pass", "PassReport"),
     "calibration": ("CalibrationData",),
-    "compiler": ("audit", "compile", "load", "lower", "save", "trace"),
+    "compiler": ("audit", "compile", "load", "lower", "save", "to_torch", "trace"),
     "errors": ("GateError", "GraphpressError"),
     "inspection": ("diff", "inspect"),
     "pipeline": ("Pipeline",),

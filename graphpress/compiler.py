@@ -71,15 +71,43 @@ def trace(
 
 
 def backend(target: Target) -> ModuleType:
-    """The backend package of a target's runtime: it has ``execute``, ``lower`` and ``audit``."""
+    """The backend package of a target's runtime: it has ``lower``, ``execute``, ``deploy`` and ``audit``."""
     return importlib.import_module(f"graphpress.backends.{target.runtime}")
 
 
-def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Runner:
-    """An executable: named arrays in, named arrays out."""
+def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Any:
+    """An executable for a target.
+
+    Args:
+        model: A model or the path of an ONNX file; never changed.
+        target: ``ort-cpu`` gives a ``Runner``: named arrays in, named arrays out. ``torch-cpu`` and ``torch-cuda`` give
+            a ``torch.fx.GraphModule`` with the call signature and the parameter names of the module that was traced
+            (of an ONNX file: its inputs in order, its initializers' names), with torch's low-bit kernels where the
+            graph is quantized. ``to_torch`` gives one to train.
+
+    Raises:
+        BadRequest: There is no such target, or its device is not there.
+        Unsupported: The runtime has no form of an operator.
+    """
     model, where = _model(model), _target(target)
     engine = backend(where)
-    return engine.execute(engine.lower(model, where), spinning=True)
+    return engine.deploy(engine.lower(model, where), where)
+
+
+def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
+    """The graph as it is, as a differentiable ``torch.fx.GraphModule``: no kernel is chosen (see ``backends.fx.build``).
+
+    Args:
+        model: A model or the path of an ONNX file; never changed.
+        quantizers: ``straight-through`` passes gradients through Q/DQ; ``learnable`` makes their scales and zero points
+            parameters as well; ``exact`` computes in integers, which no gradient passes.
+
+    Raises:
+        Unsupported: torch is not installed, or an operator has no form in it.
+    """
+    from graphpress.backends import fx
+
+    return fx.build(_model(model), quantizers=quantizers)
 
 
 def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | None = None) -> Any:
@@ -207,10 +235,10 @@ class _Job:
             self.evaluate = top1(self.held_out)
 
     def context(self) -> Context:
-        from graphpress.backends import reference
+        from graphpress.backends import ort, reference
 
         return Context(
-            target=self.target, data=self.data, run=partial(self.engine.execute, threads=1), oracle=reference.execute,
+            target=self.target, data=self.data, run=partial(ort.execute, threads=1), oracle=reference.execute,
             seed=self.seed, progress=self.progress, calibrate=self.calibrate,
         )  # fmt: skip
 

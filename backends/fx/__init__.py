@@ -1,3 +1,7 @@
-"""torch: the graph as a ``torch.fx.GraphModule``, one function an operator."""
+"""torch: the graph as a ``torch.fx.GraphModule``, one function an operator; kernels, audit."""
 
+from graphpress.backends.fx.audit import audit as audit
 from graphpress.backends.fx.build import build as build
+from graphpress.backends.fx.lower import deploy as deploy
+from graphpress.backends.fx.lower import execute as execute
+from graphpress.backends.fx.lower import lower as lower

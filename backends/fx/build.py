@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import torch
 from torch import fx
 
 from graphpress import edit
-from graphpress.backends.fx import signature, weights
-from graphpress.backends.fx.builder import Builder, Options
+from graphpress.backends.fx import choice, signature, weights
+from graphpress.backends.fx.builder import Builder, Kernels, Options
 from graphpress.errors import BadRequest, nearest
 from graphpress.ops.base import DOMAIN
+from graphpress.target import Target
 
 
 def build(
     model: ir.Model,
-    outputs: list[str] | None = None,
+    outputs: Sequence[str] | None = None,
     *,
     quantizers: str = "exact",
+    target: Target | None = None,
+    device: str = "cpu",
 ) -> fx.GraphModule:
     """The graph as a module in evaluation mode: differentiable, on any device, with static or dynamic shapes.
 
@@ -32,6 +37,8 @@ def build(
         quantizers: ``exact``: Q gives integers, which no gradient passes. ``straight-through``: Q gives the same codes
             as floats and passes gradients on; scales and zero points stay. ``learnable``: these are parameters too
             (LSQ, arXiv:1902.08153; LSQ+, arXiv:2004.09576).
+        target: Choose this target's kernels for quantized products (with ``exact`` only); none are chosen without it.
+        device: Where the module will run: what a kernel is chosen for. The module is built on the CPU.
 
     Raises:
         Unsupported: An operator without a function; names the operator, its version, the node and the nearest one.
@@ -41,7 +48,8 @@ def build(
     if quantizers not in modes:
         raise BadRequest("is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes))
     model = _inlined(model)
-    options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable")
+    kernels = choice.choose(model, target, device) if target is not None and quantizers == "exact" else Kernels()
+    options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable", kernels)
     builder = Builder(options)
     wanted = [_value(model, name) for name in outputs] if outputs is not None else None
     call = signature.read(model)
@@ -54,6 +62,7 @@ def build(
     module = fx.GraphModule(builder.shelf.root, builder.graph, model.graph.name or "GraphModule")
     module.register_load_state_dict_pre_hook(_before_load)
     module.register_forward_pre_hook(signature.Check(call, model), with_kwargs=True)
+    module.meta[choice.REFUSED] = dict(kernels.refused)
     return module.eval()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import operator
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from graphpress import edit
 from graphpress.backends.fx import dtypes, host, table, weights
 from graphpress.backends.fx.operands import HOST as HOST_KINDS
 from graphpress.backends.fx.operands import Signature, signature
+from graphpress.base import SCOPE
 from graphpress.errors import GraphpressError, Unsupported
 
 NODE = "graphpress.node"  # key in the meta of an fx node: name of the graph's node
@@ -35,6 +36,30 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """A kernel for a product of the graph: the module, and what it is called with."""
+
+    node: ir.Node
+    module: torch.nn.Module
+    inputs: tuple[ir.Value, ...]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What kernels stand for.
+
+    Attributes:
+        at: The kernel whose last node this is.
+        replaced: Nodes that need not be computed.
+        refused: Why a quantized product has no kernel, by node name.
+    """
+
+    at: Mapping[ir.Node, Chosen] = field(default_factory=dict)
+    replaced: Collection[ir.Node] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Options:
     """What holds for a whole module.
 
@@ -42,11 +67,13 @@ class Options:
         opset: Of the default domain.
         straight_through: Quantizers pass gradients on: codes stay floats.
         learnable: Their scales and zero points are parameters.
+        kernels: What need not be computed as written.
     """
 
     opset: int
     straight_through: bool = False
     learnable: bool = False
+    kernels: Kernels = field(default_factory=Kernels)
 
 
 class Builder:
@@ -161,6 +188,15 @@ class Builder:
             call = Call(self, node, function)
             self._bind_outputs(node, self.call(node, function, call.args(), call.kwargs()), call.signature)
 
+    def add_kernel(self, tail: ir.Node, chosen: Chosen) -> None:
+        """Add the kernel that stands for all nodes of a site, under the product's name, in the place of the last one."""
+        node = chosen.node
+        path = weights.place_module(self.shelf.root, node.metadata_props.get(SCOPE) or node.name or "", chosen.module)
+        args = tuple(self.wanted(v, "Tensor") for v in chosen.inputs)
+        made = self.graph.create_node("call_module", path, args, name=identifier(node.name or node.op_type))
+        made.meta[NODE] = node.name
+        self.bind(tail.outputs[0], made)
+
     def call(self, node: ir.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
         """An fx call named after the node."""
         made = self.graph.create_node(
@@ -236,7 +272,10 @@ class Builder:
         self.local.update(id(v) for v in graph.initializers.values())
         for node in graph:
             try:
-                self.add(node)
+                if node in self.options.kernels.at:
+                    self.add_kernel(node, self.options.kernels.at[node])
+                elif node not in self.options.kernels.replaced:
+                    self.add(node)
             except GraphpressError as e:
                 if not e.where:
                     raise type(e)(e.what, where=f"node {node.name!r} ({node.op_type})", fix=e.fix) from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,6 @@ import torch
 from torch import fx
 
 from graphpress.backends.fx import dtypes, signature
-from graphpress.backends.fx.build import build
 from graphpress.base import Arrays
 from graphpress.errors import BadRequest, GraphpressError, nearest
 
@@ -18,7 +18,9 @@ from graphpress.errors import BadRequest, GraphpressError, nearest
 class ModuleRunner:
     """A module that runs on arrays (a ``Runner``)."""
 
-    def __init__(self, model: ir.Model, module: fx.GraphModule, outputs: Sequence[str] | None) -> None:
+    def __init__(
+        self, model: ir.Model, module: fx.GraphModule, outputs: Sequence[str] | None, device: str = "cpu"
+    ) -> None:
         self.module = module
         self.call = signature.read(model)
         inputs = [v for v in model.graph.inputs if not v.is_initializer()]
@@ -28,6 +30,7 @@ class ModuleRunner:
         values = {v.name: v for v in (*model.graph.outputs, *(o for n in model.graph for o in n.outputs))}
         self._results = {n: v.dtype.name if (v := values.get(n)) is not None and v.dtype else None for n in self.output_names}
         self._structured = outputs is None
+        self.device = device
 
     def __call__(self, feeds: Arrays) -> dict[str, np.ndarray]:
         """Run once, without gradients.
@@ -35,14 +38,10 @@ class ModuleRunner:
         Raises:
             BadRequest: An input is missing, unknown, of the wrong type or shape, or the model fails on these values.
         """
-        tensors = {name: self._tensor(name, feeds) for name in self.input_names}
-        if unknown := [name for name in feeds if name not in tensors]:
-            where = f"input {unknown[0]!r}"
-            raise BadRequest("the model has no such input", where=where, fix=nearest(unknown[0], self.input_names))
-        arguments = {name: self.call.filled(tree, tensors) for name, tree in self.call.inputs}
+        arguments = self.arguments(feeds)
         try:
             with torch.no_grad():
-                result = self.module(*arguments.values())
+                result = self.module(*arguments)
         except (RuntimeError, IndexError, ValueError, TypeError) as e:
             if isinstance(e, GraphpressError):
                 raise
@@ -50,6 +49,18 @@ class ModuleRunner:
             raise BadRequest(f"the model failed on {shapes}: {' '.join(str(e).split())[:500]}", where="torch") from e
         found = self.call.named(result) if self._structured else dict(zip(self.output_names, result, strict=True))
         return {name: dtypes.to_numpy(found[name], self._results[name]) for name in self.output_names}
+
+    def arguments(self, feeds: Arrays) -> list[Any]:
+        """What the module is called with, on its device.
+
+        Raises:
+            BadRequest: An input is missing, unknown, or of the wrong type.
+        """
+        tensors = {name: self._tensor(name, feeds).to(self.device) for name in self.input_names}
+        if unknown := [name for name in feeds if name not in tensors]:
+            where = f"input {unknown[0]!r}"
+            raise BadRequest("the model has no such input", where=where, fix=nearest(unknown[0], self.input_names))
+        return [self.call.filled(tree, tensors) for _, tree in self.call.inputs]
 
     def _tensor(self, name: str, feeds: Arrays) -> torch.Tensor:
         if name not in feeds:
@@ -61,17 +72,3 @@ class ModuleRunner:
         if wanted is not None and array.dtype != (want := ir.DataType[wanted].numpy()):
             raise BadRequest(f"is {array.dtype}, the model wants {want}", where=f"input {name!r}")
         return dtypes.from_numpy(np.asarray(array), wanted or ir.DataType.from_numpy(array.dtype).name)
-
-
-def execute(model: ir.Model, outputs: Sequence[str] | None = None) -> ModuleRunner:
-    """A runner of the model in torch.
-
-    Args:
-        model: Any valid model.
-        outputs: Values of the main graph to give instead of the graph's outputs.
-
-    Raises:
-        BadRequest: ``outputs`` names a value that the main graph lacks.
-        Unsupported: An operator has no form in torch; the message names the node.
-    """
-    return ModuleRunner(model, build(model, list(outputs) if outputs is not None else None), outputs)

@@ -104,12 +104,16 @@ def place(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, persistent:
 
 
 def place_module(root: torch.nn.Module, name: str, module: torch.nn.Module) -> str:
-    """Register a module under a name that is free; the name it got."""
-    base, i = name, 1
-    while hasattr(root, name):
-        name, i = f"{base}_{i}", i + 1
-    root.add_module(name, module)
-    return name
+    """Register a module under a dotted name, or one that is free; the name it got."""
+    *folders, leaf = name.split(".") if name and all(name.split(".")) else [name.replace(".", "_") or "kernel"]
+    holder = root
+    for folder in folders:
+        holder = _folder(holder, folder)
+    base, i = leaf, 1
+    while hasattr(holder, leaf):
+        leaf, i = f"{base}_{i}", i + 1
+    holder.add_module(leaf, module)
+    return ".".join((*folders, leaf))
 
 
 def _folder(module: torch.nn.Module, name: str) -> torch.nn.Module:

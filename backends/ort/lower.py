@@ -22,6 +22,7 @@ from graphpress.backends.ort import (
     lower_nbits,
     lower_weights,
 )
+from graphpress.backends.ort.session import Session, execute
 from graphpress.base import STAGE, TARGET
 from graphpress.errors import Unsupported
 from graphpress.target import Target
@@ -63,3 +64,8 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
     result.metadata_props[STAGE] = Stage.LOWERED.value
     result.metadata_props[TARGET] = target.name
     return result
+
+
+def deploy(model: ir.Model, target: Target) -> Session:
+    """A lowered model as the only one of its process: threads may spin between runs."""
+    return execute(model, target=target, spinning=True)

@@ -80,9 +80,9 @@ def backend(name: str) -> Build:
         BadRequest: There is no such backend.
     """
     if name == "fx":
-        from graphpress.backends.fx import runner
+        from graphpress.backends import fx
 
-        return runner.execute
+        return fx.execute
     if name == "ort":
         from graphpress.backends import ort
 

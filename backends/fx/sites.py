@@ -1,0 +1,192 @@
+"""Which nodes of a quantized graph one kernel computes: a product with what stands around it.
+
+``x -> DQ``, ``codes -> DQ``, the product, an Add of a bias, Relu and Q become one call. What the target's table allows and
+what a kernel refuses is decided elsewhere; here is only the form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.backends import canonical
+from graphpress.backends.canonical import Activation, Weight
+
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One product of quantized operands, or of float ones with a quantized weight.
+
+    Attributes:
+        node: The product.
+        x: Its activation; None where it is float.
+        weight: Its weight: codes with scales.
+        bias: Float32, [channels], or None.
+        relu: Relu follows.
+        quantizer: The Q behind, with a constant scale of the whole tensor; None where floats come out.
+        tail: The last node that the kernel stands for.
+        covered: The nodes that it stands for.
+        readers: What makes floats of the codes, for it and perhaps for others: the nearest first.
+    """
+
+    node: ir.Node
+    x: Activation | None
+    weight: Weight
+    bias: np.ndarray | None
+    relu: bool
+    quantizer: ir.Node | None
+    tail: ir.Node
+    covered: frozenset[ir.Node]
+    readers: tuple[ir.Node, ...]
+
+    @property
+    def mode(self) -> str:
+        """As in a target's table: static, dynamic or weight."""
+        return "weight" if self.x is None else "static" if self.x.kind == "static" else "dynamic"
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Weight codes as torch's modules have them: [out, in] or [out, in / groups, *kernel]."""
+        codes = self.weight.codes
+        return codes if self.node.op_type == "Conv" or self.transposed else np.ascontiguousarray(codes.T)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether a matrix is stored as [out, in] already."""
+        return self.node.op_type == "Gemm" and bool(edit.attribute(self.node, "transB", 0))
+
+    @property
+    def output_parameters(self) -> tuple[float, int, str] | None:
+        """(scale, zero_point, storage type) of the Q behind."""
+        return None if self.quantizer is None else parameters(self.quantizer)
+
+    @property
+    def input_parameters(self) -> tuple[float, int, str] | None:
+        """(scale, zero_point, storage type) of a static activation."""
+        if self.x is None or self.x.kind != "static":
+            return None
+        scale, zero = edit.constant(self.x.scale), edit.constant(self.x.zero)
+        dtype = self.x.codes.dtype
+        assert scale is not None
+        name = zero.dtype.name if zero is not None else dtype.name.lower() if dtype is not None else "uint8"
+        return float(scale.reshape(-1)[0]), 0 if zero is None else int(zero.reshape(-1)[0]), name
+
+
+def find(node: ir.Node) -> Site | None:
+    """The site of a product with a quantized weight; None where there is none."""
+    if node.domain or node.op_type not in PRODUCTS or len(node.inputs) < 2 or node.graph is None:
+        return None
+    weight, x = canonical.weight(node.inputs[1]), canonical.activation(node.inputs[0])
+    if weight is None or not _plain(node) or (x is not None and not _per_tensor(x)):
+        return None
+    bias, fine = _own_bias(node)
+    if not fine:
+        return None
+    covered, tail, value = {node}, node, node.outputs[0]
+    if bias is None and (found := _added(value, weight)) is not None:
+        bias, tail = found
+        covered.add(tail)
+        value = tail.outputs[0]
+    relu = _only_reader(value, "Relu")
+    if relu is not None:
+        covered.add(relu)
+        tail, value = relu, relu.outputs[0]
+    quantizer = _only_reader(value, "QuantizeLinear") if x is not None else None
+    if quantizer is not None and parameters(quantizer) is None:
+        quantizer = None
+    if quantizer is not None:
+        covered.add(quantizer)
+        tail = quantizer
+    readers = (weight.node, *(() if x is None else _readers(node.inputs[0])))
+    return Site(node, x, weight, bias, relu is not None, quantizer, tail, frozenset(covered), readers)
+
+
+def _readers(value: ir.Value | None) -> list[ir.Node]:
+    """A DequantizeLinear, or the Mul and the Cast of codes by token."""
+    node = value.producer() if value is not None else None
+    cast = node.inputs[0].producer() if node is not None and node.op_type == "Mul" and node.inputs[0] else None
+    return [n for n in (node, cast) if n is not None]
+
+
+def replaced(sites: Iterable[Site]) -> set[ir.Node]:
+    """The nodes that need not be computed any more: what kernels stand for, and what only these read."""
+    found = list(sites)
+    gone = {node for site in found for node in site.covered}
+    for node in (reader for site in found for reader in site.readers):
+        if all(u.node in gone for v in node.outputs for u in v.uses()) and not node.outputs[0].is_graph_output():
+            gone.add(node)
+    return gone
+
+
+def parameters(quantizer: ir.Node) -> tuple[float, int, str] | None:
+    """(scale, zero_point, storage type) of a QuantizeLinear to 8 bits by one constant scale, or None."""
+    scale = edit.constant(quantizer.inputs[1])
+    zero = edit.constant(quantizer.inputs[2] if len(quantizer.inputs) > 2 else None)
+    out = quantizer.outputs[0].dtype
+    name = zero.dtype.name if zero is not None else out.name.lower() if out is not None else "uint8"
+    if scale is None or scale.size != 1 or name not in ("int8", "uint8"):
+        return None
+    return float(scale.reshape(-1)[0]), 0 if zero is None else int(zero.reshape(-1)[0]), name
+
+
+def _plain(node: ir.Node) -> bool:
+    """Whether a Gemm is a product plus a bias; a Conv has constant geometry always."""
+    given = [edit.attribute(node, n, d) for n, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
+    return node.op_type != "Gemm" or given == [1.0, 1.0, 0]
+
+
+def _per_tensor(x: Activation) -> bool:
+    scale = edit.constant(x.scale)
+    return x.kind != "static" or (scale is not None and scale.size == 1)
+
+
+def _own_bias(node: ir.Node) -> tuple[np.ndarray | None, bool]:
+    """(the bias input as floats, whether it is one that a kernel can take)."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return None, True
+    bias = floats(value)
+    return (None, False) if bias is None else (bias.reshape(-1), max(bias.shape, default=1) == bias.size)
+
+
+def floats(value: ir.Value | None) -> np.ndarray | None:
+    """A constant as float32, also behind a DequantizeLinear by one scale or one for each channel."""
+    direct = edit.constant(value)
+    if direct is not None:
+        return direct.astype(np.float32)
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    parts = [edit.constant(v) for v in node.inputs]
+    if any(p is None for p in parts):
+        return None
+    codes, scale, *zero = (np.asarray(p, np.float64) for p in parts)
+    return ((codes - (zero[0] if zero else 0)) * scale).astype(np.float32)
+
+
+def _added(value: ir.Value, weight: Weight) -> tuple[np.ndarray, ir.Node] | None:
+    """A bias that the only reader adds, and that reader."""
+    add = _only_reader(value, "Add")
+    if add is None:
+        return None
+    bias = floats(next((v for v in add.inputs if v is not value), None))
+    columns = weight.value.shape[-1] if weight.value.shape is not None else None
+    if bias is None or bias.size != columns or bias.shape[-1:] != (columns,):
+        return None
+    return bias.reshape(-1), add
+
+
+def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The node that alone reads ``value``, if it is of this type and in the same graph."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or uses[0].idx > (1 if op_type == "Add" else 0):
+        return None
+    node = uses[0].node
+    same = node.op_type == op_type and not node.domain and node.graph is value.graph
+    return node if same else None
