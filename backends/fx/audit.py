@@ -1,4 +1,4 @@
-"""Prove what runs in torch: for each site the operators that torch dispatched, their time, or the rule that stopped a kernel."""
+"""Prove what runs in torch: for each site what torch dispatched, its time, or the rule that stopped a kernel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,19 @@ from graphpress.target import Target
 BUDGET, MOST_RUNS = 0.3, 10  # seconds of repeated runs, the fastest counts
 _WORTH_A_ROW = 0.01  # share of time from which on a node has a row even if nothing about it is quantized
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeToken", "Cast")
-_SMALL_TALK = ("view", "detach", "alias", "t", "transpose", "permute", "expand", "empty", "_to_copy", "unsqueeze", "slice")
+_SMALL_TALK = (
+    "view",
+    "detach",
+    "alias",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "empty",
+    "_to_copy",
+    "unsqueeze",
+    "slice",
+)
 
 
 @dataclass
@@ -81,7 +93,9 @@ class _Seen(TorchDispatchMode):
 class _Interpreter(fx.Interpreter):
     """Runs a module node by node and keeps what each did."""
 
-    def __init__(self, module: fx.GraphModule, around: Callable[[fx.Node, Ran], contextlib.AbstractContextManager[Any]]):
+    def __init__(
+        self, module: fx.GraphModule, around: Callable[[fx.Node, Ran], contextlib.AbstractContextManager[Any]]
+    ):
         super().__init__(module)
         self.ran: dict[str, Ran] = {}
         self.around = around
@@ -176,7 +190,10 @@ class _Auditor:
         if (why := self.refused.get(node.name or "")) is not None:
             return "fallback", why
         if SCHEME in node.metadata_props:
-            return "fallback", f"{self.target.name} has no kernel for {node.op_type}: computed exactly from its codes, in float"
+            return (
+                "fallback",
+                f"{self.target.name} has no kernel for {node.op_type}: computed exactly from its codes, in float",
+            )
         return "float", ""
 
     def conversions(self) -> Iterator[Conversion]:
@@ -188,4 +205,6 @@ class _Auditor:
                 source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
                 sinks = [u.node.name for v in node.outputs for u in v.uses()]
                 seconds = self.ran[made.name].seconds
-                yield Conversion(node.op_type, (source.name or "") if source else "", sinks[0] or "" if sinks else "", 1e6 * seconds)
+                yield Conversion(
+                    node.op_type, (source.name or "") if source else "", sinks[0] or "" if sinks else "", 1e6 * seconds
+                )

@@ -46,7 +46,9 @@ def build(
     """
     modes = ("exact", "straight-through", "learnable")
     if quantizers not in modes:
-        raise BadRequest("is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes))
+        raise BadRequest(
+            "is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes)
+        )
     model = _inlined(model)
     kernels = choice.choose(model, target, device) if target is not None and quantizers == "exact" else Kernels()
     options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable", kernels)

@@ -159,11 +159,7 @@ class Builder:
         if self.parent is not None and id(value) not in self.local:
             return self.capture(value).ref
         path = self.shelf.path(value, transposed)
-        if value.is_initializer() and value.producer() is None:
-            value_name = value.name or "constant"
-        else:
-            value_name = path
-        return self.graph.create_node("get_attr", path, name=identifier(value_name))
+        return self.graph.create_node("get_attr", path, name=identifier(value.name or path))
 
     def transposed(self, value: ir.Value) -> fx.Node:
         """A matrix as torch's modules keep it: (out, in)."""
@@ -189,7 +185,7 @@ class Builder:
             self._bind_outputs(node, self.call(node, function, call.args(), call.kwargs()), call.signature)
 
     def add_kernel(self, tail: ir.Node, chosen: Chosen) -> None:
-        """Add the kernel that stands for all nodes of a site, under the product's name, in the place of the last one."""
+        """Add the kernel that stands for the nodes of a site, under the product's name, in the place of the last."""
         node = chosen.node
         path = weights.place_module(self.shelf.root, node.metadata_props.get(SCOPE) or node.name or "", chosen.module)
         args = tuple(self.wanted(v, "Tensor") for v in chosen.inputs)

@@ -1,4 +1,4 @@
-"""Which kernel computes a quantized product: by the target's table, then by what the kernel itself says of the device."""
+"""Which kernel computes a quantized product: by the target's table, then by the kernel's own word."""
 
 from __future__ import annotations
 

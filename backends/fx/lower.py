@@ -24,7 +24,10 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
     """
     made_for = model.metadata_props.get(TARGET, "")
     if model.metadata_props.get(STAGE) == Stage.LOWERED:
-        what, fix = f"the model was lowered for {made_for!r}", "Lower the model that was compiled without a runtime's own operators."
+        what, fix = (
+            f"the model was lowered for {made_for!r}",
+            "Lower the model that was compiled without a runtime's own operators.",
+        )
         raise Unsupported(what, where=target.name, fix=fix)
     result = model.clone()
     result.metadata_props[TARGET] = target.name

@@ -28,7 +28,9 @@ class ModuleRunner:
         self.output_names = tuple(outputs if outputs is not None else (v.name or "" for v in model.graph.outputs))
         self._types = {v.name: v.dtype.name if v.dtype else None for v in inputs}
         values = {v.name: v for v in (*model.graph.outputs, *(o for n in model.graph for o in n.outputs))}
-        self._results = {n: v.dtype.name if (v := values.get(n)) is not None and v.dtype else None for n in self.output_names}
+        self._results = {
+            n: v.dtype.name if (v := values.get(n)) is not None and v.dtype else None for n in self.output_names
+        }
         self._structured = outputs is None
         self.device = device
 

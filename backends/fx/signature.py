@@ -120,7 +120,9 @@ class Check:
                 value = values[leaf]
                 dims = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
                 dtype = dtypes.torch_dtype(value.dtype.name) if value.dtype else None
-                free = dtype is None or dtype.is_floating_point or dtypes.carried(value.dtype.name if value.dtype else "")
+                free = (
+                    dtype is None or dtype.is_floating_point or dtypes.carried(value.dtype.name if value.dtype else "")
+                )
                 self.wanted.append((i, path, leaf, None if free else dtype, dims))
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -143,7 +145,9 @@ class Check:
         given = dict(zip(self.arguments, args, strict=False))
         for name in kwargs:
             if name not in self.arguments:
-                raise BadRequest("the model has no such input", where=f"input {name!r}", fix=nearest(name, self.arguments))
+                raise BadRequest(
+                    "the model has no such input", where=f"input {name!r}", fix=nearest(name, self.arguments)
+                )
         given |= kwargs
         for name in self.arguments:
             if name not in given:

@@ -1,7 +1,7 @@
 """Which nodes of a quantized graph one kernel computes: a product with what stands around it.
 
-``x -> DQ``, ``codes -> DQ``, the product, an Add of a bias, Relu and Q become one call. What the target's table allows and
-what a kernel refuses is decided elsewhere; here is only the form.
+``x -> DQ``, ``codes -> DQ``, the product, an Add of a bias, Relu and Q become one call. What the target's table allows
+and what a kernel refuses is decided elsewhere; here is only the form.
 """
 
 from __future__ import annotations

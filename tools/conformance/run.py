@@ -91,7 +91,9 @@ def backend(name: str) -> Build:
         from graphpress.backends import reference
 
         return reference.execute
-    raise BadRequest("there is no such backend", where=f"backend {name!r}", fix=nearest(name, ("fx", "ort", "reference")))
+    raise BadRequest(
+        "there is no such backend", where=f"backend {name!r}", fix=nearest(name, ("fx", "ort", "reference"))
+    )
 
 
 def run(name: str, build: Build, cases: Iterable[Case]) -> Conformance:
