@@ -109,8 +109,8 @@ def _compare(before: ort.InferenceSession, after: ort.InferenceSession) -> tuple
     if [o.name for o in before.get_outputs()] != [o.name for o in after.get_outputs()]:
         return DIFFERS, "the outputs have other names"
     reason = ""
-    for feeds in _feeds(before.get_inputs()):
-        first, second = _run(before, feeds), _run(after, feeds)
+    for given in feeds(before.get_inputs()):
+        first, second = _run(before, given), _run(after, given)
         if isinstance(first, str) or isinstance(second, str):
             if first != second and not (isinstance(first, str) and isinstance(second, str)):
                 return DIFFERS, f"only one of both runs: {first if isinstance(first, str) else second}"
@@ -129,7 +129,7 @@ def _run(session: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any] | st
         return _reason(e)
 
 
-def _feeds(inputs: Sequence[Any]) -> Iterator[dict[str, Any]]:
+def feeds(inputs: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """Seeded inputs: normal floats and small integers, then ones, then zeros, for each size of unknown axes."""
     static = all(isinstance(d, int) for i in inputs for d in i.shape)
     for sizes in UNKNOWN[:1] if static else UNKNOWN:

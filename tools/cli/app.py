@@ -147,12 +147,15 @@ def conformance(
     backend: Annotated[str, typer.Option("--backend", help="fx (torch), ort or reference.")] = "fx",
     op: Annotated[str | None, typer.Option("--op", help="Only the cases of this operator.")] = None,
     kind: Annotated[list[str] | None, typer.Option("--kind", help="node, simple, pytorch-converted, ...")] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Instead: every ONNX file below this folder, against the reference.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run ONNX's own backend test suite and show what passed, failed or is unsupported, by operator."""
     from graphpress.tools.cli import commands
 
-    found = commands.conformance(backend, op, kind or [])
+    found = commands.conformance(backend, op, kind or []) if models is None else commands.compare_models(models)
     _show(found, as_json)
     raise typer.Exit(1 if found.count("failed") else 0)
 

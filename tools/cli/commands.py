@@ -161,6 +161,21 @@ def conformance(backend: str, op: str | None, kinds: list[str]) -> Any:
         return run.run(backend, build, progress(wanted, "cases", len(wanted)))
 
 
+def compare_models(folder: Path) -> Any:
+    """Every ONNX file below a folder: torch against the reference.
+
+    Raises:
+        BadRequest: There is none.
+    """
+    from graphpress.tools.conformance import models
+
+    files = sorted(folder.rglob("*.onnx"))
+    if not files:
+        raise BadRequest("holds no ONNX file", where=str(folder), fix="Give a folder of models.")
+    with terminal.progress() as progress:
+        return models.run(progress(files, "models", len(files)), folder)
+
+
 def demo(out: Path, as_json: bool) -> int:
     """Compile the shipped digits model with the recipe w8a8."""
     folder = resources.files("graphpress.tools.demo")

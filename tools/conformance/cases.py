@@ -103,10 +103,12 @@ def _stored(raw: Any, model: onnx.ModelProto) -> Iterator[tuple[list[Any], list[
         yield _light(_path(raw), model, raw.model_name)
         return
     for folder in sorted(Path(raw.model_dir).glob("test_data_set_*")):
-        yield (
-            [_load(folder / f"input_{i}.pb", v) for i, v in enumerate(model.graph.input) if (folder / f"input_{i}.pb").exists()],
-            [_load(folder / f"output_{i}.pb", v) for i, v in enumerate(model.graph.output)],
-        )  # fmt: skip
+        yield _read(folder, "input", model.graph.input), _read(folder, "output", model.graph.output)
+
+
+def _read(folder: Path, kind: str, values: Sequence[onnx.ValueInfoProto]) -> list[Any]:
+    files = [(folder / f"{kind}_{i}.pb", value) for i, value in enumerate(values)]
+    return [_load(path, value) for path, value in files if path.exists()]
 
 
 def _light(path: Path, model: onnx.ModelProto, name: str) -> tuple[list[Any], list[Any]]:

@@ -59,7 +59,7 @@ class Conformance:
         }
 
     def tables(self) -> list[Table]:
-        columns = ("passed", "failed", "unsupported")
+        columns = tuple(dict.fromkeys((PASSED, FAILED, UNSUPPORTED, *(r.verdict for r in self.results))))
         kinds = [(k, *(self.count(v, kind=k) for v in columns)) for k in dict.fromkeys(r.kind for r in self.results)]
         groups = dict.fromkeys(r.group for r in self.results if r.kind == "node")
         parts = [(f"node, {g}", *(self.count(v, "node", g) for v in columns)) for g in groups]
@@ -91,9 +91,8 @@ def backend(name: str) -> Build:
         from graphpress.backends import reference
 
         return reference.execute
-    raise BadRequest(
-        "there is no such backend", where=f"backend {name!r}", fix=nearest(name, ("fx", "ort", "reference"))
-    )
+    fix = nearest(name, ("fx", "ort", "reference"))
+    raise BadRequest("there is no such backend", where=f"backend {name!r}", fix=fix)
 
 
 def run(name: str, build: Build, cases: Iterable[Case]) -> Conformance:
@@ -120,7 +119,7 @@ def judge(case: Case, build: Build) -> Result:
                 return Result(*about, FAILED, why)
     except Unsupported as e:
         return Result(*about, UNSUPPORTED, str(e))
-    except Exception as e:  # a crash of the backend is a failure, whatever it is
+    except Exception as e:  # noqa: BLE001 - a crash of the backend is a failure, whatever it is
         return Result(*about, FAILED, f"{type(e).__name__}: {' '.join(str(e).split())[:300]}")
     return Result(*about, PASSED)
 
