@@ -85,6 +85,5 @@ def difference(a: Any, b: Any) -> str:
     if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
         return "other infinities or NaNs"
     error, scale = np.abs(x - y)[finite].max(initial=0.0), np.abs(y)[finite].max(initial=0.0)
-    return (
-        "" if error <= tolerance * max(scale, 1e-30) else f"differs by {error / max(scale, 1e-30):.2g} of its magnitude"
-    )
+    relative = error / max(scale, 1e-30)
+    return "" if relative <= tolerance else f"differs by {relative:.2g} of its magnitude"
