@@ -12,10 +12,12 @@ import onnx
 import onnx_ir as ir
 
 from graphpress import catalog
+from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.ops import quantization
 from graphpress.errors import GraphpressError, Unsupported, nearest
 from graphpress.ops.base import DOMAIN
 
+_STANDARD = ("", "ai.onnx", "ai.onnx.preview")  # no operator is in two of them
 Function: TypeAlias = Callable[..., Any]
 
 
@@ -50,18 +52,27 @@ def find(node: ir.Node, opset: int, *, straight_through: bool = False) -> Functi
     Raises:
         Unsupported: There is none; the message names operator, version, node and the nearest one there is.
     """
-    if node.domain in ("", "ai.onnx"):
+    if node.domain in _STANDARD:
         if straight_through and node.op_type in quantization.STRAIGHT_THROUGH:
             return quantization.STRAIGHT_THROUGH[node.op_type]
-        for since, function in functions().get(node.op_type, {}).items():
-            if since <= opset:
-                return function
+        for name in (f"{node.op_type}:{_kind(node)}", node.op_type):
+            for since, function in functions().get(name, {}).items():
+                if since <= opset:
+                    return function
     elif node.domain == DOMAIN and node.op_type in dialect():
         return dialect()[node.op_type]
     raise Unsupported(
         f"unsupported: {node.domain or 'ai.onnx'}::{node.op_type} of version {_since(node, opset)}",
-        where=f"node {node.name!r}", fix=nearest(node.op_type, [*functions(), *dialect()]),
+        where=f"node {node.name!r}", fix=nearest(node.op_type, [*(n for n in functions() if ":" not in n), *dialect()]),
     )  # fmt: skip
+
+
+def _kind(node: ir.Node) -> str:
+    """What sets the types of the inputs apart: one is ``carried`` in a wider type, or the first is an ``integer``."""
+    types = [v.dtype for v in node.inputs if v is not None and v.dtype is not None]
+    if any(dtypes.carried(t.name) for t in types):
+        return "carried"
+    return "integer" if types and types[0].is_integer() else "plain"
 
 
 def _since(node: ir.Node, opset: int) -> int:
