@@ -318,6 +318,8 @@ class Call:
         kwargs: dict[str, Any] = {}
         names = self.signature.keywords | set(self.signature.names[len(self.node.inputs) :])
         for attr in self.node.attributes.values():
+            if attr.name == "consumed_inputs":
+                continue  # a hint of the first opsets for reusing memory
             if attr.name not in names:
                 raise Unsupported(f"torch's form has no attribute {attr.name!r}")
             kwargs[attr.name] = self._attribute(attr)

@@ -104,6 +104,37 @@ def _covers(noted: dict[str, Any], inputs: list[str], outputs: list[str]) -> boo
     return sorted(given) == sorted(inputs) and {leaf for leaf, _ in leaves(noted["output"])} <= set(outputs)
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """What one graph input has to be: ``dtype`` None takes any; a float one any float, which ``module.to`` may want."""
+
+    position: int
+    path: tuple[Any, ...]
+    name: str
+    dtype: torch.dtype | None
+    dims: tuple[int | None, ...] | None
+
+    @classmethod
+    def of(cls, position: int, path: tuple[Any, ...], value: ir.Value) -> Leaf:
+        dims = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
+        known = value.dtype is not None and not dtypes.carried(value.dtype.name)
+        dtype = dtypes.torch_dtype(value.dtype.name) if known and value.dtype else None
+        return cls(position, path, value.name or "", dtype, dims)
+
+    def check(self, given: Sequence[Any]) -> None:
+        leaf = given[self.position]
+        for key in self.path:
+            leaf = leaf[key]
+        if not isinstance(leaf, torch.Tensor):
+            raise BadRequest(f"is a {type(leaf).__name__}, not a tensor", where=f"input {self.name!r}")
+        if self.dtype is not None and not _same_type(leaf.dtype, self.dtype):
+            raise BadRequest(f"is {leaf.dtype}, the model wants {self.dtype}", where=f"input {self.name!r}")
+        if self.dims is not None and not _fits(leaf.shape, self.dims):
+            shown = ", ".join("?" if d is None else str(d) for d in self.dims)
+            what = f"has shape {tuple(leaf.shape)}, the model wants ({shown})"
+            raise BadRequest(what, where=f"input {self.name!r}")
+
+
 class Check:
     """A hook before each call: arguments of the right names, types and fixed dimensions.
 
@@ -114,30 +145,14 @@ class Check:
     def __init__(self, call: Signature, model: ir.Model) -> None:
         self.arguments = [name for name, _ in call.inputs]
         values = {v.name: v for v in model.graph.inputs}
-        self.wanted: list[tuple[int, tuple[Any, ...], str, torch.dtype | None, Sequence[int | None] | None]] = []
-        for i, (_, tree) in enumerate(call.inputs):
-            for leaf, path in leaves(tree):
-                value = values[leaf]
-                dims = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
-                dtype = dtypes.torch_dtype(value.dtype.name) if value.dtype else None
-                free = (
-                    dtype is None or dtype.is_floating_point or dtypes.carried(value.dtype.name if value.dtype else "")
-                )
-                self.wanted.append((i, path, leaf, None if free else dtype, dims))
+        self.wanted = [
+            Leaf.of(i, path, values[leaf]) for i, (_, tree) in enumerate(call.inputs) for leaf, path in leaves(tree)
+        ]
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self._by_position(args, kwargs)
-        for position, path, name, dtype, dims in self.wanted:
-            leaf = given[position]
-            for key in path:
-                leaf = leaf[key]
-            if not isinstance(leaf, torch.Tensor):
-                raise BadRequest(f"is a {type(leaf).__name__}, not a tensor", where=f"input {name!r}")
-            if dtype is not None and leaf.dtype != dtype:
-                raise BadRequest(f"is {leaf.dtype}, the model wants {dtype}", where=f"input {name!r}")
-            if dims is not None and not _fits(leaf.shape, dims):
-                shown = ", ".join("?" if d is None else str(d) for d in dims)
-                raise BadRequest(f"has shape {tuple(leaf.shape)}, the model wants ({shown})", where=f"input {name!r}")
+        for leaf in self.wanted:
+            leaf.check(given)
 
     def _by_position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         if len(args) > len(self.arguments):
@@ -158,3 +173,7 @@ class Check:
 
 def _fits(shape: Sequence[int], dims: Sequence[int | None]) -> bool:
     return len(shape) == len(dims) and all(d is None or s == d for s, d in zip(shape, dims, strict=True))
+
+
+def _same_type(given: torch.dtype, wanted: torch.dtype) -> bool:
+    return given == wanted or (given.is_floating_point and wanted.is_floating_point)

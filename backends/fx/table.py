@@ -32,7 +32,7 @@ def functions() -> dict[str, dict[int, Function]]:
     package = importlib.import_module("graphpress.backends.fx.ops")
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda i: i.name):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for key, function in module.OPS.items():
+        for key, function in getattr(module, "OPS", {}).items():
             name, _, since = key.partition("@")
             versions = found.setdefault(name, {})
             if versions.setdefault(int(since or 0), function) is not function:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from graphpress.backends.fx.operands import Float, Int, Ints, Operand, Tensor
+from graphpress.backends.fx import dtypes
+from graphpress.backends.fx.operands import Float, Floats, Ints, Operand, Tensor
 from graphpress.errors import Unsupported
 
 # -- shapes --------------------------------------------------------------------------------------------------------------
@@ -22,8 +23,8 @@ def reshape(x: Tensor, shape: Ints, *, allowzero: int = 0) -> Tensor:
     return x.reshape(shape)
 
 
-def reshape_1(x: Tensor, shape: Ints = (), *, consumed_inputs: Ints | None = None) -> Tensor:
-    """``consumed_inputs`` is a hint to work in place."""
+def reshape_1(x: Tensor, *, shape: Sequence[int] = (), consumed_inputs: Sequence[int] | None = None) -> Tensor:
+    """``consumed_inputs`` allowed to work in place."""
     return reshape(x, shape)
 
 
@@ -36,7 +37,8 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
 
 
 def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
-    return x.squeeze() if axes is None else x.squeeze(tuple(axes))
+    """No axes mean every axis of size 1."""
+    return x.squeeze(tuple(axes)) if axes else x.squeeze()
 
 
 def unsqueeze(x: Tensor, axes: Ints) -> Tensor:
@@ -57,10 +59,19 @@ def transpose(x: Tensor, *, perm: Sequence[int] | None = None) -> Tensor:
 def expand(x: Tensor, shape: Ints) -> Tensor:
     """Broadcast both ways: where ``shape`` says 1, the size stays."""
     new = len(shape) - x.dim()
-    if new < 0:
-        shape, new = [*(1,) * -new, *shape], 0
     sizes = (*(1,) * new, *x.shape)
-    return x.expand([own if isinstance(s, int) and s == 1 else s for own, s in zip(sizes, shape, strict=True)])
+    wanted = (*(1,) * -new, *shape)
+    return x.expand([own if isinstance(s, int) and s == 1 else s for own, s in zip(sizes, wanted, strict=True)])
+
+
+def constant_of_shape(
+    shape: Ints, *, value: float = 0.0, out_types: tuple[str | None, ...] = (None,), like: Tensor | None = None
+) -> Tensor:
+    """Full of one number; float32 zeros by default."""
+    name = out_types[0] or ("BOOL" if isinstance(value, bool) else "INT64" if isinstance(value, int) else "FLOAT")
+    if name == "UINT64" and value >= 2**63:  # held by its bits
+        value -= 2**64
+    return torch.full(shape, value, dtype=dtypes.torch_dtype(name), device=None if like is None else like.device)
 
 
 # -- joins and parts -----------------------------------------------------------------------------------------------------
@@ -82,18 +93,122 @@ def split(
     return tuple(torch.split(x, list(split), axis))
 
 
-def split_1(
-    x: Tensor, split: Floats | None = None, *, axis: int = 0, outputs: int = 1
-) -> tuple[Tensor, ...]:
+def split_1(x: Tensor, split: Floats | None = None, *, axis: int = 0, outputs: int = 1) -> tuple[Tensor, ...]:
     """The sizes may be an input of the data's type."""
-    return globals()["split"](x, split and [int(s) for s in split], axis=axis, outputs=outputs)
+    return _split(x, None if split is None else [int(s) for s in split], axis=axis, outputs=outputs)
 
 
-def slice_(
-    x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None
-) -> Tensor:
-    """As in Python, but that a step backwards from before the first element starts at the first."""
+_split = split  # its name is an argument's above
+
+
+def slice_(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> Tensor:
+    """As in Python, but a step backwards that starts before the first element starts at the first."""
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis, step = axes[i] if axes else i, steps[i] if steps else 1
-        x = _forwards(x, axis, start, end, step) if step > 0 else _backwards(x, axis, start, end, step)
+        axis, step = i if axes is None else axes[i], 1 if steps is None else steps[i]
+        if step > 0:
+            x = torch.ops.aten.slice.Tensor(x, axis, start, end, step)
+        else:
+            x = _backwards(x, axis, start, end, -step)
     return x
+
+
+def _backwards(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
+    size = x.shape[axis]
+    first = torch.sym_max(torch.sym_min(start + size if start < 0 else start, size - 1), 0)
+    beyond = torch.sym_max(torch.sym_min(end + size if end < 0 else end, size - 1), -1)
+    count = torch.sym_max((first - beyond + step - 1) // step, 0)
+    return torch.ops.aten.slice.Tensor(x, axis, first - (count - 1) * step, first + 1, step).flip(axis)
+
+
+def tile(x: Tensor, repeats: Ints) -> Tensor:
+    return x.repeat(tuple(repeats))
+
+
+def tile_1(x: Tensor, tiles: Float, axis: Float) -> Tensor:
+    """Along one axis; both numbers are of the data's type."""
+    repeats = [1] * x.dim()
+    repeats[int(axis)] = int(tiles)
+    return x.repeat(repeats)
+
+
+# -- padding -------------------------------------------------------------------------------------------------------------
+
+
+def pad(
+    x: Tensor, pads: Ints, value: Operand | None = None, axes: Ints | None = None, *, mode: str = "constant"
+) -> Tensor:
+    """``pads`` has all the beginnings first, then all the ends; below zero it crops."""
+    count = len(pads) // 2
+    axes = range(count) if axes is None else [a % x.dim() for a in axes]
+    around = {a: (pads[i], pads[count + i]) for i, a in enumerate(axes)}
+    if mode == "constant":
+        return _constant_pad(x, around, 0 if value is None else value)
+    if mode not in _SOURCES:
+        raise Unsupported(f"there is no padding mode {mode!r}")
+    spatial = x.dim() - 2
+    if mode != "wrap" and x.is_floating_point() and x.element_size() > 1 and 1 <= spatial <= 3 and _inside(x, around):
+        return F.pad(x, _last_first(x, around)[: 2 * spatial], "reflect" if mode == "reflect" else "replicate")
+    for axis, (before, after) in around.items():
+        x = _pad_by_index(x, axis, before, after, _SOURCES[mode])
+    return x
+
+
+def _last_first(x: Tensor, around: dict[int, tuple[int, int]]) -> list[int]:
+    """Pads as torch wants them: of the last axis first."""
+    return [p for axis in reversed(range(x.dim())) for p in around.get(axis, (0, 0))]
+
+
+def _constant_pad(x: Tensor, around: dict[int, tuple[int, int]], value: Operand) -> Tensor:
+    pads = _last_first(x, around)
+    if not isinstance(value, torch.Tensor):
+        return torch.constant_pad_nd(x, pads, value)
+    inside = torch.constant_pad_nd(torch.ones_like(x, dtype=torch.bool), pads, False)
+    return torch.where(inside, torch.constant_pad_nd(x, pads), value.reshape(()))
+
+
+def _inside(x: Tensor, around: dict[int, tuple[int, int]]) -> bool:
+    """Whether torch's own kernel can do it: only axes behind the first two, no cropping, no second reflection."""
+    return all(
+        max(p) == min(p) == 0 if axis < 2 else min(p) >= 0 and max(p) < x.shape[axis] for axis, p in around.items()
+    )
+
+
+def _pad_by_index(x: Tensor, axis: int, before: int, after: int, source: Callable[[Tensor, int], Tensor]) -> Tensor:
+    if isinstance(before, int) and isinstance(after, int) and before == after == 0:
+        return x
+    x = torch.constant_pad_nd(x, _last_first(x, {axis: (torch.sym_min(before, 0), torch.sym_min(after, 0))}))
+    before, after = torch.sym_max(before, 0), torch.sym_max(after, 0)
+    size = x.shape[axis]
+    return x.index_select(axis, source(torch.arange(size + before + after, device=x.device) - before, size))
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    """Without repeating the border, as often as it takes."""
+    return (size - 1) - ((index % max(2 * size - 2, 1)) - (size - 1)).abs() if size > 1 else torch.zeros_like(index)
+
+
+def _edge(index: Tensor, size: int) -> Tensor:
+    return index.clamp(0, size - 1)
+
+
+def _wrapped(index: Tensor, size: int) -> Tensor:
+    return index % size
+
+
+_SOURCES: dict[str, Callable[[Tensor, int], Tensor]] = {"reflect": _reflected, "edge": _edge, "wrap": _wrapped}
+
+
+def pad_1(x: Tensor, *, paddings: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    return pad(x, paddings, value, mode=mode)
+
+
+def pad_2(x: Tensor, *, pads: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    return pad(x, pads, value, mode=mode)
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "Reshape": reshape_1, "Reshape@5": reshape, "Flatten": flatten, "Squeeze": squeeze, "Unsqueeze": unsqueeze,
+    "Transpose": transpose, "Expand": expand, "ConstantOfShape": constant_of_shape, "Concat": concat,
+    "Split": split_1, "Split@2": split, "Slice": slice_, "Tile": tile_1, "Tile@6": tile,
+    "Pad": pad_1, "Pad@2": pad_2, "Pad@11": pad,
+}  # fmt: skip
