@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphpress import edit
 from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds
-from graphpress.backends.fx import lower
 from graphpress.backends.fx.builder import NODE
 from graphpress.backends.fx.choice import REFUSED
+from graphpress.backends.fx.lower import execute
 from graphpress.backends.macs import Kernel, Shapes, multiply_adds
 from graphpress.base import SCHEME, Arrays
 from graphpress.target import Target
@@ -72,7 +72,7 @@ def audit(model: ir.Model, target: Target, feeds: Arrays | None = None) -> Audit
         Unsupported: An operator has no form in torch.
     """
     given = made_up_feeds(model) if feeds is None else feeds
-    runner = lower.execute(model, target=target)
+    runner = execute(model, target=target)
     runner(given)  # refuses what does not fit, in words of its own
     ran = _run(runner.module, runner.arguments(given))
     return _Auditor(model, target, runner.module, ran).audit(given)

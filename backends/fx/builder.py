@@ -22,6 +22,7 @@ from graphpress.base import SCOPE
 from graphpress.errors import GraphpressError, Unsupported
 
 NODE = "graphpress.node"  # key in the meta of an fx node: name of the graph's node
+VALUE = "graphpress.value"  # likewise: name of the graph's value that it gives
 _SMALL = 64  # elements up to which an integer constant may take part in shape arithmetic
 _MODULE_ATTRIBUTES = frozenset(dir(torch.nn.Module()))
 
@@ -94,6 +95,8 @@ class Builder:
     def bind(self, value: ir.Value, ref: Any, *, is_host: bool = False, dtype: str | None = None) -> None:
         """Let a value be what an fx node gives."""
         self.items[id(value)] = Item(ref, is_host, dtype or (value.dtype.name if value.dtype else None))
+        if isinstance(ref, fx.Node) and not is_host and self.parent is None:
+            ref.meta[VALUE] = value.name
         if self._first is None and not is_host:
             self._first = ref
 
@@ -121,6 +124,8 @@ class Builder:
         """A value in the form that a function wants of it."""
         if value is None:
             return None
+        if kind == "Index":
+            kind = "Int" if self._is_number(value) else "Tensor"
         key = (id(value), "host" if kind in HOST_KINDS else "number" if kind == "Operand" else "tensor")
         if key not in self._made:
             self._made[key] = self._converted(value, kind)
@@ -130,6 +135,13 @@ class Builder:
         if kind in ("Ints", "Floats") and not isinstance(made, list | fx.Node):
             return [made]
         return made
+
+    def _is_number(self, value: ir.Value) -> bool:
+        """Whether a value is a number on the host, or a constant of rank 0."""
+        item = self.item(value)
+        if item is not None and not item.host:
+            return False
+        return value.shape is not None and len(value.shape) == 0
 
     def _element(self, ref: fx.Node) -> fx.Node:
         return self.graph.call_function(operator.getitem, (ref, 0))

@@ -96,6 +96,14 @@ def audit(model: Model, target: Target = "ort-cpu", data: Data = None, as_json: 
 
 
 @app.command()
+def parity(model: Model, target: Target = "torch-cpu", data: Data = None, as_json: Json = False) -> None:
+    """Compare a quantized MODEL in torch with ONNX Runtime, site by site, in quantization steps."""
+    from graphpress.tools.cli import commands
+
+    _show(commands.parity(model, target, data), as_json)
+
+
+@app.command()
 def opt(
     model: Model,
     passes: Annotated[str, typer.Option("-p", "--passes", help="'pass{option=value},pass': run in this order.")],

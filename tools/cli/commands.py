@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 import graphpress as gp
 from graphpress import bundle, catalog, text
@@ -75,13 +76,33 @@ def _on_disk(path: Path) -> int:
 
 def audit(model: Path, target: str, data: Path | None) -> Any:
     """The audit of a model on data, or on made-up inputs."""
-    feeds = None
-    loaded = gp.load(model)
-    if data is not None:
-        samples = gp.CalibrationData.load(data)
-        samples.check(loaded)
-        feeds = next(iter(samples.batches(1)))
+    loaded, feeds = _with_feeds(model, data)
     return gp.audit(loaded, target, feeds)
+
+
+def parity(model: Path, target: str, data: Path | None) -> Any:
+    """Torch against ONNX Runtime on data, or on made-up inputs.
+
+    Raises:
+        BadRequest: The target is not of torch.
+    """
+    where = Target.load(target)
+    if where.runtime != "fx":
+        raise BadRequest("is no torch target", where=f"target {target!r}", fix="Use torch-cpu or torch-cuda.")
+    from graphpress.backends.parity import parity as compare
+
+    loaded, feeds = _with_feeds(model, data)
+    return compare(loaded, where, feeds)
+
+
+def _with_feeds(model: Path, data: Path | None) -> tuple[ir.Model, dict[str, Any] | None]:
+    """A model, and the first sample of the data for it."""
+    loaded = gp.load(model)
+    if data is None:
+        return loaded, None
+    samples = gp.CalibrationData.load(data)
+    samples.check(loaded)
+    return loaded, next(iter(samples.batches(1)))
 
 
 def opt(
