@@ -19,7 +19,7 @@ from graphpress import diagnosis, fallback
 from graphpress import report as reports
 from graphpress.base import Arrays, Context, Pass, PassReport, Progress, Runner, quiet
 from graphpress.calibration import CalibrationData
-from graphpress.errors import BadRequest, CalibrationError, GateError
+from graphpress.errors import BadRequest, CalibrationError, GateError, Unsupported
 from graphpress.gate import compare, judge
 from graphpress.pipeline import Pipeline
 from graphpress.recall import Recall
@@ -72,7 +72,19 @@ def trace(
 
 def backend(target: Target) -> ModuleType:
     """The backend package of a target's runtime: it has ``lower``, ``execute``, ``deploy`` and ``audit``."""
-    return importlib.import_module(f"graphpress.backends.{target.runtime}")
+    return (
+        _torch_backend() if target.runtime == "fx" else importlib.import_module(f"graphpress.backends.{target.runtime}")
+    )
+
+
+def _torch_backend() -> ModuleType:
+    try:
+        return importlib.import_module("graphpress.backends.fx")
+    except ModuleNotFoundError as e:
+        if e.name != "torch":
+            raise
+        fix = "Run `pip install 'graphpress[torch]'`."
+        raise Unsupported("torch is not installed", where="the torch backend", fix=fix) from e
 
 
 def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Any:
@@ -105,9 +117,7 @@ def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
     Raises:
         Unsupported: torch is not installed, or an operator has no form in it.
     """
-    from graphpress.backends import fx
-
-    return fx.build(_model(model), quantizers=quantizers)
+    return _torch_backend().build(_model(model), quantizers=quantizers)
 
 
 def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | None = None) -> Any:

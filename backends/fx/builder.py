@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 from graphpress import edit
-from graphpress.backends.fx import dtypes, host, table, weights
+from graphpress.backends.fx import dtypes, host, host_nodes, table, weights
+from graphpress.backends.fx.host_nodes import Item
 from graphpress.backends.fx.operands import HOST as HOST_KINDS
 from graphpress.backends.fx.operands import Signature, signature
 from graphpress.base import SCOPE
@@ -23,17 +24,7 @@ from graphpress.errors import GraphpressError, Unsupported
 
 NODE = "graphpress.node"  # key in the meta of an fx node: name of the graph's node
 VALUE = "graphpress.value"  # likewise: name of the graph's value that it gives
-_SMALL = 64  # elements up to which an integer constant may take part in shape arithmetic
 _MODULE_ATTRIBUTES = frozenset(dir(torch.nn.Module()))
-
-
-@dataclass(frozen=True)
-class Item:
-    """A value: an fx node (or, on the host, perhaps a Python constant), and its ONNX type where known."""
-
-    ref: Any
-    host: bool = False
-    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,17 +79,18 @@ class Builder:
         self.captured: dict[int, ir.Value] = {}
         self.local: set[int] = set()  # constants that live in this graph, not in one around it
         self._made: dict[tuple[int, str], Any] = {}
-        self._first: fx.Node | None = None  # whose device is that of tensors made on the way
+        self._first: ir.Value | None = None  # the tensor whose device is that of tensors made on the way
 
     # -- values ------------------------------------------------------------------------------------------------------
 
-    def bind(self, value: ir.Value, ref: Any, *, is_host: bool = False, dtype: str | None = None) -> None:
-        """Let a value be what an fx node gives."""
-        self.items[id(value)] = Item(ref, is_host, dtype or (value.dtype.name if value.dtype else None))
+    def bind(self, value: ir.Value, ref: Any, *, dtype: str | None = None, rank: int | None = None) -> None:
+        """Let a value be what an fx node gives; on the host where a rank is given."""
+        is_host = rank is not None
+        self.items[id(value)] = Item(ref, is_host, dtype or (value.dtype.name if value.dtype else None), rank)
         if isinstance(ref, fx.Node) and not is_host and self.parent is None:
             ref.meta[VALUE] = value.name
-        if self._first is None and not is_host:
-            self._first = ref
+        if self._first is None and not is_host and isinstance(value.type, ir.TensorType | None):
+            self._first = value
 
     def item(self, value: ir.Value) -> Item | None:
         """A computed value, captured from a graph around this one if need be; None for a constant."""
@@ -110,9 +102,17 @@ class Builder:
     def capture(self, value: ir.Value) -> Item:
         if self.parent is None:
             raise GraphpressError("is read before it is defined", where=f"value {value.name!r}")
-        self.captured[id(value)] = value
-        self.bind(value, self.placeholder(value.name or "captured"))
+        outer = self.parent.item(value)
+        if outer is not None and outer.fixed:
+            self.bind(value, outer.ref, dtype=outer.dtype, rank=outer.rank)
+        else:
+            self.captured[id(value)] = value
+            self.bind(value, self.placeholder(value.name or "captured"), dtype=outer.dtype if outer else None)
         return self.items[id(value)]
+
+    def source(self) -> ir.Value | None:
+        """The tensor whose device is the module's: the first of the outermost graph that has one."""
+        return (self.parent.source() if self.parent is not None else None) or self._first
 
     def placeholder(self, name: str) -> fx.Node:
         """A further argument of the module, behind those there are."""
@@ -130,21 +130,34 @@ class Builder:
         if key not in self._made:
             self._made[key] = self._converted(value, kind)
         made = self._made[key]
-        if kind in ("Int", "Float"):
-            return made[0] if isinstance(made, list) else made if not _is_list(value) else self._element(made)
-        if kind in ("Ints", "Floats") and not isinstance(made, list | fx.Node):
-            return [made]
+        if kind in HOST_KINDS:
+            return self._as_number(value, made) if kind in ("Int", "Float") else self._as_list(value, made)
         return made
+
+    def _rank(self, value: ir.Value) -> int | None:
+        item = self.item(value)
+        if item is not None and item.host:
+            return item.rank
+        return len(value.shape) if value.shape is not None else None
 
     def _is_number(self, value: ir.Value) -> bool:
         """Whether a value is a number on the host, or a constant of rank 0."""
         item = self.item(value)
-        if item is not None and not item.host:
-            return False
-        return value.shape is not None and len(value.shape) == 0
+        return (item is None or item.host) and self._rank(value) == 0
 
-    def _element(self, ref: fx.Node) -> fx.Node:
-        return self.graph.call_function(operator.getitem, (ref, 0))
+    def _as_number(self, value: ir.Value, made: Any) -> Any:
+        if not isinstance(made, fx.Node):
+            return host.number(made)
+        rank = self._rank(value)
+        if rank == 0:
+            return made
+        function, rest = (operator.getitem, (0,)) if rank == 1 else (host.number, ())
+        return self.graph.call_function(function, (made, *rest))
+
+    def _as_list(self, value: ir.Value, made: Any) -> Any:
+        if not isinstance(made, fx.Node):
+            return host.numbers(made)
+        return made if self._rank(value) == 1 else self.graph.call_function(host.numbers, (made,))
 
     def _converted(self, value: ir.Value, kind: str) -> Any:
         item = self.item(value)
@@ -154,7 +167,7 @@ class Builder:
             return item.ref if item.host else self.graph.call_function(host.ints, (item.ref,))
         if item.host:
             dtype = dtypes.torch_dtype(item.dtype or "INT64")
-            return self.graph.call_function(host.tensor, (item.ref, dtype, self._first))
+            return self.graph.call_function(host.tensor, (item.ref, dtype, self.wanted(self.source(), "Tensor")))
         return item.ref
 
     def _constant(self, value: ir.Value, kind: str) -> Any:
@@ -223,55 +236,21 @@ class Builder:
 
     def _on_host(self, node: ir.Node) -> bool:
         """Compute a node of shape arithmetic in Python; False where it is none."""
-        if node.domain or len(node.outputs) != 1:
+        call = host_nodes.plan(node, self._host_item)
+        if call is None and host_nodes.reads_shape(node):
+            call = host_nodes.reading(node, self.wanted(node.inputs[0], "Tensor"))
+        if call is None:
             return False
-        attributes = {a.name: a.value for a in node.attributes.values()}
-        output = node.outputs[0]
-        if (function := host.READS_TENSOR.get(node.op_type)) is not None:
-            ref = self.call(node, function, [self.wanted(node.inputs[0], "Tensor")], attributes)
-            self.bind(output, ref, is_host=True, dtype="INT64")
-            return True
-        operands = [self._host_item(v) for v in node.inputs]
-        if node.op_type not in host.HOST or not self._host_result(node, operands):
-            return False
-        refs = [o.ref if o else None for o in operands]
-        function = host.HOST[node.op_type]
-        if node.op_type == "ConstantOfShape":
-            attributes = {"value": _scalar(attributes["value"])} if "value" in attributes else {}
-        kept = {k: v for k, v in attributes.items() if k not in ("to", "saturate", "round_mode")}
-        fixed = not any(isinstance(r, fx.Node) for r in _leaves(refs))
-        ref = function(*refs, **kept) if fixed else self.call(node, function, refs, kept)
-        self.bind(output, ref, is_host=True, dtype=_host_type(node, operands))
+        ref = self.call(node, call.function, call.args, call.kwargs) if call.result is None else call.result
+        self.bind(node.outputs[0], ref, dtype=call.dtype, rank=call.rank)
         return True
 
-    def _host_item(self, value: ir.Value | None) -> Item | None:
-        """A value if it lives on the host or is a small integer constant; an Item without reference otherwise."""
-        if value is None:
-            return None
-        item = self.item(value) if not edit.is_constant(value) else None
-        if item is not None:
-            return item if item.host else _NOT_HOST
-        tensor = edit.constant_tensor(value)
-        if tensor is None or len(tensor.shape) > 1 or tensor.size > _SMALL or not _countable(tensor.dtype):
-            return _NOT_HOST
-        return Item(tensor.numpy().tolist(), True, tensor.dtype.name)
-
-    def _host_result(self, node: ir.Node, operands: list[Item | None]) -> bool:
-        """Whether a node of shape arithmetic can stay on the host: everything it reads does, and it gives integers."""
-        if not operands or any(o is _NOT_HOST for o in operands):
-            return False
-        types = {o.dtype for o in operands if o is not None}
-        to = edit.attribute(node, "to")
-        if "to" in node.attributes and ir.DataType(to).name not in ("INT64", "INT32"):
-            return False
-        if node.op_type == "ConstantOfShape":
-            value = edit.attribute(node, "value")
-            length = operands[0].ref if operands[0] else None
-            flat = isinstance(length, list) and len(length) == 1 and isinstance(length[0], int)
-            return flat and value is not None and value.dtype == ir.DataType.INT64
-        if node.op_type == "Reshape" and not (operands[1] and operands[1].ref in ([], [1], [-1])):
-            return False
-        return types <= {"INT64", "INT32", "BOOL"} and edit.attribute(node, "axis", 0) in (0, -1)
+    def _host_item(self, value: ir.Value) -> Item | None:
+        """A value if it lives on the host or is a small integer constant."""
+        item = self.item(value)
+        if item is None:
+            return host_nodes.constant(value)
+        return item if item.host else None
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
@@ -292,9 +271,6 @@ class Builder:
     def output(self, value: ir.Value) -> Any:
         """A value as the module gives it: a tensor of its type."""
         return self.wanted(value, "Tensor")
-
-
-_NOT_HOST = Item(None)
 
 
 class Call:
@@ -367,6 +343,9 @@ class Call:
             facts["out_types"] = tuple(_type(v) for v in self.node.outputs)
         if "opset" in self.signature.facts:
             facts["opset"] = self.builder.options.opset
+        if "like" in self.signature.facts:
+            source = self.builder.source()
+            facts["like"] = self.builder.wanted(source, "Tensor")
         return facts
 
 
@@ -390,30 +369,9 @@ def _type(value: ir.Value | None) -> str | None:
     return value.dtype.name if value is not None and value.dtype is not None else None
 
 
-def _is_list(value: ir.Value) -> bool:
-    return value.shape is not None and len(value.shape) == 1
-
-
-def _countable(dtype: ir.DataType) -> bool:
-    return dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
-
-
-def _host_type(node: ir.Node, operands: list[Item | None]) -> str:
-    if "to" in node.attributes:
-        return ir.DataType(edit.attribute(node, "to")).name
-    if node.op_type in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or"):
-        return "BOOL"
-    first = operands[1] if node.op_type == "Where" else operands[0]
-    return (first.dtype if first else None) or "INT64"
-
-
 def _scalar(tensor: ir.TensorProtocol) -> Any:
     return tensor.numpy().reshape(-1)[0].item()
 
 
 def _tensor_attribute(tensor: ir.TensorProtocol) -> Any:
     return np.asarray(tensor.numpy()).tolist()
-
-
-def _leaves(refs: list[Any]) -> list[Any]:
-    return [leaf for r in refs for leaf in (r if isinstance(r, list) else [r])]

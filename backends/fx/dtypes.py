@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import numpy as np
 import onnx_ir as ir
@@ -59,8 +60,14 @@ def integer_range(name: str) -> tuple[int, int]:
 
 def from_numpy(array: np.ndarray, name: str) -> torch.Tensor:
     """A tensor of an ONNX type; it shares the array's memory where torch has the type."""
-    if not array.flags.writeable:  # torch warns of it; whoever writes must make it its own first (weights.py)
-        array = np.lib.stride_tricks.as_strided(array, writeable=True) if array.size else array.copy()
+    if array.flags.writeable:
+        return _shared(array, name)
+    with warnings.catch_warnings():  # torch warns of it; whoever writes must make it its own first (weights.py)
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return _shared(array, name)
+
+
+def _shared(array: np.ndarray, name: str) -> torch.Tensor:
     if name in _BITS_ONLY:
         return torch.from_numpy(array.view(_BITS_ONLY[name])).view(_NATIVE[name])
     if name == "FLOAT4E2M1":

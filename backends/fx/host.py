@@ -18,7 +18,7 @@ import torch
 
 Host: TypeAlias = Any  # int, bool, symbolic, or a list of them
 
-# -- between tensors and numbers -----------------------------------------------------------------------------------------
+# -- between tensors and numbers ---------------------------------------------------------------------------------------
 
 
 def ints(x: torch.Tensor) -> Host:
@@ -41,15 +41,16 @@ def numbers(x: Host) -> Host:
     return x if isinstance(x, list) else [x]
 
 
-def shape(x: torch.Tensor, *, start: int = 0, end: int | None = None) -> Host:
-    return list(x.shape)[start:end]
+def shape(x: torch.Tensor | Host, *, start: int = 0, end: int | None = None) -> Host:
+    sizes = list(x.shape) if isinstance(x, torch.Tensor) else [len(x)] if isinstance(x, list) else []
+    return sizes[start:end]
 
 
-def size(x: torch.Tensor) -> Host:
-    return x.numel()
+def size(x: torch.Tensor | Host) -> Host:
+    return x.numel() if isinstance(x, torch.Tensor) else len(numbers(x))
 
 
-# -- movement ------------------------------------------------------------------------------------------------------------
+# -- movement ----------------------------------------------------------------------------------------------------------
 
 
 def gather(x: Host, index: Host, *, axis: int = 0) -> Host:
@@ -90,7 +91,7 @@ def reshape(x: Host, shape: Host, *, allowzero: int = 0) -> Host:
 
 
 def expand(x: Host, shape: Host) -> Host:
-    if not shape or shape == [1] and isinstance(x, list):
+    if not shape or (shape == [1] and isinstance(x, list)):
         return x
     flat = numbers(x)
     if len(flat) not in (1, shape[0]):
@@ -106,7 +107,7 @@ def identity(x: Host, **_: Any) -> Host:
     return x
 
 
-# -- creation ------------------------------------------------------------------------------------------------------------
+# -- creation ----------------------------------------------------------------------------------------------------------
 
 
 def fill(shape: Host, *, value: Any = 0) -> Host:
@@ -117,7 +118,7 @@ def range_(start: Host, limit: Host, delta: Host) -> Host:
     return list(range(start, limit, delta))
 
 
-# -- reduction -----------------------------------------------------------------------------------------------------------
+# -- reduction ---------------------------------------------------------------------------------------------------------
 
 
 def _reduction(name: str, function: Callable[[Any], Any]) -> Callable[..., Host]:
@@ -134,7 +135,7 @@ product, total = _reduction("product", math.prod), _reduction("total", sum)
 greatest = _reduction("greatest", lambda x: functools.reduce(torch.sym_max, x))
 least = _reduction("least", lambda x: functools.reduce(torch.sym_min, x))
 
-# -- elementwise ---------------------------------------------------------------------------------------------------------
+# -- elementwise -------------------------------------------------------------------------------------------------------
 
 
 def _each(function: Callable[..., Any], *operands: Host) -> Host:

@@ -21,7 +21,7 @@ _TYPES = ("INT64", "INT32", "BOOL")
 
 @dataclass(frozen=True)
 class Item:
-    """A value: an fx node (or, on the host, perhaps Python numbers), its ONNX type where known, its rank on the host."""
+    """A value: an fx node (or Python numbers on the host), its ONNX type where known, its rank if on the host."""
 
     ref: Any
     host: bool = False
@@ -57,21 +57,36 @@ def constant(value: ir.Value) -> Item | None:
     return Item(tensor.numpy().tolist(), True, tensor.dtype.name, len(tensor.shape))
 
 
-def plan(node: ir.Node, operands: Operands) -> HostCall | None:
-    """The call of a node whose operands are on the host; None where the result cannot be there."""
-    rule = _RULES.get(node.op_type)
-    if rule is None or len(node.outputs) != 1 or not operands or operands[0] is None:
+def plan(node: ir.Node, look: Callable[[ir.Value], Item | None]) -> HostCall | None:
+    """The call of a node that reads only what is on the host; None where it does not, or where its result cannot be.
+
+    ``look`` gives a value on the host, None for another.
+    """
+    rule = None if node.domain or len(node.outputs) != 1 else _RULES.get(node.op_type)
+    if rule is None or not node.inputs or node.inputs[0] is None or not _known(node):
         return None
-    if not {o.dtype for o in operands if o is not None} <= {*_TYPES} or not _known(node):
-        return None
+    operands = []
+    for value in node.inputs:
+        operands.append(None if value is None else look(value))
+        if value is not None and operands[-1] is None:
+            return None
     rank, dtype = rule(node, operands), _type(node, operands)
     if rank is None or dtype is None:
         return None
     args, kwargs = [o.ref if o is not None else None for o in operands], _attributes(node)
-    call = HostCall(host.HOST[node.op_type], args, kwargs, dtype, rank)
-    if all(o is None or o.fixed for o in operands):
-        return _computed(call)
-    return call
+    call = HostCall(_FUNCTIONS[node.op_type], args, kwargs, dtype, rank)
+    return _computed(call) if all(o is None or o.fixed for o in operands) else call
+
+
+def reads_shape(node: ir.Node) -> bool:
+    """Whether a node gives sizes, not contents."""
+    return not node.domain and node.op_type in host.READS_TENSOR
+
+
+def reading(node: ir.Node, x: fx.Node) -> HostCall:
+    """The call that gives the sizes of a tensor."""
+    function = host.READS_TENSOR[node.op_type]
+    return HostCall(function, [x], _attributes(node), "INT64", 1 if node.op_type == "Shape" else 0)
 
 
 def _computed(call: HostCall) -> HostCall:
@@ -92,13 +107,16 @@ def _in_range(x: int, dtype: str) -> int:
     return (x - low) % (high - low + 1) + low
 
 
-# -- attributes and types ------------------------------------------------------------------------------------------------
+_FUNCTIONS = {**host.HOST, **host.READS_TENSOR}
 
+# -- attributes and types ----------------------------------------------------------------------------------------------
+
+_REDUCED = {"axes", "keepdims", "noop_with_empty_axes"}
 _ATTRIBUTES = {
     "Gather": {"axis"}, "Slice": {"starts", "ends", "axes"}, "Concat": {"axis"}, "Unsqueeze": {"axes"},
     "Squeeze": {"axes"}, "Reshape": {"allowzero"}, "Transpose": {"perm"}, "ConstantOfShape": {"value"},
-    "Cast": {"to", "saturate", "round_mode"}, "Mod": {"fmod"}, "Range": {"stash_type"},
-    **dict.fromkeys(("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin"), {"axes", "keepdims", "noop_with_empty_axes"}),
+    "Shape": {"start", "end"}, "Cast": {"to", "saturate", "round_mode"}, "Mod": {"fmod"}, "Range": {"stash_type"},
+    "ReduceProd": _REDUCED, "ReduceSum": _REDUCED, "ReduceMax": _REDUCED, "ReduceMin": _REDUCED,
 }  # fmt: skip
 _MEANINGLESS = {"saturate", "round_mode", "stash_type"}  # for integers
 _COMPARISONS = ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Xor")
@@ -113,12 +131,14 @@ def _known(node: ir.Node) -> bool:
 
 def _attributes(node: ir.Node) -> dict[str, Any]:
     given = {name: a.value for name, a in node.attributes.items() if name not in _MEANINGLESS}
-    if node.op_type == "ConstantOfShape":
+    if "value" in given:
         given["value"] = given["value"].numpy().reshape(-1)[0].item()
     return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
 
 
 def _type(node: ir.Node, operands: Operands) -> str | None:
+    if node.op_type in host.READS_TENSOR:
+        return "INT64"
     if node.op_type == "Cast":
         to = ir.DataType(edit.attribute(node, "to")).name
         return to if to in _TYPES else None
@@ -131,7 +151,7 @@ def _type(node: ir.Node, operands: Operands) -> str | None:
     return typed.dtype if typed is not None else None
 
 
-# -- the rank of each result, None where it is not for the host ----------------------------------------------------------
+# -- the rank of each result, None where it is not for the host --------------------------------------------------------
 
 
 def _first(node: ir.Node, operands: Operands) -> Item:
@@ -239,4 +259,5 @@ _RULES: dict[str, Callable[[ir.Node, Operands], int | None]] = {
     "Reshape": _reshape, "Expand": _expand, "Tile": _tile, "ConstantOfShape": _fill, "Range": _range,
     **dict.fromkeys(("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin"), _reduce),
     **dict.fromkeys(("Identity", "Transpose", "Cast"), _same),
+    "Shape": lambda *_: 1, "Size": lambda *_: 0,
 }  # fmt: skip

@@ -18,7 +18,7 @@ Int: TypeAlias = int
 Floats: TypeAlias = Sequence[float]
 Float: TypeAlias = float
 
-FACTS = frozenset({"outputs", "in_types", "out_types", "opset"})
+FACTS = frozenset({"outputs", "in_types", "out_types", "opset", "like"})
 HOST = frozenset({"Ints", "Int", "Floats", "Float"})
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import graphpress
 
-VERBS = {"audit", "compile", "diff", "inspect", "load", "lower", "save", "trace"}
+VERBS = {"audit", "compile", "diff", "inspect", "load", "lower", "save", "to_torch", "trace"}
 VALUES = {"CalibrationData", "Context", "Granularity", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
 PUBLIC = VERBS | VALUES | {"GateError", "GraphpressError", "Pass", "PassReport", "Pipeline"}
 HEAVY = {"torch", "onnxruntime", "sklearn", "scipy", "matplotlib"}

@@ -64,8 +64,8 @@ def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
     """Zero within +-lambd; what is beyond moves towards zero by ``bias``."""
     if x.is_floating_point() and lambd >= 0 and bias in (0.0, lambd):
         return F.softshrink(x, lambd) if bias else F.hardshrink(x, lambd)
-    zero = torch.zeros_like(x)
-    return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, zero)).to(x.dtype)
+    wide = x if x.is_floating_point() else x.double()
+    return torch.where(wide < -lambd, wide + bias, torch.where(wide > lambd, wide - bias, 0.0)).to(x.dtype)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -100,9 +100,13 @@ def _combined(mask: Tensor | None, allowed: Tensor | None, keys: int, dtype: tor
     return mask.unsqueeze(0) if mask.dim() in (1, 3) else mask  # the fused kernels know ranks 2 and 4
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, *, causal: bool = False) -> Tensor:
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, *, causal: bool = False
+) -> Tensor:
     dtype, gqa = q.dtype, q.shape[1] != k.shape[1]
-    if dtype == torch.float16 and q.device.type == "cpu":  # where the kernel rounds more than the standard's test allows
+    if (
+        dtype == torch.float16 and q.device.type == "cpu"
+    ):  # where the kernel rounds more than the standard's test allows
         q, k, v = q.float(), k.float(), v.float()
         mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
     v = v.to(q.dtype)

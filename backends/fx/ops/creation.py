@@ -27,7 +27,7 @@ def _device(like: Tensor | None) -> torch.device | None:
     return None if like is None else like.device
 
 
-# -- ranges --------------------------------------------------------------------------------------------------------------
+# -- ranges ------------------------------------------------------------------------------------------------------------
 
 
 def range_(
@@ -44,7 +44,7 @@ def range_(
     return (torch.arange(count, device=_device(like)).to(work) * delta + start).to(dtype)
 
 
-# -- random numbers ------------------------------------------------------------------------------------------------------
+# -- random numbers ----------------------------------------------------------------------------------------------------
 
 
 def _generator(seed: float | None, device: torch.device | None) -> torch.Generator | None:
@@ -113,12 +113,10 @@ def multinomial(x: Tensor, *, dtype: int = 6, sample_size: int = 1, seed: float 
     return torch.multinomial(chances, sample_size, True, generator=_generator(seed, x.device)).to(_dtype(dtype))
 
 
-# -- windows -------------------------------------------------------------------------------------------------------------
+# -- windows -----------------------------------------------------------------------------------------------------------
 
 
-def blackman_window(
-    size: Int, *, periodic: int = 1, output_datatype: int = 1, like: Tensor | None = None
-) -> Tensor:
+def blackman_window(size: Int, *, periodic: int = 1, output_datatype: int = 1, like: Tensor | None = None) -> Tensor:
     return _cosines(size, (0.42, -0.5, 0.08), periodic, output_datatype, like)
 
 

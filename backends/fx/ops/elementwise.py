@@ -12,7 +12,7 @@ from graphpress.backends.fx.operands import Operand, Tensor
 
 _FLOAT_MAX = float(torch.finfo(torch.float32).max)
 
-# -- arithmetic ----------------------------------------------------------------------------------------------------------
+# -- arithmetic --------------------------------------------------------------------------------------------------------
 
 
 def add(a: Operand, b: Operand) -> Tensor:
@@ -57,7 +57,7 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-# -- any number of operands ----------------------------------------------------------------------------------------------
+# -- any number of operands --------------------------------------------------------------------------------------------
 
 
 def max_(*xs: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def mean(*xs: Tensor) -> Tensor:
     return sum_(*xs) / len(xs)
 
 
-# -- comparison ----------------------------------------------------------------------------------------------------------
+# -- comparison --------------------------------------------------------------------------------------------------------
 
 
 def equal(a: Operand, b: Operand) -> Tensor:
@@ -117,10 +117,10 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.element_size() == 1 else x
 
 
-# -- limits --------------------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------------------------------
 
 
-def clip(x: Tensor, min: Operand | None = None, max: Operand | None = None) -> Tensor:  # noqa: A002
+def clip(x: Tensor, min: Operand | None = None, max: Operand | None = None) -> Tensor:
     """Where the limits cross, the upper one holds. A limit that is not given is none."""
     if min is None or max is None:
         return x if min is max else torch.clamp(x, min=min, max=max)
@@ -129,13 +129,13 @@ def clip(x: Tensor, min: Operand | None = None, max: Operand | None = None) -> T
     return torch.clamp(torch.clamp(x, min=min), max=max)
 
 
-def clip_6(x: Tensor, *, min: float = -_FLOAT_MAX, max: float = _FLOAT_MAX) -> Tensor:  # noqa: A002
+def clip_6(x: Tensor, *, min: float = -_FLOAT_MAX, max: float = _FLOAT_MAX) -> Tensor:
     """The limits are attributes; by default the largest float32, which half precision does not reach."""
     most = torch.finfo(x.dtype).max
     return clip(x, min if min >= -most else None, max if max <= most else None)
 
 
-# -- bits ----------------------------------------------------------------------------------------------------------------
+# -- bits --------------------------------------------------------------------------------------------------------------
 
 
 def bit_shift(x: Tensor, y: Operand, *, direction: str) -> Tensor:
@@ -143,7 +143,7 @@ def bit_shift(x: Tensor, y: Operand, *, direction: str) -> Tensor:
     return torch.bitwise_left_shift(x, y) if direction == "LEFT" else torch.bitwise_right_shift(x, y)
 
 
-# -- opsets before 7: the second operand along axes of the first -----------------------------------------------------------
+# -- opsets before 7: the second operand along axes of the first -------------------------------------------------------
 
 
 def aligned(b: Tensor, rank: int, axis: int | None) -> Tensor:

@@ -22,7 +22,7 @@ def _counted(index: Tensor, size: int) -> Tensor:
     return torch.where(index < 0, index + size, index)
 
 
-# -- read ----------------------------------------------------------------------------------------------------------------
+# -- read --------------------------------------------------------------------------------------------------------------
 
 
 def gather(x: Tensor, index: Index, *, axis: int = 0) -> Tensor:
@@ -70,7 +70,7 @@ def reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_ax
     return torch.gather(x, time_axis, index.reshape(*index.shape, *(1,) * (x.dim() - 2)).expand(x.shape))
 
 
-# -- write ---------------------------------------------------------------------------------------------------------------
+# -- write -------------------------------------------------------------------------------------------------------------
 
 
 def scatter(x: Tensor, index: Tensor, updates: Tensor, *, axis: int = 0) -> Tensor:
@@ -107,7 +107,9 @@ def scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, reduction: str = "n
     rows = x.reshape(-1, *x.shape[depth:])
     places = places.reshape(-1, *(1,) * (rows.dim() - 1)).expand(-1, *rows.shape[1:])
     updates = updates.reshape(places.shape)
-    written = rows.scatter(0, places, updates) if reduction == "none" else _combined(rows, 0, places, updates, reduction)
+    written = (
+        rows.scatter(0, places, updates) if reduction == "none" else _combined(rows, 0, places, updates, reduction)
+    )
     return written.reshape(x.shape)
 
 
@@ -130,11 +132,17 @@ def tensor_scatter(
     return past.scatter(axis, places.expand(update.shape), update)
 
 
-# -- order ---------------------------------------------------------------------------------------------------------------
+# -- order -------------------------------------------------------------------------------------------------------------
 
 
 def top_k(
-    x: Tensor, k: Int, *, axis: int = -1, largest: int = 1, sorted: int = 1, in_types: tuple[str | None, ...] = ()  # noqa: A002
+    x: Tensor,
+    k: Int,
+    *,
+    axis: int = -1,
+    largest: int = 1,
+    sorted: int = 1,
+    in_types: tuple[str | None, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """Of equal values the first counts, which a stable sort keeps and torch.topk does not."""
     x = unsigned.ordered(x, in_types) if in_types[:1] == ("UINT64",) else x
@@ -166,7 +174,11 @@ arg_max, arg_min = _arg("arg_max", torch.argmax), _arg("arg_min", torch.argmin)
 
 
 def unique(
-    x: Tensor, *, axis: int | None = None, sorted: int = 1, in_types: tuple[str | None, ...] = ()  # noqa: A002
+    x: Tensor,
+    *,
+    axis: int | None = None,
+    sorted: int = 1,
+    in_types: tuple[str | None, ...] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(values, index of the first of each, which one each is, how often), in order or as they come."""
     if axis is None:
@@ -182,7 +194,7 @@ def unique(
     return unsigned.ordered(values, in_types) if in_types == ("UINT64",) else values, first, inverse, counts
 
 
-# -- masks ---------------------------------------------------------------------------------------------------------------
+# -- masks -------------------------------------------------------------------------------------------------------------
 
 
 def one_hot(index: Tensor, depth: Float, values: Tensor, *, axis: int = -1) -> Tensor:

@@ -18,8 +18,8 @@ def gemm(
     *,
     alpha: float = 1.0,
     beta: float = 1.0,
-    transA: int = 0,  # noqa: N803
-    transB: int = 0,  # noqa: N803
+    transA: int = 0,
+    transB: int = 0,
 ) -> Tensor:
     """alpha A B + beta C."""
     plain = alpha == beta == 1.0
@@ -41,8 +41,8 @@ def gemm_1(
     alpha: float = 1.0,
     beta: float = 1.0,
     broadcast: int = 0,
-    transA: int = 0,  # noqa: N803
-    transB: int = 0,  # noqa: N803
+    transA: int = 0,
+    transB: int = 0,
 ) -> Tensor:
     """Before opset 7 ``broadcast`` allowed C to be smaller; it is as in numpy."""
     return gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
@@ -72,6 +72,11 @@ def einsum(*xs: Tensor, equation: str) -> Tensor:
     return torch.einsum(equation, *xs)
 
 
+def integer_einsum(*xs: Tensor, equation: str) -> Tensor:
+    """In 64 bits, since torch's sums of integers are; what overflows wraps all the same."""
+    return torch.einsum(equation, *(x.long() for x in xs)).to(xs[0].dtype)
+
+
 def det(x: Tensor) -> Tensor:
     """In single precision where the type is half."""
     return torch.linalg.det(x.float() if x.element_size() == 2 else x).to(x.dtype)
@@ -79,5 +84,5 @@ def det(x: Tensor) -> Tensor:
 
 OPS: dict[str, Callable[..., Any]] = {
     "Gemm": gemm_1, "Gemm@7": gemm, "MatMul": torch.matmul, "MatMul:integer": integer_matmul,
-    "Einsum": einsum, "Det": det,
+    "Einsum": einsum, "Einsum:integer": integer_einsum, "Det": det,
 }  # fmt: skip

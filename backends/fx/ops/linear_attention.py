@@ -27,7 +27,7 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """(output, present_state). With S the state, g the decay, b the update rate and a = exp(g):
 
-    S <- a S + b k (v - (a S)^T k)^T, o = scale S^T q; the rules without decay or delta leave g or b and what is behind out.
+    S <- a S + b k (v - (a S)^T k)^T, o = scale S^T q. A rule without decay has no a, one without delta adds k v^T.
     Inputs are (batch, time, heads * size), the state is (batch, heads, key size, value size). A chunk is solved as in
     Yang et al., Gated Delta Networks (arXiv:2412.06464), section 3.3, in float32 at least.
     """

@@ -16,7 +16,9 @@ def negative_log_likelihood_loss(
     x: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int | None = None, reduction: str = "mean"
 ) -> Tensor:
     """Over axis 1 of log-probabilities; a mean is weighted and leaves out what is ignored."""
-    return F.nll_loss(x, target.long(), weight, ignore_index=_NONE if ignore_index is None else ignore_index, reduction=reduction)
+    return F.nll_loss(
+        x, target.long(), weight, ignore_index=_NONE if ignore_index is None else ignore_index, reduction=reduction
+    )
 
 
 def softmax_cross_entropy_loss(

@@ -13,7 +13,7 @@ from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.operands import Float, Floats, Ints, Operand, Tensor
 from graphpress.errors import Unsupported
 
-# -- shapes --------------------------------------------------------------------------------------------------------------
+# -- shapes ------------------------------------------------------------------------------------------------------------
 
 
 def reshape(x: Tensor, shape: Ints, *, allowzero: int = 0) -> Tensor:
@@ -74,7 +74,7 @@ def constant_of_shape(
     return torch.full(shape, value, dtype=dtypes.torch_dtype(name), device=None if like is None else like.device)
 
 
-# -- joins and parts -----------------------------------------------------------------------------------------------------
+# -- joins and parts ---------------------------------------------------------------------------------------------------
 
 
 def concat(*xs: Tensor, axis: int = 1) -> Tensor:
@@ -131,7 +131,7 @@ def tile_1(x: Tensor, tiles: Float, axis: Float) -> Tensor:
     return x.repeat(repeats)
 
 
-# -- padding -------------------------------------------------------------------------------------------------------------
+# -- padding -----------------------------------------------------------------------------------------------------------
 
 
 def pad(

@@ -113,7 +113,7 @@ def rnn(
     return _laid(layout, *_run(x, w, _bias(b), (h,), step_of, sequence_lens, direction))
 
 
-# -- the two ways to run -------------------------------------------------------------------------------------------------
+# -- the two ways to run -----------------------------------------------------------------------------------------------
 
 
 def _fused(kernel: Any, x: Tensor, state: State, parts: list[Tensor | None], direction: str) -> State:
@@ -132,7 +132,7 @@ def _run(
     x: Tensor, w: Tensor, b: Tensor | None, state: State, step_of: Callable[[int], Step],
     lengths: Tensor | None, direction: str,
 ) -> State:  # fmt: skip
-    """Step by step, each direction on its own: (Y, last states). What the input adds to the gates is computed at once."""
+    """Each direction step by step: (Y, last states). What the input adds to the gates is computed at once."""
     ys, lasts = [], []
     for d in range(w.shape[0]):
         given = F.linear(x, w[d], None if b is None else b[d])
@@ -143,9 +143,7 @@ def _run(
     return (torch.stack(ys, 1), *(torch.stack(s) for s in zip(*lasts, strict=True)))
 
 
-def _loop(
-    step: Step, given: Tensor, state: State, lengths: Tensor | None, *, reverse: bool
-) -> tuple[Tensor, State]:
+def _loop(step: Step, given: Tensor, state: State, lengths: Tensor | None, *, reverse: bool) -> tuple[Tensor, State]:
     """Behind the end of a sequence its state stands still and its outputs are zero."""
     ys: list[Tensor] = []
     for t in range(len(given))[:: -1 if reverse else 1]:
@@ -160,7 +158,7 @@ def _loop(
     return torch.stack(ys[::-1] if reverse else ys), state
 
 
-# -- inputs and outputs --------------------------------------------------------------------------------------------------
+# -- inputs and outputs ------------------------------------------------------------------------------------------------
 
 
 def _first_time(layout: int, x: Tensor, *states: Tensor | None) -> tuple[Any, ...]:
@@ -199,7 +197,7 @@ def _clipped(x: Tensor, clip: float) -> Tensor:
     return x.clamp(-clip, clip) if clip else x
 
 
-# -- activation functions ------------------------------------------------------------------------------------------------
+# -- activation functions ----------------------------------------------------------------------------------------------
 
 # By name: the function of (x, alpha, beta), and the default of each parameter that it takes.
 _ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {

@@ -14,7 +14,7 @@ from graphpress.backends.fx.ops import unsigned
 Reduction: TypeAlias = Callable[[Tensor, tuple[int, ...], bool], Tensor]  # of x over these axes, which may be kept
 Types: TypeAlias = tuple[str | None, ...]
 
-# -- what is reduced how -------------------------------------------------------------------------------------------------
+# -- what is reduced how -----------------------------------------------------------------------------------------------
 
 
 def _total(x: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
@@ -82,7 +82,7 @@ def _in_double(reduction: Reduction, x: Tensor, dims: tuple[int, ...], keepdim: 
     return reduction(x.double(), dims, keepdim).to(x.dtype)
 
 
-# -- operators -----------------------------------------------------------------------------------------------------------
+# -- operators ---------------------------------------------------------------------------------------------------------
 
 
 def _reduced(reduction: Reduction, x: Tensor, axes: Ints | None, keepdims: int, noop: int) -> Tensor:
@@ -145,7 +145,10 @@ reduce_sum, reduce_prod = _operator("reduce_sum", _total), _operator("reduce_pro
 reduce_mean, reduce_max = _operator("reduce_mean", _average), _operator("reduce_max", _largest)
 reduce_min, reduce_l1 = _operator("reduce_min", _smallest), _operator("reduce_l1", _l1)
 reduce_l2, reduce_sum_square = _operator("reduce_l2", _l2), _operator("reduce_sum_square", _sum_square)
-reduce_log_sum, reduce_log_sum_exp = _operator("reduce_log_sum", _log_sum), _operator("reduce_log_sum_exp", _log_sum_exp)
+reduce_log_sum, reduce_log_sum_exp = (
+    _operator("reduce_log_sum", _log_sum),
+    _operator("reduce_log_sum_exp", _log_sum_exp),
+)
 
 carried_sum = _carried("carried_sum", _total, None, unsigned.wrapped)
 carried_prod = _carried("carried_prod", _product, None, unsigned.wrapped)
@@ -157,7 +160,7 @@ carried_log_sum_exp = _carried("carried_log_sum_exp", _log_sum_exp, _double, _wh
 carried_max = _carried("carried_max", _largest, unsigned.ordered, _unordered)
 carried_min = _carried("carried_min", _smallest, unsigned.ordered, _unordered)
 
-# -- running -------------------------------------------------------------------------------------------------------------
+# -- running -----------------------------------------------------------------------------------------------------------
 
 
 def cum_sum(x: Tensor, axis: Int, *, exclusive: int = 0, reverse: int = 0) -> Tensor:

@@ -11,9 +11,7 @@ from graphpress.backends.fx.operands import Int, Tensor
 from graphpress.errors import Unsupported
 
 
-def dft(
-    x: Tensor, dft_length: Int | None = None, axis: Int = -2, *, inverse: int = 0, onesided: int = 0
-) -> Tensor:
+def dft(x: Tensor, dft_length: Int | None = None, axis: Int = -2, *, inverse: int = 0, onesided: int = 0) -> Tensor:
     """Along one axis, zero-padded or cut to ``dft_length``; the inverse divides by it.
 
     ``onesided`` gives the first half of a real signal's transform, or takes it and gives the real signal.
@@ -30,9 +28,7 @@ def dft(
     return torch.view_as_real(found).to(x.dtype)
 
 
-def dft_17(
-    x: Tensor, dft_length: Int | None = None, *, axis: int = 1, inverse: int = 0, onesided: int = 0
-) -> Tensor:
+def dft_17(x: Tensor, dft_length: Int | None = None, *, axis: int = 1, inverse: int = 0, onesided: int = 0) -> Tensor:
     """The axis is an attribute."""
     return dft(x, dft_length, axis, inverse=inverse, onesided=onesided)
 

@@ -1,4 +1,4 @@
-"""Arithmetic modulo 2**bits of the unsigned types that torch holds in wider ones: UINT16, UINT32, and UINT64 by its bits.
+"""Arithmetic of the unsigned types that torch holds in wider ones: UINT16, UINT32, and UINT64 by its bits.
 
 The table's entries are called ``"Add:carried"``: what an operator is when an input has a type that torch does not
 compute with. Operators that are not here have no need of a form of their own.
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from graphpress.backends.fx.operands import Tensor
-from graphpress.backends.fx.ops import elementwise, linear
+from graphpress.backends.fx.ops import activation, elementwise, linear
+from graphpress.errors import Unsupported
 
 _SIGN = -(2**63)
 
@@ -82,13 +83,37 @@ def min_(*xs: Tensor, in_types: tuple[str | None, ...] = ()) -> Tensor:
 
 def clip(
     x: Tensor,
-    min: Tensor | None = None,  # noqa: A002
-    max: Tensor | None = None,  # noqa: A002
+    min: Tensor | None = None,
+    max: Tensor | None = None,
     *,
     in_types: tuple[str | None, ...] = (),
 ) -> Tensor:
     x = x if min is None else max_(x, min, in_types=in_types)
     return x if max is None else min_(x, max, in_types=in_types)
+
+
+def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """Nothing is negative."""
+    return x
+
+
+def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5, in_types: tuple[str | None, ...] = ()) -> Tensor:
+    if _bits(in_types) == 64:
+        raise Unsupported("shrinks no numbers of UINT64")
+    return activation.shrink(x, bias=bias, lambd=lambd)
+
+
+def einsum(*xs: Tensor, equation: str, in_types: tuple[str | None, ...] = ()) -> Tensor:
+    return wrapped(linear.integer_einsum(*xs, equation=equation), in_types)
+
+
+def gemm(
+    a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
+    transB: int = 0, in_types: tuple[str | None, ...] = (),
+) -> Tensor:  # fmt: skip
+    if alpha != 1.0 or beta != 1.0:
+        raise Unsupported("scales no products of unsigned integers")
+    return wrapped(linear.gemm(a, b, c, transA=transA, transB=transB), in_types)
 
 
 def sign(x: Tensor) -> Tensor:
@@ -121,4 +146,5 @@ OPS: dict[str, Callable[..., Any]] = {
     "Clip:carried": clip, "Sign:carried": sign, "Equal:carried": torch.eq, "Less:carried": less,
     "LessOrEqual:carried": less_or_equal, "Greater:carried": greater, "GreaterOrEqual:carried": greater_or_equal,
     "BitShift:carried": bit_shift, "BitwiseNot:carried": bitwise_not, "MatMul:carried": matmul,
+    "Gemm:carried": gemm, "Einsum:carried": einsum, "PRelu:carried": prelu, "Shrink:carried": shrink,
 }  # fmt: skip

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import fx
 
@@ -17,39 +16,46 @@ from graphpress.backends import fx as backend
 from graphpress.backends import reference
 
 
-def proto(
+def model(
     op: str, *inputs: np.ndarray | None, opset: int = 21, outputs: int = 1, constants: Sequence[int] = (),
     domain: str = "", **attributes: Any,
-) -> onnx.ModelProto:  # fmt: skip
+) -> ir.Model:  # fmt: skip
     """One node. None is an input that is left out; the slots in ``constants`` are initializers."""
-    names = [f"x{i}" if x is not None else "" for i, x in enumerate(inputs)]
-    kinds = {i: helper.np_dtype_to_tensor_dtype(x.dtype) for i, x in enumerate(inputs) if x is not None}
-    given = [helper.make_tensor_value_info(names[i], k, inputs[i].shape) for i, k in kinds.items() if i not in constants]
-    node = helper.make_node(op, names, [f"y{i}" for i in range(outputs)], name=op, domain=domain, **attributes)
-    graph = helper.make_graph([node], "single", given, [onnx.ValueInfoProto(name=f"y{i}") for i in range(outputs)])
-    graph.initializer.extend(numpy_helper.from_array(inputs[i], names[i]) for i in constants)
-    imports = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    given, stored, values = [], [], []
+    for i, x in enumerate(inputs):
+        value = None
+        if x is not None:
+            tensor = ir.tensor(x, name=f"x{i}")
+            value = ir.Value(name=f"x{i}", shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+            if i in constants:
+                value.const_value = tensor
+            (stored if i in constants else given).append(value)
+        values.append(value)
+    results = [ir.Value(name=f"y{i}") for i in range(outputs)]
+    node = ir.Node(domain, op, values, ir.convenience.convert_attributes(attributes), outputs=results, name=op)
+    opsets = {"": opset, **({domain: 1} if domain else {})}
+    graph = ir.Graph(given, results, nodes=[node], initializers=stored, opset_imports=opsets, name="single")
+    proto = ir.to_proto(ir.Model(graph, ir_version=10))
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
 
 
 def module(op: str, *inputs: np.ndarray | None, **options: Any) -> fx.GraphModule:
     """The node in torch, a module of the inputs that are no constants."""
-    return backend.build(ir.from_proto(proto(op, *inputs, **options)))
+    return backend.build(model(op, *inputs, **options))
 
 
 def in_torch(op: str, *inputs: np.ndarray | None, **options: Any) -> Any:
     """What the node gives in torch: one array, or as many as asked for."""
-    return _run(backend.execute(ir.from_proto(proto(op, *inputs, **options))), inputs, options)
+    return _run(backend.execute(model(op, *inputs, **options)), inputs, options)
 
 
 def in_ort(op: str, *inputs: np.ndarray | None, **options: Any) -> Any:
-    return _run(reference.execute(ir.from_proto(proto(op, *inputs, **options))), inputs, options)
+    return _run(reference.execute(model(op, *inputs, **options)), inputs, options)
 
 
 def in_onnx(op: str, *inputs: np.ndarray | None, **options: Any) -> Any:
-    evaluator = ReferenceEvaluator(proto(op, *inputs, **options))
-    return _run(lambda feeds: {str(i): y for i, y in enumerate(evaluator.run(None, feeds))}, inputs, options)
+    evaluator = ReferenceEvaluator(ir.to_proto(model(op, *inputs, **options)))
+    return _run(lambda feeds: dict(enumerate(evaluator.run(None, feeds))), inputs, options)
 
 
 def _run(runner: Any, inputs: Sequence[np.ndarray | None], options: dict[str, Any]) -> Any:

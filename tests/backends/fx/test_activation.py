@@ -17,6 +17,10 @@ from tests.backends.fx.single import doubles, in_ort, in_torch, module, normal, 
 erf = np.vectorize(math.erf)
 
 
+def tanh_gelu(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return np.asarray(1 / (1 + np.exp(-x)))
 
@@ -28,7 +32,7 @@ FORMS: list[tuple[str, int, dict[str, Any], Callable[[np.ndarray], np.ndarray]]]
     ("Elu", 1, {"alpha": 2.0}, lambda x: np.where(x < 0, 2 * np.expm1(x), x)),
     ("Elu", 22, {}, lambda x: np.where(x < 0, np.expm1(x), x)),
     ("Gelu", 20, {}, lambda x: x / 2 * (1 + erf(x / math.sqrt(2)))),
-    ("Gelu", 20, {"approximate": "tanh"}, lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
+    ("Gelu", 20, {"approximate": "tanh"}, tanh_gelu),
     ("HardSigmoid", 6, {}, lambda x: np.clip(0.2 * x + 0.5, 0, 1)),
     ("HardSigmoid", 22, {"alpha": 1 / 6}, lambda x: np.clip(x / 6 + 0.5, 0, 1)),
     ("HardSigmoid", 1, {"alpha": 0.5, "beta": 0.25}, lambda x: np.clip(0.5 * x + 0.25, 0, 1)),
@@ -68,10 +72,14 @@ def test_closed_form(form: Any, dtype: str) -> None:
     given = built(torch.from_numpy(x.astype(np.float64)).to(getattr(torch, dtype)))
     assert given.dtype == getattr(torch, dtype)
     tolerance = TOLERANCE[dtype] * (100 if dtype == "float64" and "alpha" in attributes else 1)
-    np.testing.assert_allclose(given.double().numpy(), exact(x.astype(np.float64)), rtol=tolerance, atol=tolerance)
+    with np.errstate(over="ignore"):
+        expected = exact(x.astype(np.float64)).astype(x.dtype).astype(np.float64)
+    np.testing.assert_allclose(given.double().numpy(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("form", [f for f in FORMS if f[0] not in ("Gelu", "Swish")], ids=lambda f: f"{f[0]}{f[1]}{f[2] or ''}")
+@pytest.mark.parametrize(
+    "form", [f for f in FORMS if f[0] != "Swish" and f[1] >= 6], ids=lambda f: f"{f[0]}{f[1]}{f[2] or ''}"
+)
 def test_as_onnx_runtime(form: Any) -> None:
     op, opset, attributes, _ = form
     if attributes.get("alpha", 1.0) < 0:

@@ -12,6 +12,8 @@ import torch
 from graphpress.backends.fx.ops import linear
 from tests.backends.fx.single import doubles, in_onnx, in_torch, module, normal, same
 
+RANKS = [((4,), (4,)), ((4,), (4, 5)), ((3, 4), (4,)), ((4,), (2, 4, 5)), ((6, 1, 3, 4), (2, 4, 5))]
+
 
 @pytest.mark.parametrize("trans_a", [0, 1])
 @pytest.mark.parametrize("trans_b", [0, 1])
@@ -52,13 +54,13 @@ def test_gemm_of_integers_with_factors() -> None:
     same(given, 2 * a @ b + 3 * c)
 
 
-@pytest.mark.parametrize(("left", "right"), [((4,), (4,)), ((4,), (4, 5)), ((3, 4), (4,)), ((4,), (2, 4, 5)), ((2, 3, 4), (4,)), ((6, 1, 3, 4), (2, 4, 5))])  # fmt: skip
+@pytest.mark.parametrize(("left", "right"), [*RANKS, ((2, 3, 4), (4,))])
 def test_matmul_of_all_ranks(left: tuple[int, ...], right: tuple[int, ...]) -> None:
     a, b = normal(*left), normal(*right, seed=1)
     same(np.asarray(in_torch("MatMul", a, b)), np.asarray(np.matmul(a, b)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("left", "right"), [((4,), (4,)), ((4,), (4, 5)), ((3, 4), (4,)), ((4,), (2, 4, 5)), ((6, 1, 3, 4), (2, 4, 5))])  # fmt: skip
+@pytest.mark.parametrize(("left", "right"), RANKS)
 def test_products_of_integers_without_a_kernel(left: tuple[int, ...], right: tuple[int, ...]) -> None:
     class Elsewhere(torch.Tensor):
         device = torch.device("cuda")  # where torch has no integer products; the numbers stay here
@@ -89,7 +91,12 @@ def test_einsum(equation: str, shapes: list[tuple[int, ...]]) -> None:
 def test_determinant(dtype: Any) -> None:
     x = normal(2, 3, 4, 4, dtype=dtype)
     exact = np.linalg.det(x.astype(np.float64))
-    np.testing.assert_allclose(in_torch("Det", x, opset=22), exact, rtol=2e-3 if dtype == np.float16 else 1e-4, atol=1e-3 if dtype == np.float16 else 1e-5)
+    np.testing.assert_allclose(
+        in_torch("Det", x, opset=22),
+        exact,
+        rtol=2e-3 if dtype == np.float16 else 1e-4,
+        atol=1e-3 if dtype == np.float16 else 1e-5,
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -98,7 +105,9 @@ def test_half_precision_sums_in_float(dtype: Any) -> None:
     exact = a.astype(np.float64) @ b.astype(np.float64)
     for given in (in_torch("MatMul", a, b), in_torch("Gemm", a, b)):
         assert given.dtype == dtype
-        np.testing.assert_allclose(given.astype(np.float64), exact, rtol=2 * float(ml_dtypes.finfo(dtype).eps), atol=2e-2)
+        np.testing.assert_allclose(
+            given.astype(np.float64), exact, rtol=2 * float(ml_dtypes.finfo(dtype).eps), atol=2e-2
+        )
 
 
 def test_gradients() -> None:
