@@ -107,7 +107,7 @@ def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Any:
 
 
 def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
-    """The graph as it is, as a differentiable ``torch.fx.GraphModule``: no kernel is chosen (see ``backends.fx.build``).
+    """The graph as it is, as a differentiable ``torch.fx.GraphModule`` without kernels (see ``backends.fx.build``).
 
     Args:
         model: A model or the path of an ONNX file; never changed.

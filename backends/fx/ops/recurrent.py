@@ -24,7 +24,10 @@ def lstm(
     clip: float = 0.0, direction: str = "forward", hidden_size: int = 0, input_forget: int = 0, layout: int = 0,
     output_sequence: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(Y, Y_h, Y_c). Rows of the weights are for the gates i, o, f, c; torch's are for i, f, c, o."""
+    """(Y, Y_h, Y_c). Rows of the weights are for the gates i, o, f, c; torch's are for i, f, c, o.
+
+    The clip is on what enters the gates; the cell goes unclipped to its activation h, as in ONNX Runtime.
+    """
     names = _names(activations, ("sigmoid", "tanh", "tanh"), w.shape[0])
     x, h, c = _first_time(layout, x, initial_h, initial_c)
     h, c = _state(h, x, r), _state(c, x, r)
@@ -44,7 +47,7 @@ def lstm(
             i = f(_clipped(i + pi * c, clip))
             forget = 1 - i if input_forget else f(_clipped(forget + pf * c, clip))
             c = forget * c + i * g(_clipped(cell, clip))
-            return f(_clipped(o + po * c, clip)) * out(_clipped(c, clip)), c
+            return f(_clipped(o + po * c, clip)) * out(c), c
 
         return step
 
