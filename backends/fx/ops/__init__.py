@@ -9,4 +9,6 @@ input that became one in a later opset goes by the attribute's name, so both for
 tuple and says so in its annotation. All of it is differentiable torch code that runs on any device.
 
 ``OPS`` maps an op type to its function, or ``"Softmax@1"`` to what it was from opset 1 on until the next entry.
+Entries like ``"Add:carried"`` come first where an input has a type that torch holds in a wider one, those like
+``"MatMul:integer"`` where the first input is an integer that torch has.
 """

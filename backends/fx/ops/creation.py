@@ -132,8 +132,9 @@ def _cosines(size: int, weights: Sequence[float], periodic: int, output_datatype
     """The sum of weights[k] cos(2 pi k n / N); N is ``size``, of a symmetric window one less."""
     angle = torch.arange(size, dtype=torch.float64, device=_device(like)) * (2 * math.pi)
     angle = angle / (size if periodic else size - 1)
-    terms = [w * torch.cos(k * angle) for k, w in enumerate(weights)]
-    return torch.stack(terms).sum(0).to(_dtype(output_datatype))
+    values = torch.stack([w * torch.cos(k * angle) for k, w in enumerate(weights)]).sum(0)
+    dtype = _dtype(output_datatype)
+    return values if dtype == torch.float64 else values.float().to(dtype)  # an integer's 1 is no 0.9999999999999999
 
 
 def mel_weight_matrix(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 import torch
@@ -13,6 +14,7 @@ from graphpress.backends.fx.operands import Float, Index, Int, Tensor
 from graphpress.backends.fx.ops import unsigned
 from graphpress.errors import Unsupported
 
+Types: TypeAlias = tuple[str | None, ...]
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
@@ -31,7 +33,7 @@ def gather(x: Tensor, index: Index, *, axis: int = 0) -> Tensor:
         return x.select(axis, index)
     axis = axis + x.dim() if axis < 0 else axis
     found = x.index_select(axis, _counted(index, x.shape[axis]).reshape(-1))
-    return found if index.dim() == 1 else found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return found if index.dim() == 1 else found.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def gather_elements(x: Tensor, index: Tensor, *, axis: int = 0) -> Tensor:
@@ -104,8 +106,8 @@ def scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, reduction: str = "n
     places = index.new_zeros(index.shape[:-1], dtype=torch.int64)
     for i, part in enumerate(index.unbind(-1)):
         places = places * x.shape[i] + _counted(part, x.shape[i])
-    rows = x.reshape(-1, *x.shape[depth:])
-    places = places.reshape(-1, *(1,) * (rows.dim() - 1)).expand(-1, *rows.shape[1:])
+    rows = x.reshape(math.prod(x.shape[:depth]), *x.shape[depth:])
+    places = places.reshape(places.numel(), *(1,) * (rows.dim() - 1)).expand(-1, *rows.shape[1:])
     updates = updates.reshape(places.shape)
     written = (
         rows.scatter(0, places, updates) if reduction == "none" else _combined(rows, 0, places, updates, reduction)
@@ -142,7 +144,7 @@ def top_k(
     axis: int = -1,
     largest: int = 1,
     sorted: int = 1,
-    in_types: tuple[str | None, ...] = (),
+    in_types: Types = (),
 ) -> tuple[Tensor, Tensor]:
     """Of equal values the first counts, which a stable sort keeps and torch.topk does not."""
     x = unsigned.ordered(x, in_types) if in_types[:1] == ("UINT64",) else x
@@ -158,7 +160,7 @@ def _arg(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         axis: int = 0,
         keepdims: int = 1,
         select_last_index: int = 0,
-        in_types: tuple[str | None, ...] = (),
+        in_types: Types = (),
     ) -> Tensor:
         if in_types == ("UINT64",):
             x = unsigned.ordered(x, in_types)
@@ -174,24 +176,40 @@ arg_max, arg_min = _arg("arg_max", torch.argmax), _arg("arg_min", torch.argmin)
 
 
 def unique(
-    x: Tensor,
-    *,
-    axis: int | None = None,
-    sorted: int = 1,
-    in_types: tuple[str | None, ...] = (),
+    x: Tensor, *, axis: int | None = None, sorted: int = 1, in_types: Types = ()
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(values, index of the first of each, which one each is, how often), in order or as they come."""
     if axis is None:
         x, axis = x.reshape(-1), 0
     x = unsigned.ordered(x, in_types) if in_types == ("UINT64",) else x
+    values, first, inverse, counts = _unique_numbers(x) if x.dim() == 1 else _unique_slices(x, axis)
+    if not sorted:
+        order = first.argsort()
+        values, first, inverse, counts = (
+            values.index_select(axis, order),
+            first[order],
+            order.argsort()[inverse],
+            counts[order],
+        )
+    return unsigned.ordered(values, in_types) if in_types == ("UINT64",) else values, first, inverse, counts
+
+
+def _unique_numbers(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A NaN is like another, and behind all numbers."""
+    values, order = torch.sort(x, stable=True)
+    same = (values[1:] == values[:-1]) | (values[1:].isnan() & values[:-1].isnan())
+    new = torch.constant_pad_nd(~same, [min(1, len(x)), 0], True)
+    inverse = torch.empty_like(order).scatter(0, order, new.cumsum(0) - 1)
+    starts = new.nonzero().squeeze(1)
+    ends = torch.cat((starts[1:], starts.new_full((1,), len(x))))[: len(starts)]
+    return values[starts], order[starts], inverse, ends - starts
+
+
+def _unique_slices(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     values, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True, dim=axis)
     places = torch.arange(x.shape[axis], device=x.device)
     first = torch.full_like(counts, x.shape[axis]).scatter_reduce(0, inverse, places, "amin")
-    if not sorted:
-        order = first.argsort()
-        rank = torch.empty_like(order).scatter(0, order, places[: len(order)])
-        values, first, inverse, counts = values.index_select(axis, order), first[order], rank[inverse], counts[order]
-    return unsigned.ordered(values, in_types) if in_types == ("UINT64",) else values, first, inverse, counts
+    return values, first, inverse, counts
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------
@@ -206,7 +224,7 @@ def one_hot(index: Tensor, depth: Float, values: Tensor, *, axis: int = -1) -> T
     return torch.where(_counted(index, depth).unsqueeze(axis) == places, hot, cold)
 
 
-def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0, in_types: tuple[str | None, ...] = ()) -> Tensor:
+def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0, in_types: Types = ()) -> Tensor:
     """Ones on a diagonal."""
     wanted = x.dtype if dtype is None else dtypes.torch_dtype(ir.DataType(dtype).name)
     rows, columns = (torch.arange(n, device=x.device) for n in x.shape)

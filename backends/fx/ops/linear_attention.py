@@ -48,8 +48,8 @@ def linear_attention(
     done = []
     for start in range(0, q.shape[2], max(chunk_size, 1)):
         part = slice(start, start + max(chunk_size, 1))
-        given = [None if x is None else x[:, :, part] for x in (gates, rates)]
-        y, state = _chunk(q[:, :, part], k[:, :, part], v[:, :, part], *given, state)
+        g, b = (None if x is None else x[:, :, part] for x in (gates, rates))
+        y, state = _chunk(q[:, :, part], k[:, :, part], v[:, :, part], g, b, state)
         done.append(y)
     output = torch.cat(done, 2).transpose(1, 2).flatten(2).to(query.dtype)
     return output, state[:, ::group].to(query.dtype if past_state is None else past_state.dtype)

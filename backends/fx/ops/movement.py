@@ -13,6 +13,8 @@ from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.operands import Float, Floats, Ints, Operand, Tensor
 from graphpress.errors import Unsupported
 
+_FAR = 2**31  # a step over any axis, which strides do not overflow with
+
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +107,8 @@ def slice_(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps:
     """As in Python, but a step backwards that starts before the first element starts at the first."""
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis, step = i if axes is None else axes[i], 1 if steps is None else steps[i]
+        if isinstance(step, int):
+            step = max(-_FAR, min(step, _FAR))
         if step > 0:
             x = torch.ops.aten.slice.Tensor(x, axis, start, end, step)
         else:

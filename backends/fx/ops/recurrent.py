@@ -14,6 +14,7 @@ from graphpress.errors import Unsupported
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 State: TypeAlias = tuple[Tensor, ...]
 Step: TypeAlias = Callable[[Tensor, State], State]
+_SHORT = 4  # steps up to which a loop beats the fused kernel, whose weights are put into torch's order at each call
 
 
 def lstm(
@@ -32,7 +33,7 @@ def lstm(
     x, h, c = _first_time(layout, x, initial_h, initial_c)
     h, c = _state(h, x, r), _state(c, x, r)
     plain = not (clip or input_forget) and p is None and sequence_lens is None
-    if plain and names == ["sigmoid", "tanh", "tanh"] * w.shape[0] and x.shape[0] > 1:
+    if plain and names == ["sigmoid", "tanh", "tanh"] * w.shape[0] and x.shape[0] > _SHORT:
         parts = [None if t is None else _reordered(t, 4, (0, 2, 3, 1)) for t in (w, r, *_biases(b))]
         return _laid(layout, *_fused(torch.lstm, x, (h, c), parts, direction))
     functions = _functions(names, activation_alpha, activation_beta)
@@ -67,7 +68,7 @@ def gru(
     x, h = _first_time(layout, x, initial_h)
     h = _state(h, x, r)
     plain = linear_before_reset and not clip and sequence_lens is None
-    if plain and names == ["sigmoid", "tanh"] * w.shape[0] and x.shape[0] > 1:
+    if plain and names == ["sigmoid", "tanh"] * w.shape[0] and x.shape[0] > _SHORT:
         parts = [None if t is None else _reordered(t, 3, (1, 0, 2)) for t in (w, r, *_biases(b))]
         return _laid(layout, *_fused(torch.gru, x, (h,), parts, direction))
     functions = _functions(names, activation_alpha, activation_beta)
@@ -106,7 +107,7 @@ def rnn(
     x, h = _first_time(layout, x, initial_h)
     h = _state(h, x, r)
     kernel = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}.get(names[0]) if len(set(names)) == 1 else None
-    if kernel is not None and not clip and sequence_lens is None and x.shape[0] > 1:
+    if kernel is not None and not clip and sequence_lens is None and x.shape[0] > _SHORT:
         return _laid(layout, *_fused(kernel, x, (h,), [w, r, *_biases(b)], direction))
     functions = _functions(names, activation_alpha, activation_beta)
 

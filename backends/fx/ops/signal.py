@@ -25,7 +25,7 @@ def dft(x: Tensor, dft_length: Int | None = None, axis: Int = -2, *, inverse: in
     else:
         signal = wide.squeeze(-1) if x.shape[-1] == 1 else _complex(wide)
         found = (torch.fft.ifft if inverse else torch.fft.fft)(signal, dft_length, axis)
-    return torch.view_as_real(found).to(x.dtype)
+    return torch.view_as_real(found.resolve_conj()).to(x.dtype)
 
 
 def dft_17(x: Tensor, dft_length: Int | None = None, *, axis: int = 1, inverse: int = 0, onesided: int = 0) -> Tensor:
@@ -49,7 +49,7 @@ def stft(
     if window is not None:
         frames = frames * window.to(wide.dtype)
     found = torch.fft.rfft(frames) if onesided else torch.fft.fft(frames)
-    return torch.view_as_real(found).to(signal.dtype)
+    return torch.view_as_real(found.resolve_conj()).to(signal.dtype)
 
 
 def _real(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,16 @@ from graphpress.backends import reference
 
 def model(
     op: str, *inputs: np.ndarray | None, opset: int = 21, outputs: int = 1, constants: Sequence[int] = (),
-    domain: str = "", **attributes: Any,
+    shapes: Mapping[int, Sequence[int | str]] | None = None, domain: str = "", **attributes: Any,
 ) -> ir.Model:  # fmt: skip
-    """One node. None is an input that is left out; the slots in ``constants`` are initializers."""
+    """One node. None is an input left out; slots in ``constants`` are initializers, ``shapes`` opens some shapes."""
     given, stored, values = [], [], []
     for i, x in enumerate(inputs):
         value = None
         if x is not None:
             tensor = ir.tensor(x, name=f"x{i}")
-            value = ir.Value(name=f"x{i}", shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+            shape = ir.Shape((shapes or {}).get(i, x.shape))
+            value = ir.Value(name=f"x{i}", shape=shape, type=ir.TensorType(tensor.dtype))
             if i in constants:
                 value.const_value = tensor
             (stored if i in constants else given).append(value)

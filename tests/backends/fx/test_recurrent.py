@@ -13,22 +13,25 @@ from graphpress.backends.fx.ops import recurrent
 from graphpress.errors import Unsupported
 from tests.backends.fx.single import doubles, in_ort, in_torch, module, normal, same
 
-T, B, I, H = 5, 3, 4, 6
+TIME, BATCH, SIZE, H = 5, 3, 4, 6
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
-def inputs(op: str, directions: int, *, bias: bool = True, lengths: Any = None, states: bool = True, peep: bool = False, time: int = T, dtype: Any = np.float32) -> list[np.ndarray | None]:  # fmt: skip
+def inputs(
+    op: str, directions: int, *, bias: bool = True, lengths: Any = None, states: bool = True, peep: bool = False,
+    time: int = TIME, dtype: Any = np.float32,
+) -> list[np.ndarray | None]:  # fmt: skip
     g = GATES[op]
     found: list[np.ndarray | None] = [
-        normal(time, B, I, dtype=dtype), normal(directions, g * H, I, seed=1, dtype=dtype),
+        normal(time, BATCH, SIZE, dtype=dtype), normal(directions, g * H, SIZE, seed=1, dtype=dtype),
         normal(directions, g * H, H, seed=2, dtype=dtype),
         normal(directions, 2 * g * H, seed=3, dtype=dtype) if bias else None,
         None if lengths is None else np.array(lengths, np.int32),
-        normal(directions, B, H, seed=4, dtype=dtype) if states else None,
+        normal(directions, BATCH, H, seed=4, dtype=dtype) if states else None,
     ]  # fmt: skip
     if op == "LSTM":
-        found += [normal(directions, B, H, seed=5, dtype=dtype) if states else None]
+        found += [normal(directions, BATCH, H, seed=5, dtype=dtype) if states else None]
         found += [normal(directions, 3 * H, seed=6, dtype=dtype)] if peep else []
     while found[-1] is None:
         found.pop()
@@ -47,7 +50,7 @@ DIRECTIONS = [("forward", 1), ("reverse", 1), ("bidirectional", 2)]
 
 @pytest.mark.parametrize("op", GATES)
 @pytest.mark.parametrize(("direction", "count"), DIRECTIONS)
-@pytest.mark.parametrize(("bias", "states", "time"), [(True, True, T), (False, False, T), (True, True, 1)])
+@pytest.mark.parametrize(("bias", "states", "time"), [(True, True, TIME), (False, False, TIME), (True, True, 1)])
 def test_plain(op: str, direction: str, count: int, bias: bool, states: bool, time: int) -> None:
     agree(op, inputs(op, count, bias=bias, states=states, time=time), direction=direction)
 
@@ -74,7 +77,10 @@ def test_gru_variants(direction: str, count: int, more: dict[str, Any], linear: 
     agree("GRU", inputs("GRU", count), direction=direction, linear_before_reset=linear, **more)
 
 
-ACTIVATIONS = ["Relu", "Tanh", "Sigmoid", "Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "Elu", "Softsign", "Softplus"]  # fmt: skip
+ACTIVATIONS = (
+    "Relu", "Tanh", "Sigmoid", "Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "Elu", "Softsign",
+    "Softplus",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -138,7 +144,8 @@ def test_gradients(op: str, extra: dict[str, Any]) -> None:
 def test_compile_and_export(op: str) -> None:
     given = inputs(op, 1)
     more = {"linear_before_reset": 1} if op == "GRU" else {}
-    built = module(op, *given, opset=14, outputs=2, hidden_size=H, constants=[1, 2, 3], **more)
+    shapes = {0: (TIME, "n", SIZE), 5: (1, "n", H), 6: (1, "n", H)}
+    built = module(op, *given, opset=14, outputs=2, hidden_size=H, constants=[1, 2, 3], shapes=shapes, **more)
     tensors = [torch.from_numpy(given[0]), *(torch.from_numpy(x) for x in given[5:] if x is not None)]
     expected = built(*tensors)
     compiled = torch.compile(built, fullgraph=True, backend="eager")(*tensors)
@@ -152,7 +159,9 @@ def test_compile_and_export(op: str) -> None:
 
 def test_fused_kernel_is_used_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(recurrent, "_fused", lambda kernel, *rest, run=recurrent._fused: seen.append(kernel) or run(kernel, *rest))
+    monkeypatch.setattr(
+        recurrent, "_fused", lambda kernel, *rest, run=recurrent._fused: seen.append(kernel) or run(kernel, *rest)
+    )
     for op, more in (("LSTM", {}), ("GRU", {"linear_before_reset": 1}), ("RNN", {"activations": ["Relu"]})):
         in_torch(op, *inputs(op, 1), opset=14, hidden_size=H, **more)
     assert seen == [torch.lstm, torch.gru, torch.rnn_relu]

@@ -1,0 +1,261 @@
+"""x W^T + b with int8 weights and 8-bit activations: ranges found at run time, or calibrated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from graphpress.backends.fx.kernels import activations
+from graphpress.backends.fx.kernels.base import (
+    INTEGERS,
+    LIBRARY,
+    Kernel,
+    integer_products,
+    packed,
+    requantize,
+    require,
+    traced,
+    unsigned,
+    weight_refusal,
+)
+
+Tensor = torch.Tensor
+
+
+def available(codes: Tensor, scale: Tensor, zero_point: Tensor | None = None, device: str = "cpu") -> str | None:
+    """Why no integer kernel multiplies by this weight on this device; None where one does.
+
+    Args:
+        codes: int8, [out, in].
+        scale: Float32, one element or [out].
+        zero_point: Of the weight.
+    """
+    return weight_refusal(codes, scale, zero_point, (2,)) or probe(torch.device(device).type)
+
+
+@functools.cache
+def probe(device: str) -> str | None:
+    """Run a small product of extreme codes on this kind of device: None, or why it is not computed exactly there."""
+    if device not in ("cpu", "cuda"):
+        return f"torch has no product of integers on {device}"
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device here"
+    try:
+        return _probe(device)
+    except (RuntimeError, AttributeError) as e:
+        return f"torch refuses products of integers here: {str(e).splitlines()[0]}"
+
+
+def _probe(device: str) -> str | None:
+    # Neighbours of equal sign overflow where a processor adds pairs of products in 16 bits.
+    x = torch.full((32, 64), 255, dtype=torch.uint8, device=device)
+    weight = torch.full((16, 64), 127, dtype=torch.int8, device=device)
+    weight[::2] = -128
+    zero, one = torch.full((), 3, dtype=torch.int32, device=device), torch.ones((), device=device)
+    if device == "cpu":
+        y = _int8_linear(x, one, zero, weight, torch.ones(16), None, None, None, torch.float32, False)
+    else:
+        y = integer_products(x.bitwise_xor(128).view(torch.int8), weight) - (zero - 128) * weight.sum(1)
+    exact = (x.double() - 3.0) @ weight.double().t()
+    return None if torch.equal(y.double(), exact) else "products of 8-bit integers overflow on this processor"
+
+
+class Int8Linear(Kernel):
+    """What a dynamic and a static product have in common.
+
+    Args:
+        codes: Weight, int8, [out, in].
+        scale: Float32, one element or [out].
+        bias: Float32, [out], or None.
+        zero_point: Of the weight: 0, or absent.
+        relu: Negative results become 0.
+
+    Raises:
+        Unsupported: The weight is not of this form.
+    """
+
+    def __init__(
+        self, codes: Tensor, scale: Tensor, bias: Tensor | None, zero_point: Tensor | None, relu: bool
+    ) -> None:
+        super().__init__()
+        require(weight_refusal(codes, scale, zero_point, (2,)))
+        self.relu = relu
+        self.runs_on = frozenset(d for d in ("cpu", "cuda") if probe(d) is None)
+        self.register_buffer("weight", codes.contiguous())
+        self._floats("weight_scale", scale.reshape(-1))
+        self._floats("bias", bias)
+        self.register_buffer("weight_sum", codes.sum(1, dtype=torch.int32))  # what a zero point of x is multiplied by
+
+    def refusal(self, device: str) -> str | None:
+        return probe(device)
+
+    def _sums(self, x: Tensor, zero: Tensor) -> Tensor:
+        """(x - zero) W^T of uint8 codes: int32 by torch's own product, as CUDA and an exported program have it."""
+        signed = x.bitwise_xor(128).view(torch.int8).reshape(-1, x.shape[-1])
+        sums = integer_products(signed, self.weight) - (zero - 128) * self.weight_sum
+        return sums.reshape(*x.shape[:-1], self.weight.shape[0])
+
+    def _exact_sums(self, x: Tensor, zero: Tensor | int) -> Tensor:
+        """The same on any device: float64 holds every sum."""
+        return (x.double() - zero) @ self.weight.double().t()
+
+    def _floats_of(self, sums: Tensor, scale: Tensor) -> Tensor:
+        y = sums.float() * (scale * self.weight_scale)
+        y = y if self.bias is None else y + self.bias
+        return y.relu() if self.relu else y
+
+
+class DynamicInt8Linear(Int8Linear):
+    """Activations quantized as they come: float in, the same type out.
+
+    Args:
+        codes, scale, bias, zero_point, relu: As in :class:`Int8Linear`.
+        per_token: One symmetric int8 scale for each row, as DynamicQuantizeToken; else one uint8 scale and zero point
+            for the tensor, as DynamicQuantizeLinear.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        zero_point: Tensor | None = None,
+        relu: bool = False,
+        per_token: bool = False,
+    ) -> None:
+        super().__init__(codes, scale, bias, zero_point, relu)
+        self.per_token = per_token
+        self.register_buffer("one", torch.ones(()), persistent=False)
+        self.register_buffer("middle", torch.tensor(128, dtype=torch.int32), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type not in self.runs_on:
+            return self.reference(x)
+        if x.device.type == "cuda" or torch.compiler.is_exporting():
+            return self._with(x, self._sums)
+        y = self._token(x.float()) if self.per_token else self._tensor(x.float())
+        return y.to(x.dtype)
+
+    def reference(self, x: Tensor) -> Tensor:
+        return self._with(x, self._exact_sums)
+
+    def _with(self, x: Tensor, sums: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        if self.per_token:
+            codes, scale = activations.per_token(x.float())
+            codes, zero = unsigned(codes, self.middle - 128)
+        else:
+            codes, scale, zero = activations.per_tensor(x.float())
+        return self._floats_of(sums(codes, zero), scale).to(x.dtype)
+
+    def _tensor(self, x: Tensor) -> Tensor:
+        codes, scale, zero = activations.per_tensor(x)
+        linear = torch.ops.graphpress.int8_linear if traced(x) else _int8_linear
+        return linear(
+            codes, scale, zero, self.weight, self.weight_scale, self.bias, None, None, torch.float32, self.relu
+        )
+
+    def _token(self, x: Tensor) -> Tensor:
+        codes, scale = activations.per_token(x)
+        codes = codes.view(torch.uint8).bitwise_xor_(128)
+        linear = torch.ops.graphpress.int8_linear if traced(x) else _int8_linear
+        y = linear(codes, self.one, self.middle, self.weight, self.weight_scale, None, None, None, torch.float32, False)
+        y.mul_(scale)
+        if self.bias is not None:
+            y.add_(self.bias)
+        return y.relu_() if self.relu else y
+
+
+class StaticInt8Linear(Int8Linear):
+    """Activations with calibrated ranges: codes in (floats are quantized first), codes or float32 out.
+
+    Args:
+        codes, scale, bias, zero_point, relu: As in :class:`Int8Linear`.
+        input_scale, input_zero: Of the activations.
+        input_dtype: uint8 or int8.
+        output_scale, output_zero, output_dtype: Of the codes that come out; None: float32 comes out.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        zero_point: Tensor | None = None,
+        relu: bool = False,
+        *,
+        input_scale: float,
+        input_zero: int,
+        input_dtype: torch.dtype = torch.uint8,
+        output_scale: float | None = None,
+        output_zero: int | None = None,
+        output_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(codes, scale, bias, zero_point, relu)
+        self.input_dtype, self.output_dtype = input_dtype, output_dtype or torch.float32
+        self._floats("input_scale", input_scale)
+        self._integer("input_zero", input_zero)
+        self._floats("output_scale", output_scale)
+        self._integer("output_zero", output_zero if output_scale is None else output_zero or 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type not in self.runs_on:
+            return self.reference(x)
+        x, zero = unsigned(self._codes(x), self.input_zero)
+        if x.device.type == "cuda" or torch.compiler.is_exporting():
+            return self._out(self._floats_of(self._sums(x, zero), self.input_scale))
+        linear = torch.ops.graphpress.int8_linear if traced(x) else _int8_linear
+        return linear(
+            x, self.input_scale, zero, self.weight, self.weight_scale, self.bias,
+            self.output_scale, self.output_zero, self.output_dtype, self.relu,
+        )  # fmt: skip
+
+    def reference(self, x: Tensor) -> Tensor:
+        sums = self._exact_sums(self._codes(x), self.input_zero)
+        return self._out(self._floats_of(sums, self.input_scale))
+
+    def _codes(self, x: Tensor) -> Tensor:
+        if x.dtype in INTEGERS:
+            return x
+        return requantize(x.float(), self.input_scale, self.input_zero, self.input_dtype)
+
+    def _out(self, y: Tensor) -> Tensor:
+        if self.output_scale is None:
+            return y
+        return requantize(y, self.output_scale, self.output_zero, self.output_dtype)
+
+
+def _int8_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    out_scale: Tensor | None,
+    out_zero: Tensor | None,
+    out_dtype: torch.dtype,
+    relu: bool,
+) -> Tensor:
+    """oneDNN's product of uint8 codes and int8 weights, exact in the sums, with bias, ReLU and quantization behind."""
+    ops = torch.ops.onednn
+    layout = packed(weight, "linear", lambda: ops.qlinear_prepack(weight, None))
+    scale, zero = (1.0, 0) if out_scale is None else (out_scale.item(), out_zero.item())  # type: ignore[union-attr]
+    return ops.qlinear_pointwise.tensor(
+        x, x_scale, x_zero, layout, weight_scale, _NO_ZERO, bias, scale, zero, out_dtype, _POST[relu], [], ""
+    )
+
+
+def _shape(x: Tensor, x_scale: Tensor, x_zero: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=rest[4])
+
+
+_NO_ZERO, _POST = torch.zeros(1, dtype=torch.int32), {False: "none", True: "relu"}
+LIBRARY.define(
+    "int8_linear(Tensor x, Tensor x_scale, Tensor x_zero, Tensor weight, Tensor weight_scale, Tensor? bias,"
+    " Tensor? out_scale, Tensor? out_zero, ScalarType out_dtype, bool relu) -> Tensor"
+)
+LIBRARY.impl("int8_linear", _int8_linear, "CPU")
+torch.library.register_fake("graphpress::int8_linear", _shape, lib=LIBRARY)

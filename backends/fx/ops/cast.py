@@ -1,0 +1,120 @@
+"""From one element type to another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from graphpress.backends.fx import dtypes
+from graphpress.backends.fx.operands import Tensor
+
+_FLOAT8 = {
+    "FLOAT8E4M3FN": 448.0, "FLOAT8E4M3FNUZ": 240.0, "FLOAT8E5M2": 57344.0, "FLOAT8E5M2FNUZ": 57344.0,
+}  # fmt: skip - the largest finite numbers
+
+
+def cast(
+    x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up", in_types: tuple[str | None, ...] = ()
+) -> Tensor:
+    """Floats are cut off at the point, integers wrap; 8-bit and 4-bit floats round to nearest and saturate if asked."""
+    return convert(x, in_types[0], ir.DataType(to).name, saturate=bool(saturate), round_mode=round_mode)
+
+
+def cast_1(x: Tensor, *, to: str, in_types: tuple[str | None, ...] = ()) -> Tensor:
+    """Opsets 1 to 5 name the type."""
+    return convert(x, in_types[0], to)
+
+
+def cast_like(
+    x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up", in_types: tuple[str | None, ...] = ()
+) -> Tensor:
+    if in_types[1] is None:
+        return x.to(like.dtype)
+    return convert(x, in_types[0], in_types[1], saturate=bool(saturate), round_mode=round_mode)
+
+
+def convert(
+    x: Tensor, source: str | None, to: str, *, saturate: bool = True, round_mode: str = "up"
+) -> Tensor:
+    """``x`` of the ONNX type ``source`` as the type ``to``, each in what carries it."""
+    if source == to:
+        return x
+    target = dtypes.torch_dtype(to)
+    if source == "UINT64" and not to.endswith("INT64"):
+        x = _unsigned_double(x)
+    if to == "BOOL":
+        return (x.float() if x.element_size() == 1 and x.is_floating_point() else x) != 0
+    if to in _FLOAT8:
+        return float8(x, to, saturate)
+    if to == "FLOAT8E8M0":
+        return power_of_two(x.float(), round_mode, saturate)
+    if to == "FLOAT4E2M1":
+        return float4(x.float())
+    if dtypes.carried(to):
+        return _carried(x, to)
+    if x.is_floating_point() and target in (torch.int8, torch.uint8, torch.int16):
+        return x.to(torch.int64).to(target)  # out of range, torch leaves a direct conversion undefined
+    return x.to(target)
+
+
+def _unsigned_double(x: Tensor) -> Tensor:
+    wide = x.double()
+    return torch.where(x < 0, wide + 2.0**64, wide)
+
+
+def _carried(x: Tensor, to: str) -> Tensor:
+    """A type that torch holds in a wider one."""
+    low, high = dtypes.integer_range(to)
+    carrier = dtypes.torch_dtype(to)
+    if to == "UINT64":
+        big = x.is_floating_point() and x.double() >= 2.0**63
+        return x.to(carrier) if big is False else torch.where(big, (x.double() - 2.0**64).to(carrier), x.to(carrier))
+    bits = high - low + 1
+    return ((x.to(torch.int64) - low) & (bits - 1)).add(low).to(carrier)
+
+
+def float8(x: Tensor, to: str, saturate: bool) -> Tensor:
+    """To nearest, halves to even. What is too large becomes the largest number, or the infinity or NaN of the type."""
+    wide, most = x.float() if x.dtype != torch.float64 else x, _FLOAT8[to]
+    if saturate:
+        wide = wide.clamp(-most, most)
+    elif to == "FLOAT8E4M3FN":  # which torch saturates: half a step above the largest number it is one no more
+        wide = torch.where(wide.abs() > most + 16.0, torch.nan, wide)
+    return wide.to(dtypes.torch_dtype(to))
+
+
+def float4(x: Tensor) -> Tensor:
+    """0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives: to nearest, halves to even, saturating; in float32."""
+    size = x.abs().clamp(max=6.0)
+    step = torch.where(size < 2.0, 0.5, torch.where(size < 4.0, 1.0, 2.0))
+    return torch.copysign(torch.round(size / step) * step, x)
+
+
+def power_of_two(x: Tensor, round_mode: str, saturate: bool) -> Tensor:
+    """8 bits of exponent, no sign, no mantissa."""
+    bits = x.abs().contiguous().view(torch.int32)
+    exponent, mantissa = bits >> 23, bits & 0x7FFFFF
+    up = {"up": mantissa > 0, "down": mantissa < 0, "nearest": mantissa >= 0x400000}[round_mode]
+    code = exponent + up.to(torch.int32)
+    code = code.clamp(max=254) if saturate else torch.where(code > 254, 255, code)
+    code = torch.where(torch.isnan(x), 255, code)
+    return code.to(torch.uint8).view(torch.float8_e8m0fnu)
+
+
+def bit_cast(
+    x: Tensor, *, to: int, in_types: tuple[str | None, ...] = (), out_types: tuple[str | None, ...] = ()
+) -> Tensor:
+    """The same bits as another type of the same size."""
+    source, name = in_types[0] or "", ir.DataType(to).name
+    stored = {"UINT16": torch.int16, "UINT32": torch.int32}
+    x = x.to(stored[source]) if source in stored else x
+    y = x.view(stored.get(name, dtypes.torch_dtype(name)))
+    return y.to(torch.int64) & (2 ** int(name[4:]) - 1) if name in ("UINT16", "UINT32") else y
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "Cast": cast_1, "Cast@6": cast, "CastLike": cast_like, "BitCast": bit_cast,
+}  # fmt: skip
