@@ -52,9 +52,10 @@ def find(node: ir.Node, opset: int, *, straight_through: bool = False) -> Functi
     Raises:
         Unsupported: There is none; the message names operator, version, node and the nearest one there is.
     """
+    ours = node.domain in (*_STANDARD, DOMAIN)
+    if straight_through and ours and node.op_type in quantization.STRAIGHT_THROUGH:
+        return quantization.STRAIGHT_THROUGH[node.op_type]
     if node.domain in _STANDARD:
-        if straight_through and node.op_type in quantization.STRAIGHT_THROUGH:
-            return quantization.STRAIGHT_THROUGH[node.op_type]
         for name in (f"{node.op_type}:{_kind(node)}", node.op_type):
             for since, function in functions().get(name, {}).items():
                 if since <= opset:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+_LARGEST = float(np.finfo(np.float32).max)
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -19,6 +21,23 @@ def per_tensor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     zero = (-low / scale).round().clamp(0.0, 255.0)
     codes = torch.div(x, scale).round_().add_(zero - 128.0).clamp_(-128.0, 127.0).to(torch.int8)
     return codes.view(torch.uint8).bitwise_xor_(128), scale, zero.to(torch.int32)
+
+
+def per_tensor_on_host(x: torch.Tensor) -> tuple[torch.Tensor, float, int]:
+    """The same with numbers for a tensor on the CPU: tensors of one element cost more than what they hold.
+
+    A double rounded to float32 after each operation is what float32 gives (Figueroa, 1995).
+    """
+    low, high = (v.item() for v in torch.aminmax(x))
+    low = min(low, 0.0)
+    span = max(high, 0.0) - low
+    if not 0.0 < span <= _LARGEST:
+        codes, scale, zero = per_tensor(x)
+        return codes, scale.item(), zero.item()
+    number = float(np.float32(float(np.float32(span)) / 255.0)) or 1.0
+    point = min(round(float(np.float32(-low / number))), 255)
+    codes = torch.div(x, number).round_().add_(float(point - 128)).clamp_(-128.0, 127.0).to(torch.int8)
+    return codes.view(torch.uint8).bitwise_xor_(128), number, point
 
 
 def per_token(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

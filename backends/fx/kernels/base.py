@@ -116,7 +116,9 @@ def integer_products(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch._int_mm(x.contiguous(), weight.t())[:rows, :channels]
 
 
-def requantize(y: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def requantize(
+    y: torch.Tensor, scale: torch.Tensor | float, zero: torch.Tensor | int, dtype: torch.dtype
+) -> torch.Tensor:
     """QuantizeLinear: halves to even, saturating."""
     limits = torch.iinfo(dtype)
     return (torch.round(y / scale) + zero).clamp(limits.min, limits.max).to(dtype)

@@ -77,11 +77,14 @@ def test_random_numbers_like_others(op: str) -> None:
 @pytest.mark.parametrize(
     ("op", "inputs", "attributes"),
     [
-        ("RandomNormal", (), {"shape": [9]}), ("RandomUniform", (), {"shape": [9]}), ("RandomNormalLike", (normal(9),), {}),
-        ("RandomUniformLike", (normal(9),), {}), ("Bernoulli", (np.full(40, 0.5),), {}),
+        ("RandomNormal", (), {"shape": [9]}),
+        ("RandomUniform", (), {"shape": [9]}),
+        ("RandomNormalLike", (normal(9),), {}),
+        ("RandomUniformLike", (normal(9),), {}),
+        ("Bernoulli", (np.full(40, 0.5),), {}),
         ("Multinomial", (normal(1, 5),), {"sample_size": 40}),
     ],
-)  # fmt: skip
+)
 def test_a_seed_fixes_the_numbers(op: str, inputs: tuple[np.ndarray, ...], attributes: dict[str, Any]) -> None:
     def draw(**seed: float) -> np.ndarray:
         return in_torch(op, *inputs, opset=22, **attributes, **seed)
