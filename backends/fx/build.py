@@ -49,7 +49,7 @@ def build(
         raise BadRequest(
             "is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes)
         )
-    model = _inlined(model)
+    model = _prepared(model)
     kernels = choice.choose(model, target, device) if target is not None and quantizers == "exact" else Kernels()
     options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable", kernels)
     builder = Builder(options)
@@ -72,9 +72,9 @@ def _before_load(module: torch.nn.Module, *_: object) -> None:
     weights.disown(module)
 
 
-def _inlined(model: ir.Model) -> ir.Model:
-    """The model without calls of its own functions, but for operators of the dialect, which have kernels."""
-    if all(f.domain == DOMAIN for f in model.functions.values()):
+def _prepared(model: ir.Model) -> ir.Model:
+    """The model in topological order, without calls of its own functions but for operators of the dialect."""
+    if _sorted(model.graph) and all(f.domain == DOMAIN for f in model.functions.values()):
         return model
     model = model.clone()
     kept = {i: f for i, f in model.functions.items() if f.domain == DOMAIN}
@@ -82,7 +82,20 @@ def _inlined(model: ir.Model) -> ir.Model:
         del model.functions[identifier]
     common.InlinePass()(model)
     model.functions.update(kept)
+    model.graph.sort()
     return model
+
+
+def _sorted(graph: ir.Graph) -> bool:
+    """Whether each node of the main graph stands behind those that it reads, in its subgraphs too."""
+    place = {node: i for i, node in enumerate(graph)}
+    return all(
+        place[maker] < i
+        for node, i in place.items()
+        for reader in (node, *(inner for body in edit.subgraphs(node) for inner in body.all_nodes()))
+        for value in reader.inputs
+        if value is not None and (maker := value.producer()) in place
+    )
 
 
 def _value(model: ir.Model, name: str) -> ir.Value:

@@ -83,13 +83,12 @@ class Builder:
 
     # -- values ------------------------------------------------------------------------------------------------------
 
-    def bind(self, value: ir.Value, ref: Any, *, dtype: str | None = None, rank: int | None = None) -> None:
-        """Let a value be what an fx node gives; on the host where a rank is given."""
-        is_host = rank is not None
-        self.items[id(value)] = Item(ref, is_host, dtype or (value.dtype.name if value.dtype else None), rank)
-        if isinstance(ref, fx.Node) and not is_host and self.parent is None:
+    def bind(self, value: ir.Value, ref: Any, *, dtype: str | None = None) -> None:
+        """Let a value be what an fx node gives."""
+        self.items[id(value)] = Item(ref, dtype=dtype or (value.dtype.name if value.dtype else None))
+        if isinstance(ref, fx.Node) and self.parent is None:
             ref.meta[VALUE] = value.name
-        if self._first is None and not is_host and isinstance(value.type, ir.TensorType | None):
+        if self._first is None and isinstance(value.type, ir.TensorType | None):
             self._first = value
 
     def item(self, value: ir.Value) -> Item | None:
@@ -104,7 +103,7 @@ class Builder:
             raise GraphpressError("is read before it is defined", where=f"value {value.name!r}")
         outer = self.parent.item(value)
         if outer is not None and outer.fixed:
-            self.bind(value, outer.ref, dtype=outer.dtype, rank=outer.rank)
+            self.items[id(value)] = outer
         else:
             self.captured[id(value)] = value
             self.bind(value, self.placeholder(value.name or "captured"), dtype=outer.dtype if outer else None)
@@ -242,7 +241,7 @@ class Builder:
         if call is None:
             return False
         ref = self.call(node, call.function, call.args, call.kwargs) if call.result is None else call.result
-        self.bind(node.outputs[0], ref, dtype=call.dtype, rank=call.rank)
+        self.items[id(node.outputs[0])] = call.item(ref)
         return True
 
     def _host_item(self, value: ir.Value) -> Item | None:

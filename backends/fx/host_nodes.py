@@ -5,6 +5,7 @@ Ranks are tracked while building, so a value on the host is a number or a list f
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,12 +22,15 @@ _TYPES = ("INT64", "INT32", "BOOL")
 
 @dataclass(frozen=True)
 class Item:
-    """A value: an fx node (or Python numbers on the host), its ONNX type where known, its rank if on the host."""
+    """A value: an fx node (or Python numbers on the host), its ONNX type where known, and of the host its rank, and its
+    length if that is known while building.
+    """
 
     ref: Any
     host: bool = False
     dtype: str | None = None
     rank: int | None = None
+    length: int | None = None
 
     @property
     def fixed(self) -> bool:
@@ -46,7 +50,12 @@ class HostCall:
     kwargs: dict[str, Any]
     dtype: str
     rank: int
+    length: int | None = None
     result: Any = None
+
+    def item(self, ref: Any) -> Item:
+        """The value that it gives."""
+        return Item(ref, True, self.dtype, self.rank, self.length)
 
 
 def constant(value: ir.Value) -> Item | None:
@@ -54,7 +63,8 @@ def constant(value: ir.Value) -> Item | None:
     tensor = edit.constant_tensor(value)
     if tensor is None or len(tensor.shape) > 1 or tensor.size > SMALL or tensor.dtype.name not in _TYPES:
         return None
-    return Item(tensor.numpy().tolist(), True, tensor.dtype.name, len(tensor.shape))
+    length = tensor.size if len(tensor.shape) else None
+    return Item(tensor.numpy().tolist(), True, tensor.dtype.name, len(tensor.shape), length)
 
 
 def plan(node: ir.Node, look: Callable[[ir.Value], Item | None]) -> HostCall | None:
@@ -73,9 +83,27 @@ def plan(node: ir.Node, look: Callable[[ir.Value], Item | None]) -> HostCall | N
     rank, dtype = rule(node, operands), _type(node, operands)
     if rank is None or dtype is None:
         return None
-    args, kwargs = [o.ref if o is not None else None for o in operands], _attributes(node)
-    call = HostCall(_FUNCTIONS[node.op_type], args, kwargs, dtype, rank)
-    return _computed(call) if all(o is None or o.fixed for o in operands) else call
+    call = HostCall(_FUNCTIONS[node.op_type], [o and o.ref for o in operands], _attributes(node), dtype, rank)
+    if all(o is None or o.fixed for o in operands):
+        return _computed(call)
+    likely = _likely(node, operands, call)
+    if node.op_type in host.READS_TENSOR and likely is not None:
+        return dataclasses.replace(call, length=1 if rank else None, result=likely)
+    return dataclasses.replace(call, length=len(likely) if isinstance(likely, list) else None)
+
+
+def _likely(node: ir.Node, operands: Operands, call: HostCall) -> Any:
+    """The result for numbers that stand for those not known yet, which has the right length; None where it may not."""
+    unknown = [o for o in operands if o is not None and not o.fixed]
+    decided = node.op_type != "Slice" or all(o is None or o.fixed for o in operands[1:])
+    if not decided or any(o.rank == 1 and o.length is None for o in unknown):
+        return None
+    index = 0 if node.op_type == "Gather" else 1  # 0 is no divisor
+    args = [o if o is None or o.fixed else [index] * (o.length or 0) if o.rank else index for o in operands]
+    try:
+        return call.function(*(a.ref if isinstance(a, Item) else a for a in args), **call.kwargs)
+    except (ArithmeticError, LookupError, ValueError):
+        return None
 
 
 def reads_shape(node: ir.Node) -> bool:
@@ -85,8 +113,13 @@ def reads_shape(node: ir.Node) -> bool:
 
 def reading(node: ir.Node, x: fx.Node) -> HostCall:
     """The call that gives the sizes of a tensor."""
-    function = host.READS_TENSOR[node.op_type]
-    return HostCall(function, [x], _attributes(node), "INT64", 1 if node.op_type == "Shape" else 0)
+    function, kwargs = host.READS_TENSOR[node.op_type], _attributes(node)
+    if node.op_type == "Size":
+        return HostCall(function, [x], kwargs, "INT64", 0)
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    sizes = None if shape is None else [1] * len(shape)
+    length = None if sizes is None else len(sizes[kwargs.get("start", 0) : kwargs.get("end")])
+    return HostCall(function, [x], kwargs, "INT64", 1, length)
 
 
 def _computed(call: HostCall) -> HostCall:
@@ -96,7 +129,7 @@ def _computed(call: HostCall) -> HostCall:
     except (ArithmeticError, LookupError, ValueError):
         return call
     result = [_in_range(r, call.dtype) for r in result] if isinstance(result, list) else _in_range(result, call.dtype)
-    return HostCall(call.function, call.args, call.kwargs, call.dtype, call.rank, result)
+    return dataclasses.replace(call, result=result, length=len(result) if isinstance(result, list) else None)
 
 
 def _in_range(x: int, dtype: str) -> int:
@@ -207,15 +240,8 @@ def _squeeze(node: ir.Node, operands: Operands) -> int | None:
         return 0
     if _input(operands, 1) is not None or "axes" in node.attributes:
         return 0 if _fixed(node, operands, 1, "axes") in ([0], [-1]) else None
-    length = _length(node.inputs[0], operands[0])
+    length = operands[0].length if operands[0] is not None else None
     return None if length is None else 0 if length == 1 else 1
-
-
-def _length(value: ir.Value | None, item: Item | None) -> int | None:
-    if item is not None and isinstance(item.ref, list):
-        return len(item.ref)
-    size = value.shape[0] if value is not None and value.shape is not None and len(value.shape) == 1 else None
-    return size if isinstance(size, int) else None
 
 
 def _reshape(node: ir.Node, operands: Operands) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import pkgutil
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from graphpress import catalog
 from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.ops import quantization
-from graphpress.errors import GraphpressError, Unsupported, nearest
+from graphpress.errors import GraphpressError, Unsupported
 from graphpress.ops.base import DOMAIN
 
 _STANDARD = ("", "ai.onnx", "ai.onnx.preview")  # no operator is in two of them
@@ -62,10 +63,11 @@ def find(node: ir.Node, opset: int, *, straight_through: bool = False) -> Functi
                     return function
     elif node.domain == DOMAIN and node.op_type in dialect():
         return dialect()[node.op_type]
-    raise Unsupported(
-        f"unsupported: {node.domain or 'ai.onnx'}::{node.op_type} of version {_since(node, opset)}",
-        where=f"node {node.name!r}", fix=nearest(node.op_type, [*(n for n in functions() if ":" not in n), *dialect()]),
-    )  # fmt: skip
+    known = [*(n for n in functions() if ":" not in n), *dialect()]
+    close = difflib.get_close_matches(node.op_type, known, n=1)
+    fix = f"The nearest there is: {close[0]}." if close else "`graphpress conformance` lists what there is."
+    what = f"unsupported: {node.domain or 'ai.onnx'}::{node.op_type} of version {_since(node, opset)}"
+    raise Unsupported(what, where=f"node {node.name!r}", fix=fix)
 
 
 def _kind(node: ir.Node) -> str:

@@ -146,8 +146,7 @@ class DynamicInt8Linear(Int8Linear):
 
     def _with(self, x: Tensor, sums: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         if self.per_token:
-            codes, scale = activations.per_token(x.float())
-            codes, zero = unsigned(codes, self.middle - 128)
+            (codes, scale), zero = activations.per_token(x.float()), self.middle
         else:
             codes, scale, zero = activations.per_tensor(x.float())
         return self._floats_of(sums(codes, zero), scale).to(x.dtype)
@@ -155,15 +154,15 @@ class DynamicInt8Linear(Int8Linear):
     def _tensor(self, x: Tensor) -> Tensor:
         if traced(x):
             return self._traced(*activations.per_tensor(x), self.bias, self.relu)
-        codes, scale, zero = activations.per_tensor_on_host(x)
+        codes, scale, zero = activations.per_tensor_eager(x)
         return product(codes, scale, zero, self.weight, self.weight_sum, self.weight_scale, self.bias, relu=self.relu)
 
     def _token(self, x: Tensor) -> Tensor:
-        codes, scale = activations.per_token(x)
-        codes = codes.view(torch.uint8).bitwise_xor_(128)
         if traced(x):
+            codes, scale = activations.per_token(x)
             y = self._traced(codes, self.one, self.middle, None, False)
         else:
+            codes, scale = activations.per_token_eager(x)
             y = product(codes, 1.0, 128, self.weight, self.weight_sum, self.weight_scale, None)
         y.mul_(scale)
         if self.bias is not None:

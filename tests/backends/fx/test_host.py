@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -219,9 +217,8 @@ def test_agrees_with_onnx_runtime(text: str, sizes: tuple[int, int, int]) -> Non
     expected = reference.execute(graph)({"x": x})
     for value, y in zip(built(torch.from_numpy(x)), expected.values(), strict=True):
         same(value.numpy(), y)
-    if not re.search(r"Squeeze\(v\d+\)", text):  # whose rank would depend on the size
-        called = {n.target for n in built.graph.nodes if n.op == "call_function"}
-        assert called <= {*host.HOST.values(), host.shape, host.tensor}
+    called = {n.target for n in built.graph.nodes if n.op == "call_function"}
+    assert called <= {*host.HOST.values(), host.shape, host.tensor}
 
 
 # -- what must not touch a tensor
@@ -283,7 +280,7 @@ def test_chains_stay_on_the_host_and_symbolic(name: str) -> None:
     exported = torch.export.export(built, (torch.ones(4, 6, 6),), dynamic_shapes=dynamic).module()
     torch._dynamo.reset()
     compiled = torch.compile(built, fullgraph=True, dynamic=True, backend="eager")
-    for b, s in ((3, 8), (5, 4)):
+    for b, s in ((3, 8), (6, 4)):
         x = np.random.default_rng(b).normal(size=(b, s, 6)).astype(np.float32)
         expected = reference.execute(graph)({"x": x})["y"]
         for run in (built, exported, compiled):
@@ -330,7 +327,7 @@ def test_what_is_not_shape_arithmetic_is_left_to_tensors() -> None:
 
 def test_squeeze_without_axes_of_a_known_length() -> None:
     graph = kit.parse(
-        """g (float[a, 3] x) => (int64 y) <int64[1] first> {
+        """g (float[a, 3] x) => (int64 y) {
             zero = Constant<value_ints = [0]>()  one = Constant<value_ints = [1]>()
             sizes = Shape(x)  first = Slice(sizes, zero, one)  y = Squeeze(first)
         }"""
