@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +16,7 @@ import torch
 from torch import fx
 
 from graphpress import edit
-from graphpress.backends.fx import dtypes, host, host_nodes, table, weights
+from graphpress.backends.fx import bodies, dtypes, host, host_nodes, table, weights
 from graphpress.backends.fx.host_nodes import Item
 from graphpress.backends.fx.operands import HOST as HOST_KINDS
 from graphpress.backends.fx.operands import Signature, signature
@@ -104,10 +105,19 @@ class Builder:
         outer = self.parent.item(value)
         if outer is not None and outer.fixed:
             self.items[id(value)] = outer
+            return outer
+        self.captured[id(value)] = value
+        ref = self.placeholder(value.name or "captured")
+        if outer is not None and outer.host:
+            self.items[id(value)] = dataclasses.replace(outer, ref=ref)
         else:
-            self.captured[id(value)] = value
-            self.bind(value, self.placeholder(value.name or "captured"), dtype=outer.dtype if outer else None)
+            self.bind(value, ref, dtype=outer.dtype if outer else None)
         return self.items[id(value)]
+
+    def given(self, value: ir.Value) -> Any:
+        """A value for a body that captures it: on the host if it is there."""
+        item = self.item(value)
+        return item.ref if item is not None and item.host else self.wanted(value, "Tensor")
 
     def source(self) -> ir.Value | None:
         """The tensor whose device is the module's: the first of the outermost graph that has one."""
@@ -117,7 +127,10 @@ class Builder:
         """A further argument of the module, behind those there are."""
         first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
         with contextlib.nullcontext() if first is None else self.graph.inserting_before(first):
-            return self.graph.create_node("placeholder", identifier(name), name=identifier(name))
+            made = self.graph.create_node("placeholder", identifier(name), name=identifier(name))
+        if self.parent is not None:
+            made.target = made.name  # free among those that there are; the outermost ones are the call's
+        return made
 
     def wanted(self, value: ir.Value | None, kind: str) -> Any:
         """A value in the form that a function wants of it."""
@@ -125,6 +138,8 @@ class Builder:
             return None
         if kind == "Index":
             kind = "Int" if self._is_number(value) else "Tensor"
+        if kind == "Number":
+            kind = "Int" if self._on_the_host(value) else "Tensor"
         key = (id(value), "host" if kind in HOST_KINDS else "number" if kind == "Operand" else "tensor")
         if key not in self._made:
             self._made[key] = self._converted(value, kind)
@@ -139,10 +154,14 @@ class Builder:
             return item.rank
         return len(value.shape) if value.shape is not None else None
 
+    def _on_the_host(self, value: ir.Value) -> bool:
+        """Whether a value is on the host or a constant."""
+        item = self.item(value)
+        return item is None or item.host
+
     def _is_number(self, value: ir.Value) -> bool:
         """Whether a value is a number on the host, or a constant of rank 0."""
-        item = self.item(value)
-        return (item is None or item.host) and self._rank(value) == 0
+        return self._on_the_host(value) and self._rank(value) == 0
 
     def _as_number(self, value: ir.Value, made: Any) -> Any:
         if not isinstance(made, fx.Node):
@@ -326,11 +345,12 @@ class Call:
         raise Unsupported(f"torch's form takes no attribute {attr.name!r} of type {attr.type.name}")
 
     def _submodule(self, attr: ir.Attr) -> Any:
-        """A body as (module, what it captures of the graphs around it)."""
-        module, captured = submodule(attr.as_graph(), self.builder)
-        path = weights.place_module(self.builder.shelf.root, f"{identifier(self.node.name or '')}_{attr.name}", module)
+        """A body as (module, what it captures, types and shapes of its results)."""
+        body = bodies.build(attr.as_graph(), self.builder, self.node.op_type)
+        name = f"{identifier(self.node.name or self.node.op_type)}_{attr.name}"
+        path = weights.place_module(self.builder.shelf.root, name, body.module)
         ref = self.builder.graph.create_node("get_attr", path)
-        return (ref, [self.builder.wanted(v, "Tensor") for v in captured])
+        return (ref, [self.builder.given(v) for v in body.captured], body.results)
 
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {}
@@ -346,16 +366,6 @@ class Call:
             source = self.builder.source()
             facts["like"] = self.builder.wanted(source, "Tensor")
         return facts
-
-
-def submodule(graph: ir.Graph, parent: Builder) -> tuple[fx.GraphModule, list[ir.Value]]:
-    """A body as a module of its inputs and of what it captures, which is the second."""
-    inner = Builder(parent.options, parent)
-    for value in graph.inputs:
-        inner.bind(value, inner.placeholder(value.name or "input"))
-    inner.fill(graph)
-    inner.graph.output(tuple(inner.output(v) for v in graph.outputs))
-    return fx.GraphModule(inner.shelf.root, inner.graph), list(inner.captured.values())
 
 
 def identifier(name: str) -> str:

@@ -13,6 +13,7 @@ import torch
 Tensor: TypeAlias = torch.Tensor
 Operand: TypeAlias = torch.Tensor | float  # a constant of one element comes as the number
 Index: TypeAlias = torch.Tensor | int  # a number where it is one on the host or a constant of rank 0
+Number: TypeAlias = torch.Tensor | int  # of one element, of any rank: a number where it is on the host or a constant
 Ints: TypeAlias = Sequence[int]  # on the host; symbolic under torch.export and torch.compile
 Int: TypeAlias = int
 Floats: TypeAlias = Sequence[float]

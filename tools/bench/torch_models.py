@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -64,7 +65,7 @@ class MobileNetV1(nn.Module):
         widths = [int(c * width) for c in (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)]
         strides = [1, 2, 1, 2, 1, 2, *[1] * 5, 2, 1]
         layers = layer(3, widths[0], 3, 2, 1)
-        for a, b, stride in zip(widths, widths[1:], strides, strict=True):
+        for (a, b), stride in zip(itertools.pairwise(widths), strides, strict=True):
             layers += layer(a, a, 3, stride, a) + layer(a, b, 1, 1, 1)
         self.features, self.head = nn.Sequential(*layers), nn.Linear(widths[-1], classes)
 

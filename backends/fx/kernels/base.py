@@ -60,16 +60,20 @@ class Kernel(nn.Module):
         self.register_buffer(name, None if value is None else torch.tensor(value, dtype=torch.int32))
 
 
-def packed(weight: torch.Tensor, key: Any, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What ``make`` gives, until the tensor goes or its contents or the key change.
+def packed(key: Any, make: Callable[[], torch.Tensor], weight: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """What ``make`` gives of these tensors, until the first goes, or their contents or the key change.
 
     So no module holds packed state: it would neither copy nor save.
     """
-    now = (0 if weight.is_inference() else weight._version, weight.data_ptr(), key)
+    now = (key, *(_stamp(t) for t in (weight, *others)))
     found = _PACKED.get(weight)
     if found is None or found[0] != now:
         found = _PACKED[weight] = (now, make())
     return found[1]
+
+
+def _stamp(tensor: torch.Tensor) -> tuple[int, int]:
+    return (0 if tensor.is_inference() else tensor._version, tensor.data_ptr())
 
 
 def traced(x: torch.Tensor) -> bool:

@@ -254,7 +254,7 @@ def product(
         y = y.relu_() if relu else y
         return y if quantizer is None else requantize(y, *quantizer, dtype)
     ops = torch.ops.onednn
-    layout = packed(weight, "linear", lambda: ops.qlinear_prepack(weight, None))
+    layout = packed("linear", lambda: ops.qlinear_prepack(weight, None), weight)
     return ops.qlinear_pointwise.default(
         x, x_scale, x_zero, layout, weight_scale, _NO_ZERO, bias, *(quantizer or (1.0, 0)), dtype, _POST[relu], [], ""
     )

@@ -1,248 +1,169 @@
-"""Pools, and reading regions of pictures."""
+"""Pooling over windows and over everything, and its inverse."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
 from graphpress.backends.fx.operands import Ints, Tensor
-from graphpress.backends.fx.ops.convolution import padding, sided
+from graphpress.backends.fx.ops import windows
 from graphpress.errors import Unsupported
 
-_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_MEAN = {2: F.avg_pool2d, 3: F.avg_pool3d}
+Sizes: TypeAlias = Sequence[int]
 
+_MAX: tuple[Callable[..., Any], ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_AVERAGE: tuple[Callable[..., Tensor], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
-class Geometry:
-    """Windows of a pool: how many elements stand before and behind each axis, and how many windows there are."""
-
-    def __init__(
-        self, sizes: Sequence[int], kernel: Sequence[int], auto_pad: str, pads: Sequence[int] | None,
-        strides: Sequence[int] | None, dilations: Sequence[int] | None, ceil_mode: int,
-    ) -> None:  # fmt: skip
-        n = len(kernel)
-        self.kernel, self.strides = list(kernel), list(strides or [1] * n)
-        self.dilations = list(dilations or [1] * n)
-        self.pads = padding(sizes, kernel, auto_pad, pads, self.strides, self.dilations)
-        before, behind = self.pads[:n], self.pads[n:]
-        spans = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilations, strict=True)]
-        self.counts, self.further = [], []  # windows, and what the last one reaches beyond the padding
-        for size, span, s, a, b in zip(sizes, spans, self.strides, before, behind, strict=True):
-            room = size + a + b - span
-            count = (-(-room // s) if ceil_mode and auto_pad in ("NOTSET", "") else room // s) + 1
-            if ceil_mode and (count - 1) * s >= size + a:
-                count -= 1  # a window has to begin inside the picture or before it
-            self.counts.append(count)
-            self.further.append(max((count - 1) * s + span - (size + a + b), 0))
-
-    @property
-    def plain(self) -> bool:
-        """Whether torch's own argument for padding says it."""
-        n = len(self.kernel)
-        even = self.pads[:n] == self.pads[n:]
-        return even and not any(self.further) and all(2 * p <= k for p, k in zip(self.pads[:n], self.kernel, strict=True))
-
-    @property
-    def whole(self) -> list[int]:
-        """Padding that also holds what the last windows reach beyond."""
-        n = len(self.kernel)
-        return [*self.pads[:n], *(b + f for b, f in zip(self.pads[n:], self.further, strict=True))]
+# -- the largest -------------------------------------------------------------------------------------------------------
 
 
 def max_pool(
-    x: Tensor, *, kernel_shape: list[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
-    dilations: list[int] | None = None, pads: list[int] | None = None, storage_order: int = 0,
-    strides: list[int] | None = None, outputs: int = 1,
+    x: Tensor,
+    *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, storage_order: int = 0,
+    strides: Sequence[int] | None = None, outputs: int = 1,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The second output is where in the whole tensor each was found."""
-    n = len(kernel_shape)
-    if n not in _MAX:
-        raise Unsupported(f"torch has no pool over {n} axes")
-    g = Geometry(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
-    small = not x.is_floating_point()
-    wide = x.float() if small else x  # exact for the 8 bits that the standard admits
-    if g.plain:
-        found = _MAX[n](wide, g.kernel, g.strides, g.pads[:n], g.dilations, False, outputs > 1)
+    """(largest, where it is in the whole input): the second in row-major order, or with ``storage_order`` along axes
+    in reverse order, batch and channel being in front in both."""
+    rank = len(kernel_shape)
+    strides, dilations = strides or [1] * rank, dilations or [1] * rank
+    ceil_mode = 0 if auto_pad.startswith("SAME") else ceil_mode
+    if rank > len(_MAX):
+        raise Unsupported(f"torch pools over one to three axes, not {rank}")
+    before, after = windows.pads(x.shape[2:], kernel_shape, strides, dilations, auto_pad, pads)
+    given = x if x.is_floating_point() else x.float()  # exact: integers have 8 bits here
+    if windows.alike(before, after) and all(b <= k // 2 for b, k in zip(before, kernel_shape, strict=True)):
+        found = _MAX[rank - 1](given, kernel_shape, strides, before, dilations, bool(ceil_mode), outputs > 1)
+        before = [0] * rank  # torch's indices do not count its padding
     else:
-        wide = F.pad(wide, sided(g.whole), value=-math.inf)
-        found = _MAX[n](wide, g.kernel, g.strides, 0, g.dilations, False, outputs > 1)
+        if ceil_mode:
+            _, after = windows.fitted(x.shape[2:], kernel_shape, strides, dilations, before, after)
+        given = windows.pad(given, before, after, -math.inf)
+        found = _MAX[rank - 1](given, kernel_shape, strides, 0, dilations, False, outputs > 1)
     if outputs == 1:
-        return (found.to(x.dtype) if small else found,)
-    y, index = found
-    places = _places(index, wide.shape[2:], [0] * n if g.plain else g.pads[:n], x.shape, storage_order)
-    return (y.to(x.dtype), places)
+        return (found.to(x.dtype),)
+    sizes = [n + b for n, b in zip(x.shape[2:], before, strict=True)] if any(before) else x.shape[2:]
+    sizes = given.shape[2:] if given.shape != x.shape else sizes
+    return found[0].to(x.dtype), _places(found[1], x, sizes, before, storage_order)
 
 
-def _places(index: Tensor, read: Sequence[int], before: Sequence[int], shape: Sequence[int], column_major: int) -> Tensor:
-    """Flat indices into a tensor of ``shape`` from those into padded planes of size ``read``."""
-    axes = []
-    for size, pad in zip(reversed(read), reversed(before), strict=True):
-        axes.insert(0, index % size - pad)
+def _places(index: Tensor, x: Tensor, sizes: Sizes, before: Sizes, storage_order: int) -> Tensor:
+    """Places in a padded plane of these ``sizes`` as places in all of ``x``."""
+    plane = math.prod(x.shape[2:])
+    start = torch.arange(x.shape[0] * x.shape[1], device=x.device) * plane
+    start = start.reshape(x.shape[0], x.shape[1], *(1,) * len(sizes))
+    if not storage_order and not any(before) and tuple(sizes) == tuple(x.shape[2:]):
+        return index + start
+    coordinates = []
+    for size, front in zip(reversed(sizes), reversed(before), strict=True):
+        coordinates.append(index % size - front)
         index = index // size
-    order = list(reversed(range(len(axes)))) if column_major else range(len(axes))
-    place = torch.zeros_like(index)
-    for i in order:
-        place = place * shape[2 + i] + axes[i]
-    planes = torch.arange(shape[0] * shape[1], device=index.device).reshape(shape[0], shape[1], *(1,) * len(axes))
-    return place + planes * math.prod(shape[2:])
-
-
-def average_pool(
-    x: Tensor, *, kernel_shape: list[int], auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0,
-    dilations: list[int] | None = None, pads: list[int] | None = None, strides: list[int] | None = None,
-) -> Tensor:  # fmt: skip
-    g = Geometry(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
-    n = len(kernel_shape)
-    padded = any(g.pads) or any(g.further)
-    if g.plain and set(g.dilations) == {1} and n in _MEAN and (count_include_pad or not any(g.pads)):
-        return _MEAN[n](x, g.kernel, g.strides, g.pads[:n], False, True)
-    total = _sums(F.pad(x, sided(g.whole)) if padded else x, g)
-    ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
-    if count_include_pad:  # what the last windows reach beyond the padding does not count
-        ones = F.pad(ones, sided(g.pads), value=1.0)
-        ones = F.pad(ones, sided([*[0] * n, *g.further]))
-    else:
-        ones = F.pad(ones, sided(g.whole))
-    return total / _sums(ones, g)
-
-
-def _sums(x: Tensor, g: Geometry) -> Tensor:
-    """Sum of each window of a padded tensor, by a convolution of each channel with ones."""
-    channels, n = x.shape[1], len(g.kernel)
-    kernel = torch.ones((1, 1, *g.kernel), dtype=x.dtype, device=x.device)
-    flat = x.reshape(-1, 1, *x.shape[2:])
-    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
-    y = convolve(flat, kernel, None, g.strides, 0, g.dilations)
-    return y.reshape(x.shape[0], channels, *y.shape[2:])
-
-
-def lp_pool(
-    x: Tensor, *, kernel_shape: list[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
-    dilations: list[int] | None = None, p: float = 2, pads: list[int] | None = None, strides: list[int] | None = None,
-) -> Tensor:  # fmt: skip
-    g = Geometry(x.shape[2:], kernel_shape, auto_pad, pads, strides, dilations, ceil_mode)
-    return _sums(F.pad(x.abs().pow(p), sided(g.whole)), g).pow(1.0 / p)
-
-
-def global_average_pool(x: Tensor) -> Tensor:
-    return x.mean(list(range(2, x.dim())), keepdim=True)
-
-
-def global_max_pool(x: Tensor) -> Tensor:
-    return x.amax(list(range(2, x.dim())), keepdim=True)
-
-
-def global_lp_pool(x: Tensor, *, p: float = 2) -> Tensor:
-    return x.abs().pow(p).sum(list(range(2, x.dim())), keepdim=True).pow(1.0 / p)
+    order = list(zip(coordinates, reversed(x.shape[2:]), strict=True))  # the last axis first
+    step = 1
+    for place, size in reversed(order) if storage_order else order:
+        start = start + place * step
+        step = step * size
+    return start
 
 
 def max_unpool(
     x: Tensor, index: Tensor, output_shape: Ints | None = None,
-    *, kernel_shape: list[int], pads: list[int] | None = None, strides: list[int] | None = None,
+    *, kernel_shape: Sequence[int], pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Back to where MaxPool found them; the indices count in the tensor that the pads and strides give."""
-    n = len(kernel_shape)
-    strides, pads = strides or [1] * n, pads or [0] * (2 * n)
-    sizes = [
-        (size - 1) * s - a - b + k
-        for size, s, a, b, k in zip(x.shape[2:], strides, pads[:n], pads[n:], kernel_shape, strict=True)
-    ]
-    shape = [*x.shape[:2], *sizes]
-    y = x.new_zeros(math.prod(shape)).scatter(0, index.reshape(-1), x.reshape(-1)).reshape(shape)
+    """Values back where they were, zeros elsewhere; ``output_shape`` appends zeros or cuts off."""
+    rank = len(kernel_shape)
+    strides, pads = strides or [1] * rank, pads or [0] * 2 * rank
+    sizes = [*x.shape[:2]]
+    for axis in range(rank):
+        whole = (x.shape[axis + 2] - 1) * strides[axis] + kernel_shape[axis]
+        sizes.append(whole - pads[axis] - pads[axis + rank])
+    y = x.new_zeros(math.prod(sizes)).scatter(0, index.reshape(-1), x.reshape(-1)).reshape(sizes)
     if output_shape is None:
         return y
-    return F.pad(y, sided([0] * n + [w - s for w, s in zip(output_shape[2:], sizes, strict=True)]))
+    return windows.pad(y, [0] * len(sizes), [n - o for n, o in zip(output_shape, sizes, strict=True)])
 
 
-# -- regions of interest --------------------------------------------------------------------------------------------------
+# -- averages and norms ------------------------------------------------------------------------------------------------
 
 
-def max_roi_pool(x: Tensor, rois: Tensor, *, pooled_shape: list[int], spatial_scale: float = 1.0) -> Tensor:
-    """The largest of each bin of each region (Fast R-CNN): regions are rows (batch, x1, y1, x2, y2)."""
-    box = torch.round(rois[:, 1:] * spatial_scale)
-    inside = []
-    for axis, (size, count) in enumerate(zip((x.shape[3], x.shape[2]), reversed(pooled_shape), strict=True)):
-        start = box[:, axis, None]
-        length = (box[:, axis + 2, None] - start + 1).clamp_min(1)
-        bins = torch.arange(count, device=x.device, dtype=x.dtype)
-        low = (torch.floor(bins * length / count) + start).clamp(0, size)[..., None]
-        high = (torch.ceil((bins + 1) * length / count) + start).clamp(0, size)[..., None]
-        places = torch.arange(size, device=x.device)
-        inside.append((places >= low) & (places < high))  # [regions, bins, places]
-    columns, rows = inside
-    found = x[rois[:, 0].long()]  # [regions, channels, height, width]
-    wide = torch.where(columns[:, None, None], found.unsqueeze(3), -math.inf).amax(-1)
-    tall = torch.where(rows[:, None, :, :, None], wide.unsqueeze(2), -math.inf).amax(3)
-    return torch.where(torch.isinf(tall), 0.0, tall)
-
-
-def roi_align(
-    x: Tensor, rois: Tensor, batch_indices: Tensor, *, coordinate_transformation_mode: str = "half_pixel",
-    mode: str = "avg", output_height: int = 1, output_width: int = 1, sampling_ratio: int = 0,
-    spatial_scale: float = 1.0,
+def average_pool(
+    x: Tensor,
+    *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0,
+    dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Mean or largest of points read by linear interpolation (Mask R-CNN). Rows of ``rois`` are (x1, y1, x2, y2)."""
-    half = coordinate_transformation_mode == "half_pixel"
-    box = rois * spatial_scale - (0.5 if half else 0.0)
-    results = []
-    for i in range(rois.shape[0]):
-        x1, y1, x2, y2 = box[i].unbind()
-        width, height = (x2 - x1, y2 - y1) if half else ((x2 - x1).clamp_min(1.0), (y2 - y1).clamp_min(1.0))
-        rows = _points(y1, height, output_height, sampling_ratio)
-        columns = _points(x1, width, output_width, sampling_ratio)
-        results.append(_bins(x[batch_indices[i]], rows, columns, mode))
-    return torch.stack(results) if results else x.new_zeros(0, x.shape[1], output_height, output_width)
+    """Padding is counted only with ``count_include_pad``; what ``ceil_mode`` reaches beyond it never is."""
+    rank = len(kernel_shape)
+    strides, dilations = strides or [1] * rank, dilations or [1] * rank
+    ceil_mode = 0 if auto_pad.startswith("SAME") else ceil_mode
+    before, after = windows.pads(x.shape[2:], kernel_shape, strides, dilations, auto_pad, pads)
+    half = windows.alike(before, after) and all(b <= k // 2 for b, k in zip(before, kernel_shape, strict=True))
+    if half and rank <= len(_AVERAGE) and all(d == 1 for d in dilations):
+        wide = _wide(x) if rank == 3 else x
+        average = _AVERAGE[rank - 1]
+        return average(wide, kernel_shape, strides, before, bool(ceil_mode), bool(count_include_pad)).to(x.dtype)
+    ends = after
+    if ceil_mode:
+        _, ends = windows.fitted(x.shape[2:], kernel_shape, strides, dilations, before, after)
+    wide = windows.pad(_wide(x), before, ends)
+    total = _averages(wide, kernel_shape, strides, dilations)
+    for axis in range(rank):
+        stride, front, size = strides[axis], before[axis], x.shape[axis + 2]
+        starts = torch.arange(total.shape[axis + 2], device=x.device) * stride - front
+        places = starts.unsqueeze(1) + torch.arange(kernel_shape[axis], device=x.device) * dilations[axis]
+        low, high = (-front, size + after[axis]) if count_include_pad else (0, size)
+        counted = ((places >= low) & (places < high)).sum(1).reshape(-1, *(1,) * (rank - 1 - axis))
+        total = total * (kernel_shape[axis] / counted)
+    return total.to(x.dtype)
 
 
-def roi_align_10(
-    x: Tensor, rois: Tensor, batch_indices: Tensor, *, mode: str = "avg", output_height: int = 1,
-    output_width: int = 1, sampling_ratio: int = 0, spatial_scale: float = 1.0,
+def _averages(x: Tensor, kernel: Sizes, strides: Sizes, dilations: Sizes) -> Tensor:
+    """The average of each window that fits."""
+    if len(kernel) <= len(_AVERAGE) and all(d == 1 for d in dilations):
+        return _AVERAGE[len(kernel) - 1](x, kernel, strides)
+    return windows.view(x, kernel, strides, dilations).mean(tuple(range(-len(kernel), 0)))
+
+
+def lp_pool(
+    x: Tensor,
+    *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None, p: float = 2, pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Opset 10 does not shift by half a pixel."""
-    return roi_align(
-        x, rois, batch_indices, coordinate_transformation_mode="output_half_pixel", mode=mode,
-        output_height=output_height, output_width=output_width, sampling_ratio=sampling_ratio,
-        spatial_scale=spatial_scale,
-    )  # fmt: skip
+    """The p-norm of each window."""
+    rank = len(kernel_shape)
+    strides, dilations = strides or [1] * rank, dilations or [1] * rank
+    before, after = windows.pads(x.shape[2:], kernel_shape, strides, dilations, auto_pad, pads)
+    if ceil_mode and not auto_pad.startswith("SAME"):
+        _, after = windows.fitted(x.shape[2:], kernel_shape, strides, dilations, before, after)
+    powers = windows.pad(_wide(x).abs().pow(p), before, after)
+    averages = _averages(powers, kernel_shape, strides, dilations)
+    return (averages * math.prod(kernel_shape)).pow(1 / p).to(x.dtype)
 
 
-def _points(start: Tensor, length: Tensor, bins: int, ratio: int) -> Tensor:
-    """[bins, points]: where a region is read along one axis."""
-    count = ratio if ratio > 0 else max(math.ceil(float(length) / bins), 1)
-    size = length / bins
-    steps = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) * size / count
-    return start + torch.arange(bins, device=start.device, dtype=start.dtype)[:, None] * size + steps
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.element_size() == 2 else x
 
 
-def _bins(picture: Tensor, rows: Tensor, columns: Tensor, mode: str) -> Tensor:
-    """[channels, bins, bins] of a picture [channels, height, width]."""
-    sides = [_interpolated(p, s) for p, s in ((rows, picture.shape[1]), (columns, picture.shape[2]))]
-    values = []
-    for (i, a), (j, b) in itertools.product(*sides):
-        weight = a.reshape(*a.shape, 1, 1) * b
-        values.append(picture[:, i.reshape(*i.shape, 1, 1), j] * weight)
-    if mode == "avg":
-        return torch.stack(values).sum(0).mean((2, 4))
-    return torch.stack(values).amax(0).amax((2, 4))
+# -- over everything ---------------------------------------------------------------------------------------------------
 
 
-def _interpolated(points: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """(index, weight) of both neighbours of each point; points beyond the picture count nothing."""
-    inside = (points >= -1.0) & (points <= size)
-    points = points.clamp(0, size - 1)
-    low = points.floor().clamp(max=size - 1)
-    high = (low + 1).clamp(max=size - 1)
-    share = points - low
-    return [(low.long(), (1 - share) * inside), (high.long(), share * inside)]
+def global_average_pool(x: Tensor) -> Tensor:
+    return x.mean(tuple(range(2, x.dim())), keepdim=True) if x.dim() > 2 else x
+
+
+def global_max_pool(x: Tensor) -> Tensor:
+    return x.amax(tuple(range(2, x.dim())), keepdim=True) if x.dim() > 2 else x
+
+
+def global_lp_pool(x: Tensor, *, p: float = 2) -> Tensor:
+    return torch.linalg.vector_norm(_wide(x), p, tuple(range(2, x.dim())), keepdim=True).to(x.dtype)
 
 
 OPS: dict[str, Callable[..., Any]] = {
-    "MaxPool": max_pool, "AveragePool": average_pool, "LpPool": lp_pool, "GlobalAveragePool": global_average_pool,
-    "GlobalMaxPool": global_max_pool, "GlobalLpPool": global_lp_pool, "MaxUnpool": max_unpool,
-    "MaxRoiPool": max_roi_pool, "RoiAlign": roi_align_10, "RoiAlign@16": roi_align,
+    "MaxPool": max_pool, "MaxUnpool": max_unpool, "AveragePool": average_pool, "LpPool": lp_pool,
+    "GlobalAveragePool": global_average_pool, "GlobalMaxPool": global_max_pool, "GlobalLpPool": global_lp_pool,
 }  # fmt: skip
