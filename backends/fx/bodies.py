@@ -35,8 +35,8 @@ class Body:
 def build(graph: ir.Graph, parent: Builder, op_type: str) -> Body:
     """Build the body of an operator of a type.
 
-    A Loop's body takes its turn as a number and no condition, which is true whenever it runs; the condition that it gives
-    is a number where it is one on the host.
+    A Loop's body takes its turn as a number and no condition, which is true whenever it runs; the condition that it
+    gives is a number where it is one on the host.
     """
     inner = type(parent)(parent.options, parent)
     inputs, kinds = list(graph.inputs), ["Tensor"] * len(graph.outputs)

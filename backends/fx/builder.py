@@ -342,6 +342,8 @@ class Call:
             return list(attr.value)
         if attr.type in (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING):
             return attr.value
+        if attr.type == ir.AttributeType.TYPE_PROTO:
+            return str(attr.value)
         raise Unsupported(f"torch's form takes no attribute {attr.name!r} of type {attr.type.name}")
 
     def _submodule(self, attr: ir.Attr) -> Any:

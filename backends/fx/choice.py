@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
+import torch
 
 from graphpress import edit
+from graphpress.backends import canonical
 from graphpress.backends.fx import sites
-from graphpress.backends.fx.builder import Kernels
+from graphpress.backends.fx.builder import Chosen, Kernels
+from graphpress.backends.fx.kernels import int8_conv, int8_linear, weight_only
+from graphpress.backends.fx.sites import Site
+from graphpress.errors import Unsupported
 from graphpress.target import Target
 
 REFUSED = "graphpress.refused"  # key in the meta of a module: Kernels.refused
@@ -14,5 +22,118 @@ REFUSED = "graphpress.refused"  # key in the meta of a module: Kernels.refused
 
 def choose(model: ir.Model, target: Target, device: str) -> Kernels:
     """The kernels for a model, and why a quantized product has none."""
-    found = {node: site for node in edit.nodes(model) if (site := sites.find(node)) is not None}
-    return Kernels({}, frozenset(), {n.name or "": "no kernels yet" for n in found})
+    found: dict[ir.Node, Chosen] = {}
+    placed: list[Site] = []
+    refused: dict[str, str] = {}
+    for node in edit.nodes(model):
+        site = sites.find(node)
+        if site is None:
+            continue
+        try:
+            found[site.tail] = _chosen(site, target, device)
+            placed.append(site)
+        except Unsupported as e:
+            refused[node.name or ""] = f"{e.what}: computed exactly from its codes, in float"
+    return Kernels(found, sites.replaced(placed), refused)
+
+
+def _chosen(site: Site, target: Target, device: str) -> Chosen:
+    """A kernel for a site.
+
+    Raises:
+        Unsupported: There is none; says why.
+    """
+    node = site.node
+    if not target.find(node.op_type, site.mode):
+        raise Unsupported(f"{target.name} has no {site.mode} kernel for {node.op_type}")
+    weight = _weight(site)
+    if site.x is None:
+        assert node.inputs[0] is not None
+        return Chosen(node, _weight_only(site, weight), (node.inputs[0],))
+    if weight["scale"].dim() > 1:
+        raise Unsupported("weights have a scale for each group, an integer kernel takes one for each channel")
+    kernel = int8_conv if node.op_type == "Conv" else int8_linear
+    if (why := kernel.available(weight["codes"], weight["scale"], weight["zero_point"], device)) is not None:
+        raise Unsupported(why)
+    common = weight | {"bias": _tensor(site.bias), "relu": site.relu}
+    if site.mode == "dynamic":
+        module = int8_linear.DynamicInt8Linear(**common, per_token=site.x.kind == "token")
+        return Chosen(node, module, (site.x.source,))
+    ranges = _ranges(site)
+    if node.op_type == "Conv":
+        return Chosen(node, int8_conv.StaticInt8Conv(**common, **ranges, **_geometry(site)), (site.x.codes,))
+    return Chosen(node, int8_linear.StaticInt8Linear(**common, **ranges), (site.x.codes,))
+
+
+def _weight(site: Site) -> dict[str, Any]:
+    """Codes as int8 [out, in, ...], scale [] or [out] or [out, groups], zero point in its shape or None.
+
+    Raises:
+        Unsupported: Its scales lie along another axis than the kernels' do.
+    """
+    w, conv = site.weight, site.node.op_type == "Conv"
+    if w.bits not in (8, 4):
+        raise Unsupported(f"weights of {w.bits} bits")
+    codes, zero = site.codes.astype(np.int16), w.zero
+    if not w.dtype.is_signed():
+        middle = 1 << (w.bits - 1)
+        codes, zero = codes - middle, zero - middle
+    scale = w.scale
+    if conv:
+        if w.block or w.axis not in (None, 0):
+            raise Unsupported("weights of a convolution have scales along another axis than that of the outputs")
+        scale, zero = scale.reshape(-1), zero.reshape(-1)
+    else:
+        matrix = canonical.matrix(w, transposed=site.transposed)
+        if matrix is None:
+            raise Unsupported("weights have scales along another axis than that of the outputs")
+        if scale.size > 1:
+            shift = 0 if w.dtype.is_signed() else 1 << (w.bits - 1)
+            scale, zero = matrix.scale.T, matrix.zero.T - shift
+            scale, zero = (a[:, 0] if a.shape[1] == 1 else a for a in (scale, zero))
+    return {
+        "codes": _tensor(codes.astype(np.int8)),
+        "scale": _tensor(scale.astype(np.float32)),
+        "zero_point": _tensor(zero.astype(np.int8)) if zero.any() else None,
+    }
+
+
+def _weight_only(site: Site, weight: dict[str, Any]) -> torch.nn.Module:
+    if site.node.op_type == "Conv":
+        raise Unsupported("torch has no convolution with low-bit weights")
+    return weight_only.WeightOnlyLinear(**weight, bias=_tensor(site.bias), relu=site.relu, bits=site.weight.bits)
+
+
+def _ranges(site: Site) -> dict[str, Any]:
+    given, made = site.input_parameters, site.output_parameters
+    assert given is not None
+    types = {"uint8": torch.uint8, "int8": torch.int8}
+    if given[2] not in types:
+        raise Unsupported(f"activations of {given[2]}")
+    found: dict[str, Any] = {"input_scale": given[0], "input_zero": given[1], "input_dtype": types[given[2]]}
+    if made is not None:
+        found |= {"output_scale": made[0], "output_zero": made[1], "output_dtype": types[made[2]]}
+    return found
+
+
+def _geometry(site: Site) -> dict[str, Any]:
+    """Stride and so on of a convolution.
+
+    Raises:
+        Unsupported: Its padding depends on the size of what comes in.
+    """
+    node = site.node
+    if (auto := edit.attribute(node, "auto_pad", "NOTSET")) not in ("NOTSET", "VALID", ""):
+        raise Unsupported(f"auto_pad={auto} depends on the size of the picture")
+    n = site.codes.ndim - 2
+    pads = edit.attribute(node, "pads") if auto != "VALID" else None
+    return {
+        "stride": list(edit.attribute(node, "strides") or [1] * n),
+        "dilation": list(edit.attribute(node, "dilations") or [1] * n),
+        "padding": list(pads or [0] * (2 * n)),
+        "groups": int(edit.attribute(node, "group", 1)),
+    }
+
+
+def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(np.ascontiguousarray(array))

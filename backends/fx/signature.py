@@ -39,7 +39,7 @@ class Signature:
                     ref = builder.graph.call_function(operator.getitem, (ref, key))
                 value = values[leaf]
                 carrier = dtypes.carrier(value.dtype.name) if value.dtype else None
-                if carrier is not None:
+                if carrier is not None and is_tensor(value):
                     ref = builder.graph.call_method("to", (ref, carrier))
                 builder.bind(value, ref)
 
@@ -85,6 +85,11 @@ def leaves(tree: Tree, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, tuple[
     else:
         for i, part in enumerate(tree.get("tuple") or tree.get("list") or ()):
             yield from leaves(part, (*path, i))
+
+
+def is_tensor(value: ir.Value) -> bool:
+    """Whether a value is a tensor, as far as known; else it is a sequence or an optional value."""
+    return isinstance(value.type, ir.TensorType | None)
 
 
 def read(model: ir.Model) -> Signature:
@@ -146,7 +151,10 @@ class Check:
         self.arguments = [name for name, _ in call.inputs]
         values = {v.name: v for v in model.graph.inputs}
         self.wanted = [
-            Leaf.of(i, path, values[leaf]) for i, (_, tree) in enumerate(call.inputs) for leaf, path in leaves(tree)
+            Leaf.of(i, path, values[leaf])
+            for i, (_, tree) in enumerate(call.inputs)
+            for leaf, path in leaves(tree)
+            if is_tensor(values[leaf])
         ]
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -88,11 +88,11 @@ def find(node: ir.Node) -> Site | None:
     bias, fine = _own_bias(node)
     if not fine:
         return None
-    covered, tail, value = {node}, node, node.outputs[0]
+    covered, tail, value, added = {node}, node, node.outputs[0], node
     if bias is None and (found := _added(value, weight)) is not None:
-        bias, tail = found
-        covered.add(tail)
-        value = tail.outputs[0]
+        bias, added = found
+        covered.add(added)
+        tail, value = added, added.outputs[0]
     relu = _only_reader(value, "Relu")
     if relu is not None:
         covered.add(relu)
@@ -103,7 +103,9 @@ def find(node: ir.Node) -> Site | None:
     if quantizer is not None:
         covered.add(quantizer)
         tail = quantizer
-    readers = (weight.node, *(() if x is None else _readers(node.inputs[0])))
+    biases = [v.producer() for n in (node, added) for v in n.inputs if v is not None]
+    stored = [n for n in biases if n is not None and n.op_type == "DequantizeLinear" and edit.is_constant(n.inputs[0])]
+    readers = (weight.node, *stored, *(() if x is None else _readers(node.inputs[0])))
     return Site(node, x, weight, bias, relu is not None, quantizer, tail, frozenset(covered), readers)
 
 

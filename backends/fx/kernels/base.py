@@ -107,12 +107,14 @@ def require(refusal: str | None) -> None:
 
 
 def integer_products(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """[rows, in] int8 times [out, in] int8: int32, exact, padded to what torch._int_mm takes on CUDA."""
+    """[rows, in] int8 times [out, in] int8: int32, exact."""
+    return padded_products(x, weight) if x.device.type == "cuda" else torch._int_mm(x, weight.t())
+
+
+def padded_products(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The same with zeros around, to the sizes that torch._int_mm takes on CUDA."""
     rows, (channels, depth) = x.shape[0], weight.shape
-    if x.device.type == "cpu":
-        return torch._int_mm(x, weight.t())
-    deeper, wider = -depth % _CUDA_STEP, -channels % _CUDA_STEP
-    more = max(_CUDA_ROWS - rows, 0)
+    deeper, wider, more = -depth % _CUDA_STEP, -channels % _CUDA_STEP, max(_CUDA_ROWS - rows, 0)
     if deeper or more:
         x = F.pad(x, (0, deeper, 0, more))
     if deeper or wider:

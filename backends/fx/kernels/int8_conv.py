@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from graphpress.backends.fx.kernels.base import (
     INTEGERS,
@@ -21,7 +22,6 @@ from graphpress.backends.fx.kernels.base import (
     weight_refusal,
 )
 
-Tensor = torch.Tensor
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _LAYOUT = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 

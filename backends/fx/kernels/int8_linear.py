@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from graphpress.backends.fx.kernels import activations
 from graphpress.backends.fx.kernels.base import (
@@ -21,8 +22,6 @@ from graphpress.backends.fx.kernels.base import (
     unsigned,
     weight_refusal,
 )
-
-Tensor = torch.Tensor
 
 
 def available(codes: Tensor, scale: Tensor, zero_point: Tensor | None = None, device: str = "cpu") -> str | None:

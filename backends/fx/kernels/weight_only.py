@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from graphpress.backends.fx.kernels.base import LIBRARY, Kernel, packed, require, traced
 
-Tensor = torch.Tensor
 GROUPS = (32, 64, 128, 256)  # of torch's 4-bit kernels
 ROWS = {8: 8, 4: 16}  # up to here they are faster than a product with weights restored to bfloat16
 _HALF = (torch.bfloat16, torch.float16)
@@ -67,7 +68,7 @@ def probe(device: str, bits: int) -> str | None:
     codes = (torch.arange(16 * 32, device=device) % 16 - 8).to(torch.int8).reshape(16, 32)
     scale, zero = torch.ones(16, 1, device=device), torch.zeros(16, 1, device=device)
     try:
-        y = _int8_weight(x, codes, scale[:, 0]) if bits == 8 else _int4_linear(x, codes, scale, zero)
+        y = _int8_linear(x, codes, scale, None) if bits == 8 else _int4_linear(x, codes, scale, zero)
     except (RuntimeError, AttributeError, NotImplementedError) as e:
         return f"torch refuses {bits}-bit weights here: {str(e).splitlines()[0]}"
     exact = codes.double().sum(1).expand(2, -1)
@@ -110,17 +111,14 @@ class WeightOnlyLinear(Kernel):
         self.bits, self.relu, self.compute = bits, relu, compute
         scale = scale.reshape(1, 1).expand(codes.shape[0], 1) if scale.numel() == 1 else scale
         scale = scale.reshape(codes.shape[0], -1)
-        shifted = zero_point is not None and bool(zero_point.any())
+        zero = (
+            None
+            if zero_point is None or not bool(zero_point.any())
+            else zero_point.reshape(-1, 1 if zero_point.dim() < 2 else zero_point.shape[1])
+        )
         self.register_buffer("weight", codes.contiguous())
         self._floats("weight_scale", scale)
-        self._floats(
-            "weight_zero",
-            zero_point.to(torch.float32)
-            .reshape(-1, 1 if zero_point.numel() in (1, len(scale)) else scale.shape[1])
-            .expand(scale.shape)
-            if shifted
-            else None,
-        )
+        self._floats("weight_zero", None if zero is None else zero.expand(scale.shape))
         self._floats("bias", bias)
         self.runs_on = frozenset(d for d in ("cpu", "cuda") if self.refusal(d, torch.bfloat16) is None)
 
@@ -154,16 +152,13 @@ class WeightOnlyLinear(Kernel):
             return F.linear(x, restore(*parts, x.dtype))
         if x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_exporting():
             return F.linear(x, restore(*parts).to(x.dtype))
-        product = torch.ops.graphpress.restored_linear if traced(x) else _restored_linear
-        return product(x, *parts)
+        return (torch.ops.graphpress if traced(x) else _EAGER).restored_linear(x, *parts)
 
     def _few(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if self.bits == 8:
-            y = _int8_weight(rows, self.weight, self.weight_scale[:, 0])
-        else:
-            product = torch.ops.graphpress.int4_linear if traced(x) else _int4_linear
-            y = product(rows, self.weight, self.weight_scale, self.weight_zero)
+        own = torch.ops.graphpress if traced(x) else _EAGER
+        product = own.int8_weight_linear if self.bits == 8 else own.int4_weight_linear
+        y = product(rows, self.weight, self.weight_scale, self.weight_zero)
         return y.reshape(*x.shape[:-1], self.weight.shape[0])
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
@@ -183,18 +178,18 @@ def _form(codes: Tensor, scale: Tensor, bits: int) -> str | None:
         return (
             f"a {codes.dtype} weight of {codes.dim()} axes and {bits} bits: matrices of int8 codes of 8 or 4 bits only"
         )
-    fits = (
-        scale.numel() == 1 or (scale.shape[0] == codes.shape[0] and codes.shape[1] % (scale.numel() // len(scale)) == 0)
+    fits = scale.numel() == 1 or (
+        scale.shape[0] == codes.shape[0] and codes.shape[1] % (scale.numel() // len(scale)) == 0
     )
     return None if fits else f"scales of shape {list(scale.shape)} for codes of shape {list(codes.shape)}"
 
 
-def _int8_weight(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    return torch.ops.aten._weight_int8pack_mm(x.contiguous(), codes, scale.to(x.dtype))
+def _int8_linear(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """By torch's product, which torch's compiler cannot take with a scale that is computed (as of 2.13)."""
+    return torch.ops.aten._weight_int8pack_mm(x.contiguous(), codes, scale[:, 0].to(x.dtype))
 
 
 def _int4_linear(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-    zero = torch.zeros_like(scale) if zero is None else zero
     layout = packed(("int4", x.device), lambda: pack4(codes, x.device.type), codes)
     pairs = packed(("int4", x.dtype), lambda: scales4(scale, zero, x.dtype), scale, *(() if zero is None else (zero,)))
     return product4(x, layout, pairs, codes.shape[1] // scale.shape[1])
@@ -209,9 +204,10 @@ def pack4(codes: Tensor, device: str) -> Tensor:
     return torch.ops.aten._convert_weight_to_int4pack(pairs, 8 if codes.shape[1] % 128 == 0 else 2)
 
 
-def scales4(scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+def scales4(scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
     """[groups, out, 2] of scale and offset: a weight is (unsigned code - 8) * scale + offset there."""
-    return torch.stack([scale.t(), (-zero * scale).t()], -1).to(dtype).contiguous()
+    offset = torch.zeros_like(scale) if zero is None else -zero * scale
+    return torch.stack([scale.t(), offset.t()], -1).to(dtype).contiguous()
 
 
 def product4(x: Tensor, layout: Tensor, pairs: Tensor, group: int) -> Tensor:
@@ -230,7 +226,10 @@ def _shape(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tens
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
-for _name, _function in {"int4_linear": _int4_linear, "restored_linear": _restored_linear}.items():
+_EAGER = SimpleNamespace(
+    int8_weight_linear=_int8_linear, int4_weight_linear=_int4_linear, restored_linear=_restored_linear
+)
+for _name, _function in vars(_EAGER).items():
     LIBRARY.define(f"{_name}(Tensor x, Tensor codes, Tensor scale, Tensor? zero) -> Tensor")
     LIBRARY.impl(_name, _function, "CPU")
     LIBRARY.impl(_name, _function, "CUDA")

@@ -12,7 +12,10 @@ from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.operands import Tensor
 
 _FLOAT8 = {
-    "FLOAT8E4M3FN": 448.0, "FLOAT8E4M3FNUZ": 240.0, "FLOAT8E5M2": 57344.0, "FLOAT8E5M2FNUZ": 57344.0,
+    "FLOAT8E4M3FN": 448.0,
+    "FLOAT8E4M3FNUZ": 240.0,
+    "FLOAT8E5M2": 57344.0,
+    "FLOAT8E5M2FNUZ": 57344.0,
 }  # fmt: skip - the largest finite numbers
 
 
@@ -36,49 +39,67 @@ def cast_like(
     return convert(x, in_types[0], in_types[1], saturate=bool(saturate), round_mode=round_mode)
 
 
-def convert(
-    x: Tensor, source: str | None, to: str, *, saturate: bool = True, round_mode: str = "up"
-) -> Tensor:
+def convert(x: Tensor, source: str | None, to: str, *, saturate: bool = True, round_mode: str = "up") -> Tensor:
     """``x`` of the ONNX type ``source`` as the type ``to``, each in what carries it."""
     if source == to:
         return x
-    target = dtypes.torch_dtype(to)
-    if source == "UINT64" and not to.endswith("INT64"):
-        x = _unsigned_double(x)
     if to == "BOOL":
         return (x.float() if x.element_size() == 1 and x.is_floating_point() else x) != 0
     if to in _FLOAT8:
-        return float8(x, to, saturate)
+        return float8(_number(x, source), to, saturate)
     if to == "FLOAT8E8M0":
-        return power_of_two(x.float(), round_mode, saturate)
+        return power_of_two(_number(x, source).float(), round_mode, saturate)
     if to == "FLOAT4E2M1":
-        return float4(x.float())
+        return float4(_single(_number(x, source)))
+    target = dtypes.torch_dtype(to)
+    if target.is_floating_point:
+        return _number(x, source).to(target)
     if dtypes.carried(to):
         return _carried(x, to)
     if x.is_floating_point() and target in (torch.int8, torch.uint8, torch.int16):
-        return x.to(torch.int64).to(target)  # out of range, torch leaves a direct conversion undefined
+        return x.to(torch.int32).to(target)  # out of range, torch leaves a direct conversion undefined
     return x.to(target)
 
 
-def _unsigned_double(x: Tensor) -> Tensor:
+def largest(name: str) -> float:
+    """The largest finite number of a float type of 8 or 4 bits."""
+    return 6.0 if name == "FLOAT4E2M1" else _FLOAT8[name]
+
+
+def _number(x: Tensor, source: str | None) -> Tensor:
+    """``x`` by its value: UINT64 is carried by its bits."""
+    if source != "UINT64":
+        return x
     wide = x.double()
     return torch.where(x < 0, wide + 2.0**64, wide)
 
 
 def _carried(x: Tensor, to: str) -> Tensor:
-    """A type that torch holds in a wider one."""
+    """An integer type that torch holds in a wider one."""
     low, high = dtypes.integer_range(to)
     carrier = dtypes.torch_dtype(to)
     if to == "UINT64":
-        big = x.is_floating_point() and x.double() >= 2.0**63
-        return x.to(carrier) if big is False else torch.where(big, (x.double() - 2.0**64).to(carrier), x.to(carrier))
-    bits = high - low + 1
-    return ((x.to(torch.int64) - low) & (bits - 1)).add(low).to(carrier)
+        if not x.is_floating_point():
+            return x.to(carrier)
+        return torch.where(x.double() >= 2.0**63, (x.double() - 2.0**64).to(carrier), x.to(carrier))
+    small = x.is_floating_point() and high < 2**16  # numpy converts to these by way of int32
+    return ((x.to(torch.int32 if small else torch.int64) - low) & (high - low)).add(low).to(carrier)
+
+
+def _single(x: Tensor) -> Tensor:
+    """float32, of which a last rounding to less than 22 bits makes what it makes of ``x``: inexact numbers are odd."""
+    y = x.float()
+    if x.dtype != torch.float64:
+        return y
+    back = y.detach().double()
+    even = (y.detach().view(torch.int32) & 1) == 0
+    odd = torch.nextafter(y.detach(), torch.where(x > back, torch.inf, -torch.inf).float())
+    return y + torch.where(even & (x != back) & y.isfinite(), odd - y, 0.0).detach()
 
 
 def float8(x: Tensor, to: str, saturate: bool) -> Tensor:
     """To nearest, halves to even. What is too large becomes the largest number, or the infinity or NaN of the type."""
-    wide, most = x.float() if x.dtype != torch.float64 else x, _FLOAT8[to]
+    wide, most = _single(x), _FLOAT8[to]
     if saturate:
         wide = wide.clamp(-most, most)
     elif to == "FLOAT8E4M3FN":  # which torch saturates: half a step above the largest number it is one no more

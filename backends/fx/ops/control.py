@@ -1,7 +1,7 @@
 """If, Loop and Scan: bodies are modules of their own; what they read of the graphs around them comes as arguments.
 
-Outside of tracing the control flow is Python's. Under torch.export and torch.compile a condition or a number of turns that
-is a tensor makes it torch.cond or torch.while_loop; what is known on the host branches and unrolls in Python there too.
+Outside of tracing the control flow is Python's. Under torch.export and torch.compile a condition or a number of turns
+that is a tensor makes it torch.cond or torch.while_loop; what is on the host branches and unrolls in Python there too.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def loop(
 ) -> tuple[Any, ...]:
     """State through the body as often as told or as long as it wants; further results are stacked, one a turn.
 
-    The body takes the turn as a number, the state, and what it captures; it gives whether to go on, the state, the rest.
+    The body takes the turn as a number, the state and what it captures; it gives whether to go on, the state, the rest.
     """
     module, captured, (again, *results) = body
     carried = len(state)

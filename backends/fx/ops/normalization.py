@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -12,9 +12,6 @@ import torch.nn.functional as F
 
 from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.operands import Float, Int, Tensor
-
-
-Types: TypeAlias = tuple[str | None, ...]
 
 # -- by batch ----------------------------------------------------------------------------------------------------------
 
@@ -65,9 +62,7 @@ def batch_normalization_1(
     )  # fmt: skip
 
 
-def _by_statistics(
-    x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float
-) -> Tensor:
+def _by_statistics(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float) -> Tensor:
     """torch's own where the types are those it takes, and no gradient is wanted of the statistics, to which it
     gives none."""
     types = {p.dtype for p in (scale, bias, mean, variance)}
@@ -148,9 +143,7 @@ def group_normalization(
     return torch.group_norm(x, num_groups, scale, bias, epsilon)
 
 
-def group_normalization_18(
-    x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5
-) -> Tensor:
+def group_normalization_18(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5) -> Tensor:
     """Scale and bias are those of groups, not of channels."""
     each = x.shape[1] // num_groups
     scale, bias = (p.unsqueeze(1).expand(-1, each).reshape(-1) for p in (scale, bias))
@@ -224,24 +217,15 @@ def dropout(
     return (wide * mask / (1 - ratio)).to(x.dtype), mask
 
 
-def dropout_7(
-    x: Tensor, *, ratio: float = 0.5, out_types: Types = (), outputs: int = 1
-) -> tuple[Tensor, ...]:
-    """Opsets 7 to 11, whose models are for inference."""
-    return x, _mask(torch.ones_like(x), out_types)
+def dropout_7(x: Tensor, *, ratio: float = 0.5, opset: int = 7, outputs: int = 1) -> tuple[Tensor, ...]:
+    """Opsets 7 to 11, whose models are for inference. Up to opset 9 the mask has the type of the data."""
+    return x, torch.ones_like(x, dtype=torch.bool if opset >= 10 else x.dtype)
 
 
-def dropout_1(
-    x: Tensor, *, ratio: float = 0.5, is_test: int = 0, out_types: Types = (), outputs: int = 1
-) -> tuple[Tensor, ...]:
+def dropout_1(x: Tensor, *, ratio: float = 0.5, is_test: int = 0, outputs: int = 1) -> tuple[Tensor, ...]:
     """Opsets 1 to 6: training is meant unless ``is_test``."""
     y, mask = dropout(x, ratio, 0 if is_test else 1)
-    return y, _mask(mask.to(x.dtype), out_types)
-
-
-def _mask(mask: Tensor, out_types: Types) -> Tensor:
-    """Of the type that is declared: up to opset 9 that of the data, then BOOL."""
-    return mask.bool() if out_types[1:2] == ("BOOL",) else mask
+    return y, mask.to(x.dtype)
 
 
 OPS: dict[str, Callable[..., Any]] = {

@@ -48,3 +48,10 @@ def inside(place: Tensor, weight: Tensor, size: int) -> Tap:
     """A tap without weight where it is out of range."""
     there = (place >= 0) & (place < size)
     return place.clamp(0, size - 1).long(), torch.where(there, weight, 0)
+
+
+def cubic(distance: Tensor, a: float) -> Tensor:
+    """The weight of a tap that far away: Keys' kernel (IEEE Trans. ASSP 29(6), 1981, eq. 4)."""
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return torch.where(distance <= 1, near, torch.where(distance < 2, far, 0))

@@ -29,7 +29,8 @@ def at(xs: list[Tensor], position: Int) -> Tensor:
 def insert(xs: list[Tensor], x: Tensor, position: Int | None = None) -> list[Tensor]:
     """Before a position, which may count from the end; at the end without."""
     position = len(xs) if position is None else position
-    _check(position, len(xs) + 1)
+    if position != len(xs):
+        _check(position, len(xs))
     return [*xs[:position], x, *xs[position:]]
 
 
@@ -40,7 +41,7 @@ def erase(xs: list[Tensor], position: Int = -1) -> list[Tensor]:
 
 
 def _check(position: int, length: int) -> None:
-    """Slices would take any position. The last one to insert at has no name from the end."""
+    """Slices would take any position."""
     if not -length <= position < length:
         raise IndexError(f"position {position} in a sequence of {length}")
 
@@ -61,11 +62,9 @@ def concat(xs: list[Tensor], *, axis: int, new_axis: int = 0) -> Tensor:
 
 
 def map_(xs: list[Tensor], *more: Any, body: Body) -> tuple[list[Tensor], ...]:
-    """The body on each element of the first sequence; of a further sequence it takes the element there, a tensor as is."""
+    """The body on each element of the first sequence, with those of further sequences and with tensors as they are."""
     module, captured, results = body
-    found = [
-        module(x, *(m[i] if isinstance(m, list) else m for m in more), *captured) for i, x in enumerate(xs)
-    ]
+    found = [module(x, *(m[i] if isinstance(m, list) else m for m in more), *captured) for i, x in enumerate(xs)]
     return tuple([f[i] for f in found] for i in range(len(results)))
 
 

@@ -48,6 +48,7 @@ def test_range_of_a_symbolic_size() -> None:
     )
     built = backend.build(graph)
     exported = torch.export.export(built, (torch.ones(5, 2),), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
+    torch._dynamo.reset()
     compiled = torch.compile(built, fullgraph=True, dynamic=True, backend="eager")
     for n in (3, 8):
         for run in (built, exported, compiled):

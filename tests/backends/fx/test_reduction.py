@@ -166,6 +166,7 @@ def test_gradients_of_running_sums() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_no_graph_breaks(op: str) -> None:
     built = module(op, data(op), np.array([1]), constants=[1], opset=18)
+    torch._dynamo.reset()
     compiled = torch.compile(built, fullgraph=True, dynamic=True, backend="eager")
     x = torch.from_numpy(data(op))
     same(compiled(x).numpy(), built(x).numpy())
