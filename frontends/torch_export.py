@@ -14,7 +14,7 @@ import onnx_ir.passes.common as common
 
 from graphpress import edit, verify
 from graphpress.errors import BadRequest, Unsupported
-from graphpress.frontends import torch_checks, torch_errors, torch_names, torch_weights
+from graphpress.frontends import torch_checks, torch_errors, torch_names, torch_signature, torch_weights
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def trace(
     """
     torch = _import_torch()
     args, kwargs = _arguments(torch, module, args, kwargs, dynamic_shapes)
-    with _quiet(), _evaluating(torch, module), torch.no_grad():
+    with _quiet(), _evaluating(torch, module), torch.no_grad(), torch_signature.plain_outputs(torch, module) as constants:
         try:
             # Without keyword arguments, torch takes a trailing dict of the positional ones for them.
             program = torch.onnx.export(
@@ -75,6 +75,7 @@ def trace(
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name  # of one that is returned as it is, the passes make the output's
     torch_names.name_outputs(model, program.exported_program)
+    torch_signature.note(model, program.exported_program, module, constants)
     torch_names.name_nodes(model)
     torch_weights.name_constants(model)
     edit.forget_names(model)

@@ -105,15 +105,18 @@ def find(node: ir.Node) -> Site | None:
         tail = quantizer
     biases = [v.producer() for n in (node, added) for v in n.inputs if v is not None]
     stored = [n for n in biases if n is not None and n.op_type == "DequantizeLinear" and edit.is_constant(n.inputs[0])]
-    readers = (weight.node, *stored, *(() if x is None else _readers(node.inputs[0])))
+    readers = (weight.node, *stored, *(() if x is None else _readers(node.inputs[0], x)))
     return Site(node, x, weight, bias, relu is not None, quantizer, tail, frozenset(covered), readers)
 
 
-def _readers(value: ir.Value | None) -> list[ir.Node]:
-    """A DequantizeLinear, or the Mul and the Cast of codes by token."""
-    node = value.producer() if value is not None else None
-    cast = node.inputs[0].producer() if node is not None and node.op_type == "Mul" and node.inputs[0] else None
-    return [n for n in (node, cast) if n is not None]
+def _readers(value: ir.Value | None, x: Activation) -> list[ir.Node]:
+    """What stands between the codes and the product, nearest first; codes made at run time with it."""
+    found: list[ir.Node] = []
+    stop = x.source if x.kind != "static" else x.codes
+    while value is not None and value is not stop and (node := value.producer()) is not None:
+        found.append(node)
+        value = node.inputs[0]
+    return found
 
 
 def replaced(sites: Iterable[Site]) -> set[ir.Node]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from typing import Any
+import keyword
+from collections.abc import Iterator
 
 import onnx_ir as ir
 import torch
@@ -89,36 +91,36 @@ def disown(module: torch.nn.Module) -> None:
 
 def place(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, persistent: bool = True) -> str:
     """Register ``tensor`` under a dotted name, in modules made for its parts; the path it got in the end."""
-    *folders, leaf = name.split(".") if all(name.split(".")) else [name.replace(".", "_") or "constant"]
-    module = root
-    for folder in folders:
-        module = _folder(module, folder)
-    base, i = leaf, 1
-    while hasattr(module, leaf):
-        leaf, i = f"{base}_{i}", i + 1
+    module, path = _place(root, name or "constant")
     if isinstance(tensor, torch.nn.Parameter):
-        module.register_parameter(leaf, tensor)
+        module.register_parameter(path[-1], tensor)
     else:
-        module.register_buffer(leaf, tensor, persistent=persistent)
-    return ".".join((*folders, leaf))
+        module.register_buffer(path[-1], tensor, persistent=persistent)
+    return ".".join(path)
 
 
 def place_module(root: torch.nn.Module, name: str, module: torch.nn.Module) -> str:
     """Register a module under a dotted name, or one that is free; the name it got."""
-    *folders, leaf = name.split(".") if name and all(name.split(".")) else [name.replace(".", "_") or "kernel"]
-    holder = root
+    holder, path = _place(root, name or "kernel")
+    holder.add_module(path[-1], module)
+    return ".".join(path)
+
+
+def _place(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, list[str]]:
+    """Where something of this name shall be: the module for it, and a path to it that is free."""
+    *folders, leaf = name.split(".") if all(name.split(".")) else [name.replace(".", "_")]
+    path = []
     for folder in folders:
-        holder = _folder(holder, folder)
-    base, i = leaf, 1
-    while hasattr(holder, leaf):
-        leaf, i = f"{base}_{i}", i + 1
-    holder.add_module(leaf, module)
-    return ".".join((*folders, leaf))
+        folder = next(n for n in _names(folder) if n in module._modules or not hasattr(module, n))
+        if folder not in module._modules:
+            module.add_module(folder, torch.nn.Module())
+        module = module.get_submodule(folder)
+        path.append(folder)
+    return module, [*path, next(n for n in _names(leaf) if not hasattr(module, n))]
 
 
-def _folder(module: torch.nn.Module, name: str) -> torch.nn.Module:
-    found: Any = module._modules.get(name)
-    if found is None:
-        found = torch.nn.Module()
-        module.add_module(name, found)
-    return found
+def _names(name: str) -> Iterator[str]:
+    """A name as Python can have it behind a dot, and others if that is taken."""
+    if not keyword.iskeyword(name):
+        yield name
+    yield from (f"{name}_{i}" for i in itertools.count(1))

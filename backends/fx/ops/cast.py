@@ -17,6 +17,7 @@ _FLOAT8 = {
     "FLOAT8E5M2": 57344.0,
     "FLOAT8E5M2FNUZ": 57344.0,
 }  # fmt: skip - the largest finite numbers
+_SMALL = ("INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1")
 
 
 def cast(
@@ -115,25 +116,45 @@ def float4(x: Tensor) -> Tensor:
 
 
 def power_of_two(x: Tensor, round_mode: str, saturate: bool) -> Tensor:
-    """8 bits of exponent, no sign, no mantissa."""
+    """8 bits of exponent, no sign, no mantissa; as ONNX's own ``to_float8e8m0`` has it, subnormal numbers too."""
     bits = x.abs().contiguous().view(torch.int32)
     exponent, mantissa = bits >> 23, bits & 0x7FFFFF
-    up = {"up": mantissa > 0, "down": mantissa < 0, "nearest": mantissa >= 0x400000}[round_mode]
-    code = exponent + up.to(torch.int32)
-    code = code.clamp(max=254) if saturate else torch.where(code > 254, 255, code)
-    code = torch.where(torch.isnan(x), 255, code)
+    half = torch.where(exponent > 0, mantissa >= 0x400000, mantissa > 0x400000)
+    up = {"up": mantissa > 0, "down": mantissa < 0, "nearest": half}[round_mode]
+    code = torch.clamp(exponent + up.to(torch.int32), max=254 if saturate else 255)
+    code = torch.where(exponent == 255, exponent, code)  # infinities and NaN
     return code.to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
-def bit_cast(
-    x: Tensor, *, to: int, in_types: tuple[str | None, ...] = (), out_types: tuple[str | None, ...] = ()
-) -> Tensor:
+# -- bits --------------------------------------------------------------------------------------------------------------
+
+_FLOAT4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_STORED = {"UINT16": torch.int16, "UINT32": torch.int32}  # of their own size
+
+
+def bit_cast(x: Tensor, *, to: int, in_types: tuple[str | None, ...] = ()) -> Tensor:
     """The same bits as another type of the same size."""
     source, name = in_types[0] or "", ir.DataType(to).name
-    stored = {"UINT16": torch.int16, "UINT32": torch.int32}
-    x = x.to(stored[source]) if source in stored else x
-    y = x.view(stored.get(name, dtypes.torch_dtype(name)))
-    return y.to(torch.int64) & (2 ** int(name[4:]) - 1) if name in ("UINT16", "UINT32") else y
+    if source == name:
+        return x
+    if source in _SMALL:
+        return _nibble(x, source, name)
+    y = x.to(_STORED.get(source, x.dtype)).view(_STORED.get(name, dtypes.torch_dtype(name)))
+    return _carried(y, name) if name in _STORED else y
+
+
+def _nibble(x: Tensor, source: str, name: str) -> Tensor:
+    """Between types of 4 bits, or of 2."""
+    code = _float4_code(x) if source == "FLOAT4E2M1" else x
+    if name != "FLOAT4E2M1":
+        return _carried(code, name)
+    numbers = torch.tensor((*_FLOAT4, *(-v for v in _FLOAT4)), device=x.device)
+    return numbers[(code & 15).to(torch.int32)]
+
+
+def _float4_code(x: Tensor) -> Tensor:
+    size = torch.bucketize(x.abs(), torch.tensor(_FLOAT4, device=x.device))
+    return size + 8 * torch.signbit(x).to(size.dtype)
 
 
 OPS: dict[str, Callable[..., Any]] = {

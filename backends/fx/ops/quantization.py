@@ -1,8 +1,8 @@
 """Quantize and dequantize, exactly and with gradients straight through, and products of integers.
 
-``STRAIGHT_THROUGH`` has the forms for training: codes are floats of the same values, rounding passes gradients on. Q and
-DQ together then have the gradients of LSQ (arXiv:1902.08153, eq. 3) for the scale and of LSQ+ (arXiv:2004.09576, sec.
-3.2) for the zero point: no pair has to be found and fused for it. DQ and the products have one form for both.
+``STRAIGHT_THROUGH`` has the forms for training: codes are floats of the same values, rounding passes gradients on. Q
+and DQ together then have the gradients of LSQ (arXiv:1902.08153, eq. 3) for the scale and of LSQ+ (arXiv:2004.09576,
+sec. 3.2) for the zero point: no pair has to be found and fused for it. DQ and the products have one form for both.
 """
 
 from __future__ import annotations

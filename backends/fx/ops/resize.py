@@ -159,7 +159,8 @@ def _whole(y: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _kernel(x: Tensor, changes: Sequence[Axis], how: How) -> Callable[..., Any] | None:
     """torch's own, if there is one for these axes and with this meaning."""
-    fits = 3 <= x.dim() <= 5 and all(c.axis > 1 for c in changes) and x.is_floating_point() and not how.antialias
+    fits = 3 <= x.dim() <= 5 and all(c.axis > 1 and c.out != 0 for c in changes)
+    fits = fits and x.is_floating_point() and not how.antialias
     if not fits:
         return None
     rank = x.dim() - 3
@@ -188,24 +189,33 @@ def _repeats(changes: Sequence[Axis], how: How) -> bool:
 
 
 def _coordinates(change: Axis, how: How, device: torch.device) -> Tensor:
-    """Where each output place lies in the input, counted from the centre of its first place."""
-    place = torch.arange(change.out, dtype=torch.float64, device=device)
-    size, last = change.size, change.size - 1
-    if how.coordinates == "half_pixel":
-        return (place + 0.5) / change.scale - 0.5
-    if how.coordinates == "asymmetric":
-        return place / change.scale
-    if how.coordinates == "pytorch_half_pixel":
-        return (place + 0.5) / change.scale - 0.5 if change.out > 1 else place
-    if how.coordinates == "half_pixel_symmetric":
-        return size / 2 * (1 - change.out / change.length) + (place + 0.5) / change.scale - 0.5
+    """Where each output place lies in the input, counted from the centre of its first place.
+
+    What is rounded to the nearest place is computed as runtimes do, in float32: scales are float32, and with their
+    exact value a scale of 0.6 would never meet a place.
+    """
+    crops = how.coordinates == "tf_crop_and_resize"
+    dtype = torch.float32 if how.mode == "nearest" and not crops else torch.float64
+    place = torch.arange(change.out, dtype=dtype, device=device)
+    if crops:
+        return _cropped(place, change)
     if how.coordinates == "align_corners":
-        return place * (last / (change.length - 1)) if change.length != 1 else place * 0
-    if how.coordinates == "tf_crop_and_resize":
-        if change.length == 1:
-            return place * 0 + 0.5 * (change.start + change.end) * last
-        return change.start * last + place * ((change.end - change.start) * last / (change.length - 1))
+        return place * (change.size - 1) / (change.length - 1) if change.length != 1 else place * 0
+    if how.coordinates == "pytorch_half_pixel" and change.out == 1:
+        return place
+    scale = torch.full((), change.scale, dtype=dtype, device=device)  # a number would become its reciprocal on CUDA
+    if how.coordinates == "asymmetric":
+        return place / scale
+    if how.coordinates in ("half_pixel", "pytorch_half_pixel"):
+        return (place + 0.5) / scale - 0.5
+    if how.coordinates == "half_pixel_symmetric":
+        return change.size / 2 * (1 - change.out / change.length) + (place + 0.5) / scale - 0.5
     raise Unsupported(f"there is no coordinate_transformation_mode {how.coordinates!r}")
+
+
+def _cropped(place: Tensor, change: Axis) -> Tensor:
+    share = place / (change.length - 1) if change.length != 1 else place * 0 + 0.5
+    return (change.start + share * (change.end - change.start)) * (change.size - 1)
 
 
 def _nearest(x: Tensor, change: Axis, how: How) -> Tensor:
