@@ -71,7 +71,7 @@ def trace(
         torch_checks.check(model, program.exported_program, dynamic_shapes)
         torch_names.name_dimensions(model)
         inputs = [value.name for value in model.graph.inputs]
-        _tidy(model, torch_weights.tied(program.exported_program), fold_batchnorm)
+        _tidy(model, program.exported_program, fold_batchnorm)
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name  # of one that is returned as it is, the passes make the output's
     torch_names.name_outputs(model, program.exported_program)
@@ -145,13 +145,13 @@ def _evaluating(torch: Any, module: Any) -> Iterator[None]:
             part.training = mode
 
 
-def _tidy(model: ir.Model, tied: Mapping[str, str], fold_batchnorm: bool) -> None:
+def _tidy(model: ir.Model, program: Any, fold_batchnorm: bool) -> None:
     """Fold what is constant and drop what the exporter wrote for nothing; weights keep track of their parameters."""
     from onnxscript import optimizer, rewriter
 
     common.InlinePass()(model)
     common.CommonSubexpressionEliminationPass()(model)
-    weights = torch_weights.Weights(model, tied)
+    weights = torch_weights.weights(model, program)
     for _ in range(2):  # rules make constants, constants make rules match
         optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=weights.should_fold)
         torch_weights.drop_zero_biases(model, weights)

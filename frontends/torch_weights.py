@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphpress.base import ROLE, SOURCE
 from graphpress.frontends.torch_names import unique
 
-SOURCE = "graphpress.source"  # of a value: the parameter it was computed from, and how
 _SIZES = {"Shape", "Size"}  # read a weight, but not its values
 _MOVES = {
     "Cast",
@@ -31,6 +31,7 @@ _MOVES = {
     "Unsqueeze",
 }  # fmt: skip - the first operand comes out; the others say how
 _LAYERS = {"Conv", "ConvTranspose", "Gemm"}
+_VIEWS = {"reshape", "flatten", "squeeze", "unsqueeze", "identity", "cast", "castlike"}  # keep the elements' order
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class _Origin:
     parameters: tuple[str, ...]
     transform: tuple[str, ...] = ()
 
-    def tag(self, tied: Mapping[str, str]) -> str:
-        """As JSON, for metadata; empty for a parameter as it is."""
+    def tag(self, tied: Mapping[str, str], shape: Sequence[int], own: Sequence[int]) -> str:
+        """As JSON, for metadata; empty for a parameter as it is. ``shape`` is the value's, ``own`` the parameter's."""
         first, *more = self.parameters
         same = [name for name, whose in tied.items() if whose == first and name != first]
         source = {"parameter": first, "transform": "+".join(self.transform), "others": more, "tied": same}
+        if _VIEWS.issuperset(self.transform) and list(shape) != list(own):
+            source["shape"] = list(own)
         return json.dumps({k: v for k, v in source.items() if v}) if self.transform or same else ""
 
 
@@ -52,11 +55,12 @@ class _Origin:
 class Weights:
     """The parameters of a model, as the exporter wrote it: before anything is folded, and with functions inlined.
 
-    ``tied`` has for each parameter the first name of its tensor.
+    ``tied`` has for each parameter the first name of its tensor, ``roles`` what it is to its module.
     """
 
     model: ir.Model
     tied: Mapping[str, str]
+    roles: Mapping[str, str]
     tensors: dict[str, ir.TensorProtocol] = field(init=False)  # by parameter name
     origins: dict[str, _Origin] = field(init=False)  # by name of a value that a fold makes an initializer
     normed: dict[str, tuple[str, tuple[str, ...]]] = field(init=False)  # of a layer before a BatchNorm: see _note_norm
@@ -80,8 +84,9 @@ class Weights:
         elif all(n in self.origins or n in constants for n in names):
             sources = [self.origins[n] for n in names if n in self.origins]
             parameters = dict.fromkeys(p for s in sources for p in s.parameters)
-            steps = dict.fromkeys([*(t for s in sources for t in s.transform), node.op_type.lower()])
+            steps = [*(t for s in sources for t in s.transform), node.op_type.lower()]
             if sources:
+                steps = steps if len(sources) == 1 else list(dict.fromkeys(steps))
                 self.origins |= dict.fromkeys(results, _Origin(tuple(parameters), tuple(steps)))
             else:
                 constants.update(results)
@@ -110,18 +115,24 @@ class Weights:
         return all((o.name or "") in self.origins for o in node.outputs)
 
     def restore(self, model: ir.Model) -> None:
-        """Name initializers after their parameters, and take their values off torch."""
+        """Name initializers after their parameters, note what they are, and take their values off torch."""
         initializers = list(model.graph.initializers.values())
         taken = {v.name or "" for v in initializers} | _value_names(model)
         for value in initializers:
             name, origin = self._origin(value)
             value.metadata_props.clear()
-            if origin is not None and (tag := origin.tag(self.tied)):
+            value.metadata_props[ROLE] = "temporary" if origin is None else self.roles.get(origin.parameters[0], "temporary")
+            if origin is not None and (tag := self._tag(value, origin)):
                 value.metadata_props[SOURCE] = tag
             if value.name != name:
                 value.name = unique(name, taken)
         for value in model.graph.initializers.values():
             value.const_value = _plain(value)
+
+    def _tag(self, value: ir.Value, origin: _Origin) -> str:
+        first, own = origin.parameters[0], value.const_value
+        tensors = [t for name, t in self.tensors.items() if self.tied.get(name, name) == first]
+        return origin.tag(self.tied, [] if own is None else own.shape.numpy(), tensors[0].shape.numpy())
 
     def _origin(self, value: ir.Value) -> tuple[str, _Origin | None]:
         """What an initializer is to be called, and where it comes from."""
@@ -135,7 +146,23 @@ class Weights:
         return (origin.parameters[0] if origin else name), origin
 
 
-def tied(program: Any) -> dict[str, str]:
+def weights(model: ir.Model, program: Any) -> Weights:
+    """The parameters of a model that was made from an ExportedProgram."""
+    known = _tied(program)
+    return Weights(model, known, _roles(program, known))
+
+
+def _roles(program: Any, tied: Mapping[str, str]) -> dict[str, str]:
+    """What each parameter, buffer and constant is to a state dict: parameter, buffer, or temporary, which it lacks."""
+    found = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.target is not None:
+            role = "parameter" if spec.kind.name == "PARAMETER" else "buffer" if spec.persistent else "temporary"
+            found[spec.target] = found[tied.get(spec.target, spec.target)] = role
+    return found
+
+
+def _tied(program: Any) -> dict[str, str]:
     """For each parameter and buffer of an ExportedProgram, the first name under which its tensor is known."""
     first: dict[Any, str] = {}
     state = program.state_dict | {name: t for name, t in program.constants.items() if hasattr(t, "untyped_storage")}

@@ -22,6 +22,8 @@ Arrays: TypeAlias = Mapping[str, np.ndarray]
 # Keys of metadata_props, the only channel between passes that survives a file.
 BY = "graphpress.by"  # node: the pass that made it
 ORIGIN = "graphpress.from"  # node: name of the node it was made for
+SOURCE = "graphpress.source"  # of an initializer, as JSON: the torch parameter it was computed from, and how
+ROLE = "graphpress.role"  # likewise: parameter, buffer, or temporary, which a state dict does not have
 SCOPE = "graphpress.scope"  # node: module path in the source program
 STAGE = "graphpress.stage"  # model: its Stage
 TARGET = "graphpress.target"  # model: the target it was lowered for

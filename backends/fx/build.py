@@ -73,8 +73,11 @@ def _before_load(module: torch.nn.Module, *_: object) -> None:
 
 
 def _prepared(model: ir.Model) -> ir.Model:
-    """The model in topological order, without calls of its own functions but for operators of the dialect."""
-    if _sorted(model.graph) and all(f.domain == DOMAIN for f in model.functions.values()):
+    """The model in topological order, with the types of all values, without calls of its own functions but for
+    operators of the dialect.
+    """
+    inlined = all(f.domain == DOMAIN for f in model.functions.values())
+    if inlined and _sorted(model.graph) and _typed(model.graph):
         return model
     model = model.clone()
     kept = {i: f for i, f in model.functions.items() if f.domain == DOMAIN}
@@ -83,7 +86,14 @@ def _prepared(model: ir.Model) -> ir.Model:
     common.InlinePass()(model)
     model.functions.update(kept)
     model.graph.sort()
+    if not _typed(model.graph):  # an unsigned type that torch holds in a wider one has functions of its own
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
     return model
+
+
+def _typed(graph: ir.Graph) -> bool:
+    """Whether the types of all values are known, in subgraphs too."""
+    return all(v.type is not None for node in graph.all_nodes() for v in node.outputs if v.name)
 
 
 def _sorted(graph: ir.Graph) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import keyword
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -123,11 +124,16 @@ class Builder:
         """The tensor whose device is the module's: the first of the outermost graph that has one."""
         return (self.parent.source() if self.parent is not None else None) or self._first
 
-    def placeholder(self, name: str) -> fx.Node:
-        """A further argument of the module, behind those there are."""
+    def bind_number(self, value: ir.Value, ref: fx.Node) -> None:
+        """Let a value be the int that an fx node gives."""
+        self.items[id(value)] = Item(ref, True, value.dtype.name if value.dtype else None, 0)
+
+    def placeholder(self, name: str, *default: Any) -> fx.Node:
+        """A further argument of the module, behind those there are; it keeps a name that Python can have."""
         first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
+        target = name if name.isidentifier() and not keyword.iskeyword(name) else identifier(name)
         with contextlib.nullcontext() if first is None else self.graph.inserting_before(first):
-            made = self.graph.create_node("placeholder", identifier(name), name=identifier(name))
+            made = self.graph.create_node("placeholder", target, default, name=identifier(name))
         if self.parent is not None:
             made.target = made.name  # free among those that there are; the outermost ones are the call's
         return made
@@ -373,7 +379,7 @@ class Call:
 def identifier(name: str) -> str:
     """A name as Python can have it."""
     name = re.sub(r"\W", "_", name).strip("_") or "value"
-    return f"_{name}" if name[0].isdigit() or name in _MODULE_ATTRIBUTES else name
+    return f"_{name}" if name[0].isdigit() or name in _MODULE_ATTRIBUTES or keyword.iskeyword(name) else name
 
 
 def _type(value: ir.Value | None) -> str | None:

@@ -63,7 +63,7 @@ class ModuleRunner:
         if unknown := [name for name in feeds if name not in tensors]:
             where = f"input {unknown[0]!r}"
             raise BadRequest("the model has no such input", where=where, fix=nearest(unknown[0], self.input_names))
-        return [self.call.filled(tree, tensors) for _, tree in self.call.inputs]
+        return [signature.filled(tree, tensors) for _, tree in self.call.inputs]
 
     def _input(self, name: str, feeds: Arrays) -> Any:
         if name not in feeds:

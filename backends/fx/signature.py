@@ -36,10 +36,13 @@ class Signature:
     def bind_inputs(self, builder: Builder, model: ir.Model) -> None:
         """A placeholder for each argument; graph inputs are what lies in it."""
         values = {v.name: v for v in model.graph.inputs}
-        defaults = False
+        default: tuple[Any, ...] = ()
         for name, tree in self.inputs:
-            defaults = defaults or name in self.optional  # from the first on, Python wants one of all; Check knows better
-            made = builder.placeholder(name, **({"default": filled(tree, {})} if name in self.optional else {"default": None} if defaults else {}))
+            if name in self.optional:
+                default = (filled(tree, {}),)
+            elif default:
+                default = (None,)  # behind one that may be left out Python wants one; the check knows better
+            made = builder.placeholder(name, *default)
             for leaf in leaves(tree):
                 leaf.bind(builder, values[leaf.name], made)
 
@@ -47,9 +50,10 @@ class Signature:
         values = {v.name: v for v in model.graph.outputs}
         builder.graph.output(_map(self.output, lambda leaf: builder.wanted(values[leaf.name], leaf.kind)))
 
-    def named(self, result: Any) -> dict[str, torch.Tensor]:
+    def named(self, result: Any) -> dict[str, Any]:
         """The graph outputs in what the module gave."""
-        return {leaf.name: torch.as_tensor(leaf.look(result)) for leaf in leaves(self.output)}
+        found = [(leaf, look(result, leaf.path)) for leaf in leaves(self.output)]
+        return {leaf.name: torch.tensor(x) if leaf.kind == "Int" else x for leaf, x in found}
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,14 @@ class Leaf:
     kind: str
     path: Path = ()
 
-    def look(self, whole: Any) -> Any:
-        return look(whole, self.path)
-
     def bind(self, builder: Builder, value: ir.Value, ref: Any) -> None:
         for step in self.path:
             function, args = (pytree.tree_leaves, (ref,)) if step is _LEAVES else (operator.getitem, (ref, step))
             ref = builder.graph.call_function(function, args)
         if self.kind == "Int":
-            builder.bind_host(value, ref)
+            builder.bind_number(value, ref)
             return
-        carrier = dtypes.carrier(value.dtype.name) if value.dtype else None
+        carrier = dtypes.carrier(value.dtype.name) if value.dtype and is_tensor(value) else None
         builder.bind(value, ref if carrier is None else builder.graph.call_method("to", (ref, carrier)))
 
 
@@ -80,7 +81,7 @@ def look(whole: Any, path: Path) -> Any:
     return whole
 
 
-def filled(tree: Tree, tensors: Mapping[str, torch.Tensor]) -> Any:
+def filled(tree: Tree, tensors: Mapping[str, Any]) -> Any:
     """An argument with tensors in the places of graph inputs."""
     return _map(tree, lambda leaf: tensors[leaf.name].item() if leaf.kind == "Int" else tensors[leaf.name])
 
@@ -122,6 +123,11 @@ def leaves(tree: Tree, path: Path = ()) -> Iterator[Leaf]:
         yield Leaf(content, kind, path)
     for steps, part in _parts(tree):
         yield from leaves(part, path + steps)
+
+
+def is_tensor(value: ir.Value) -> bool:
+    """Whether a value is a tensor, as far as known; else it is a sequence or an optional value."""
+    return isinstance(value.type, ir.TensorType | None)
 
 
 def read(model: ir.Model) -> Signature:
@@ -241,6 +247,8 @@ def _wanted(name: str, path: Path, tree: Tree, values: Mapping[str | None, ir.Va
     kind, content = _parted(tree)
     if kind == "Tensor":
         value = values[content]
+        if not is_tensor(value):
+            return
         dims = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
         known = value.dtype is not None and not dtypes.carried(value.dtype.name)
         yield Wanted(content, path, tree, dtypes.torch_dtype(value.dtype.name) if known and value.dtype else None, dims)

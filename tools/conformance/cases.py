@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
-_OUTSIDE = ("ai.onnx.preview.training", "ai.onnx.training")
+_RANDOM = ("Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Case:
     Attributes:
         op: The operator it is about: domain and op type of the first node of a node test; "" for a whole model.
         sets: Pairs of inputs and expected outputs, in the order of the graph's.
-        group: ``core`` or what sets it apart from the bar: training, sequence, optional, string, ml.
+        group: ``core`` or what sets it apart from the bar: training, sequence, optional, string; also random (numbers
+            are drawn: only types and shapes are compared), ml and preview (other domains).
     """
 
     name: str
@@ -72,30 +73,41 @@ def _about(name: str, model: onnx.ModelProto, kind: str, ops: dict[str, str]) ->
 
 
 def _group(model: onnx.ModelProto) -> str:
-    if any(o.domain in _OUTSIDE for o in model.opset_import):
+    nodes = list(model.graph.node)
+    domains = {o.domain for o in model.opset_import}
+    if "ai.onnx.preview.training" in domains or any(_trains(n) for n in nodes):
         return "training"
-    if any(o.domain == "ai.onnx.ml" for o in model.opset_import):
+    if "ai.onnx.ml" in domains:
         return "ml"
+    if any(d.startswith("ai.onnx.preview") for d in domains):
+        return "preview"
+    if any(n.op_type.startswith(_RANDOM) or _drops(n) for n in nodes):
+        return "random"
+    return _values_group(model, {n.op_type for n in nodes})
+
+
+def _values_group(model: onnx.ModelProto, ops: set[str]) -> str:
     values = [*model.graph.input, *model.graph.output]
     kinds = {v.type.WhichOneof("value") for v in values}
-    inner = [a.type for n in model.graph.node for a in n.attribute if a.type == onnx.AttributeProto.TYPE_PROTO]
-    if kinds & {"optional_type"} or inner or any(n.op_type.startswith("Optional") for n in model.graph.node):
+    typed = any(a.type == onnx.AttributeProto.TYPE_PROTO for n in model.graph.node for a in n.attribute)
+    if "optional_type" in kinds or typed or any(o.startswith("Optional") for o in ops):
         return "optional"
-    if "sequence_type" in kinds or any("Sequence" in n.op_type for n in model.graph.node):
+    if "sequence_type" in kinds or any("Sequence" in o for o in ops):
         return "sequence"
     strings = any(v.type.tensor_type.elem_type == onnx.TensorProto.STRING for v in values)
-    if strings or any(n.op_type.startswith(("String", "RegexFull", "TfIdf")) for n in model.graph.node):
+    if strings or any(o.startswith(("String", "RegexFull", "TfIdf")) for o in ops):
         return "string"
-    if any(t.training_mode for t in map(_Training, model.graph.node)):
-        return "training"
     return "core"
 
 
-class _Training:
+def _trains(node: onnx.NodeProto) -> bool:
     """Whether a node is asked for its behaviour in training."""
+    return any(a.name == "training_mode" and a.i for a in node.attribute)
 
-    def __init__(self, node: onnx.NodeProto) -> None:
-        self.training_mode = any(a.name == "training_mode" and a.i for a in node.attribute)
+
+def _drops(node: onnx.NodeProto) -> bool:
+    """Whether a Dropout is told at run time to drop: it has a third input."""
+    return node.op_type == "Dropout" and len(node.input) > 2
 
 
 def _stored(raw: Any, model: onnx.ModelProto) -> Iterator[tuple[list[Any], list[Any]]]:

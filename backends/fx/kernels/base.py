@@ -45,6 +45,17 @@ class Kernel(nn.Module):
         """As an audit's row has it."""
         return "fallback" if self.refusal(self.weight.device.type) else self.kind
 
+    def planned(self, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives of the state, until the state changes."""
+        now = [stamp(t) for t in self._buffers.values() if t is not None]
+        plan = self.__dict__.get("_plan")
+        if plan is None or plan[0] != now:
+            plan = self.__dict__["_plan"] = (now, make())
+        return plan[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_plan"}  # packed weights neither copy nor save
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Kernel:
         before = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
         super()._apply(fn, recurse)
@@ -60,19 +71,18 @@ class Kernel(nn.Module):
         self.register_buffer(name, None if value is None else torch.tensor(value, dtype=torch.int32))
 
 
-def packed(key: Any, make: Callable[[], torch.Tensor], weight: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-    """What ``make`` gives of these tensors, until the first goes, or their contents or the key change.
-
-    So no module holds packed state: it would neither copy nor save.
-    """
-    now = (key, *(_stamp(t) for t in (weight, *others)))
-    found = _PACKED.get(weight)
+def packed(key: Any, make: Callable[[], Any], weight: torch.Tensor, *others: torch.Tensor) -> Any:
+    """What ``make`` gives of these tensors, until the first goes or their contents change: for what has no module."""
+    now = [stamp(t) for t in (weight, *others)]
+    made = _PACKED.setdefault(weight, {})
+    found = made.get(key)
     if found is None or found[0] != now:
-        found = _PACKED[weight] = (now, make())
+        found = made[key] = (now, make())
     return found[1]
 
 
-def _stamp(tensor: torch.Tensor) -> tuple[int, int]:
+def stamp(tensor: torch.Tensor) -> tuple[int, int]:
+    """Changes when the tensor is written to or gets other memory."""
     return (0 if tensor.is_inference() else tensor._version, tensor.data_ptr())
 
 
@@ -130,7 +140,7 @@ def requantize(
     return (torch.round(y / scale) + zero).clamp(limits.min, limits.max).to(dtype)
 
 
-def unsigned(codes: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def unsigned(codes: torch.Tensor, zero: Any) -> tuple[torch.Tensor, Any]:
     """Codes as uint8 with their zero point: what oneDNN computes fast without AMX."""
     return (codes, zero) if codes.dtype == torch.uint8 else (codes.view(torch.uint8).bitwise_xor(128), zero + 128)
 

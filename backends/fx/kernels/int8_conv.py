@@ -43,12 +43,12 @@ def probe(device: str) -> str | None:
     if device != "cpu":
         return f"torch has no convolution of integers on {device}"
     x = torch.full((1, 16, 6, 6), 255, dtype=torch.uint8)
-    zero, one = torch.tensor(3, dtype=torch.int32), torch.ones(())
     try:
         for groups in (1, 16):
             weight = torch.full((16, 16 // groups, 3, 3), 127, dtype=torch.int8)
             weight[::2] = -128
-            y = _int8_conv(x, one, zero, weight, torch.ones(16), None, [1], [1], [1], groups, None, None, torch.float32, False)  # fmt: skip  # noqa: E501
+            shape = ([1, 1], [1, 1], [1, 1], groups)
+            y = _run(x, arguments(1.0, 3, weight, torch.ones(16), None, *shape, None, torch.float32, False))
             exact = F.conv2d(x.double() - 3.0, weight.double(), padding=1, groups=groups)
             if not torch.equal(y.double(), exact):
                 return "convolutions of 8-bit integers overflow on this processor"
@@ -127,13 +127,23 @@ class StaticInt8Conv(Kernel):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not self.runs or torch.compiler.is_exporting():
             return self.reference(x)
+        if not traced(x):
+            codes, _ = unsigned(self._codes(x), 0)
+            return _run(self._padded(codes) if self.margins else codes, self.planned(self._arguments))
         codes, zero = unsigned(self._codes(x), self.input_zero)
-        if self.margins:
-            codes = self._padded(codes, zero)
-        conv = torch.ops.graphpress.int8_conv if traced(x) else _int8_conv
-        return conv(
-            codes, self.input_scale, zero, self.weight, self.weight_scale, self.bias, self.stride, self.padding,
-            self.dilation, self.groups, self.output_scale, self.output_zero, self.output_dtype, self.relu,
+        return torch.ops.graphpress.int8_conv(
+            self._padded(codes) if self.margins else codes, self.input_scale, zero, self.weight, self.weight_scale,
+            self.bias, self.stride, self.padding, self.dilation, self.groups, self.output_scale, self.output_zero,
+            self.output_dtype, self.relu,
+        )  # fmt: skip
+
+    def _arguments(self) -> tuple[Any, ...]:
+        zero = self.input_zero.item() + (128 if self.input_dtype == torch.int8 else 0)
+        quantizer = None if self.output_scale is None else (self.output_scale.item(), self.output_zero.item())
+        shape = (self.stride, self.padding, self.dilation, self.groups)
+        return arguments(
+            self.input_scale.item(), zero, self.weight, self.weight_scale, self.bias, *shape, quantizer,
+            self.output_dtype, self.relu,
         )  # fmt: skip
 
     def reference(self, x: Tensor) -> Tensor:
@@ -153,10 +163,45 @@ class StaticInt8Conv(Kernel):
             return x
         return requantize(x.float(), self.input_scale, self.input_zero, self.input_dtype)
 
-    def _padded(self, codes: Tensor, zero: Tensor) -> Tensor:
-        """With the code of 0 around; a margin is written over, for F.pad takes no tensor."""
+    def _padded(self, codes: Tensor) -> Tensor:
+        """With the code of 0 around; chosen from two, for F.pad takes no tensor."""
+        zero = unsigned(torch.zeros((), dtype=self.input_dtype, device=codes.device), self.input_zero)[1]
         inside = F.pad(torch.ones_like(codes, dtype=torch.bool), self.margins)
         return torch.where(inside, F.pad(codes, self.margins), zero.to(torch.uint8))
+
+
+def arguments(
+    x_scale: float,
+    x_zero: int,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    quantizer: tuple[float, int] | None,
+    dtype: torch.dtype,
+    relu: bool,
+) -> tuple[Any, ...]:
+    """What oneDNN's convolution takes behind its input, with the weight packed."""
+    late = relu and weight.dim() == 5  # torch has no ReLU behind three dimensions
+    shape = (stride, padding, dilation, groups)
+    layout = torch.ops.onednn.qconv_prepack(weight, weight_scale, x_scale, x_zero, *shape, None)
+    zero = torch.zeros(len(weight_scale), dtype=torch.int32)
+    post = "relu" if relu and not late else "none"
+    return (
+        (x_scale, x_zero, layout, weight_scale, zero, bias, *shape, *(quantizer or (1.0, 0)), dtype, post, [], ""),
+        (quantizer[1] if quantizer else 0) if late else None,
+        _LAYOUT[weight.dim() - 2],
+    )
+
+
+def _run(x: Tensor, planned: tuple[Any, ...]) -> Tensor:
+    behind, floor, layout = planned
+    y = torch.ops.onednn.qconv_pointwise.default(x, *behind)
+    y = y if floor is None else y.clamp_min_(floor)
+    return y.contiguous(memory_format=layout)
 
 
 def _int8_conv(
@@ -175,25 +220,12 @@ def _int8_conv(
     dtype: torch.dtype,
     relu: bool,
 ) -> Tensor:
-    """oneDNN's convolution of uint8 codes and int8 weights, exact in the sums, with what comes behind."""
-    dims = weight.dim() - 2
-    shape = [v * dims if len(v) == 1 else v for v in (stride, padding, dilation)]
-    x_scale, x_zero = x_scale.item(), x_zero.item()
-    quantizer = (1.0, 0) if out_scale is None or out_zero is None else (out_scale.item(), out_zero.item())
-    layout = packed(
-        (x_scale, x_zero, *map(tuple, shape), groups),
-        lambda: torch.ops.onednn.qconv_prepack(weight, weight_scale, x_scale, x_zero, *shape, groups, None),
-        weight,
-        weight_scale,
-    )
-    late = relu and dims == 3  # oneDNN's binding has no ReLU behind three dimensions
-    y = torch.ops.onednn.qconv_pointwise.default(
-        x, x_scale, x_zero, layout, weight_scale, _NO_ZERO.expand(len(weight_scale)), bias, *shape, groups, *quantizer,
-        dtype, "relu" if relu and not late else "none", [], "",
-    )  # fmt: skip
-    if late:
-        y = y.clamp_min_(quantizer[1] if not dtype.is_floating_point else 0)
-    return y.contiguous(memory_format=_LAYOUT[dims])
+    scale, zero, shape = x_scale.item(), x_zero.item(), (stride, padding, dilation, groups)
+    quantizer = None if out_scale is None or out_zero is None else (out_scale.item(), out_zero.item())
+    rest = (quantizer, dtype, relu)
+    tensors = (weight, weight_scale) if bias is None else (weight, weight_scale, bias)
+    key = ("conv", scale, zero, *map(tuple, shape[:3]), groups, *rest)
+    return _run(x, packed(key, lambda: arguments(scale, zero, weight, weight_scale, bias, *shape, *rest), *tensors))
 
 
 def _shape(x: Tensor, x_scale: Tensor, x_zero: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -206,7 +238,6 @@ def _shape(x: Tensor, x_scale: Tensor, x_zero: Tensor, weight: Tensor, *rest: An
     return torch.empty((x.shape[0], weight.shape[0], *sizes), dtype=dtype, device=x.device, memory_format=_LAYOUT[dims])
 
 
-_NO_ZERO = torch.zeros(1, dtype=torch.int32)
 LIBRARY.define(
     "int8_conv(Tensor x, Tensor x_scale, Tensor x_zero, Tensor weight, Tensor weight_scale, Tensor? bias, int[] stride,"
     " int[] padding, int[] dilation, int groups, Tensor? out_scale, Tensor? out_zero, ScalarType dtype, bool relu)"

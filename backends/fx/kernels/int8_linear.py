@@ -209,14 +209,22 @@ class StaticInt8Linear(Int8Linear):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type not in self.runs_on:
             return self.reference(x)
-        x, zero = unsigned(self._codes(x), self.input_zero)
+        if x.device.type == "cpu" and not traced(x):
+            codes, _ = unsigned(self._codes(x), 0)
+            scale, zero, *behind = self.planned(self._numbers)
+            return product(codes, scale, zero, self.weight, self.weight_sum, self.weight_scale, self.bias, *behind)
+        codes, zero = unsigned(self._codes(x), self.input_zero)
         if x.device.type == "cuda" or torch.compiler.is_exporting():
-            return self._out(self._floats_of(self._sums(x, zero), self.input_scale))
-        linear = torch.ops.graphpress.int8_linear if traced(x) else _int8_linear
-        return linear(
-            x, self.input_scale, zero, self.weight, self.weight_sum, self.weight_scale, self.bias,
+            return self._out(self._floats_of(self._sums(codes, zero), self.input_scale))
+        return torch.ops.graphpress.int8_linear(
+            codes, self.input_scale, zero, self.weight, self.weight_sum, self.weight_scale, self.bias,
             self.output_scale, self.output_zero, self.output_dtype, self.relu,
         )  # fmt: skip
+
+    def _numbers(self) -> tuple[Any, ...]:
+        zero = self.input_zero.item() + (128 if self.input_dtype == torch.int8 else 0)
+        quantizer = None if self.output_scale is None else (self.output_scale.item(), self.output_zero.item())
+        return self.input_scale.item(), zero, quantizer, self.output_dtype, self.relu
 
     def reference(self, x: Tensor) -> Tensor:
         sums = self._exact_sums(self._codes(x), self.input_zero)

@@ -12,7 +12,7 @@ from torch import Tensor
 from graphpress.backends.fx.kernels.base import LIBRARY, Kernel, packed, require, traced
 
 GROUPS = (32, 64, 128, 256)  # of torch's 4-bit kernels
-ROWS = {8: 8, 4: 16}  # up to here they are faster than a product with weights restored to bfloat16
+ROWS = {8: 32, 4: 64}  # up to here they are faster than a product with weights restored to bfloat16
 _HALF = (torch.bfloat16, torch.float16)
 _DEPTH, _WIDTH = 16, 16  # the 8-bit kernel reads past a row of another depth; the 4-bit one packs 16 channels
 

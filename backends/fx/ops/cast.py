@@ -95,7 +95,7 @@ def _single(x: Tensor) -> Tensor:
     back = y.detach().double()
     even = (y.detach().view(torch.int32) & 1) == 0
     odd = torch.nextafter(y.detach(), torch.where(x > back, torch.inf, -torch.inf).float())
-    return y + torch.where(even & (x != back) & y.isfinite(), odd - y, 0.0).detach()
+    return torch.where(even & (x != back) & y.isfinite(), y + (odd - y).detach(), y)
 
 
 def float8(x: Tensor, to: str, saturate: bool) -> Tensor:

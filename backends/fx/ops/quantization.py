@@ -47,11 +47,11 @@ def spread(parameter: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
 def quantize_linear(
     x: Tensor, scale: Tensor, zero_point: Tensor | None = None,
     *, axis: int = 1, block_size: int = 0, output_dtype: int = 0, precision: int = 0, saturate: int = 1,
-    in_types: Types = (),
+    in_types: Types = (), opset: int = 23,
 ) -> Tensor:  # fmt: skip
     """Rounded to nearest, halves to even, then moved by the zero point and saturated."""
     name = _stored(in_types, output_dtype)
-    ratio = _ratio(x, spread(scale, x, axis, block_size), precision)
+    ratio = _ratio(x, spread(scale, x, axis, block_size), precision, opset)
     if "FLOAT" in name:  # whose zero point is 0
         return cast.convert(ratio, None, name, saturate=bool(saturate))
     return codes(ratio, None if zero_point is None else spread(zero_point, x, axis, block_size), name)
@@ -64,9 +64,12 @@ def _stored(in_types: Types, output_dtype: int) -> str:
     return ir.DataType(output_dtype).name if output_dtype else "UINT8"
 
 
-def _ratio(x: Tensor, scale: Tensor, precision: int) -> Tensor:
-    """``x`` in scales, divided in a precision that is the scale's own by default."""
-    dtype = dtypes.torch_dtype(ir.DataType(precision).name) if precision else scale.dtype
+def _ratio(x: Tensor, scale: Tensor, precision: int, opset: int) -> Tensor:
+    """``x`` in scales, divided in the precision of the scale if none is given; before opset 23 in float32 at least."""
+    if precision:
+        dtype = dtypes.torch_dtype(ir.DataType(precision).name)
+    else:
+        dtype = scale.dtype if opset >= 23 or scale.dtype in _CODES else torch.float32
     return x.to(dtype) / scale.to(dtype)
 
 
@@ -94,11 +97,11 @@ def _wide(x: Tensor) -> Tensor:
 def quantize_straight(
     x: Tensor, scale: Tensor, zero_point: Tensor | None = None,
     *, axis: int = 1, block_size: int = 0, output_dtype: int = 0, precision: int = 0, saturate: int = 1,
-    in_types: Types = (),
+    in_types: Types = (), opset: int = 23,
 ) -> Tensor:  # fmt: skip
     """Codes as floats; what is in the range passes gradients on as if it were not rounded, what is not passes none."""
     name = _stored(in_types, output_dtype)
-    ratio = _ratio(x, spread(scale, x, axis, block_size), precision)
+    ratio = _ratio(x, spread(scale, x, axis, block_size), precision, opset)
     if "FLOAT" in name:
         exact = cast.convert(ratio.detach(), None, name, saturate=bool(saturate))
         most = cast.largest(name)
@@ -142,7 +145,7 @@ def dequantize_linear(
         zero = spread(zero, x, axis, block_size)
     if x.dtype in _CODES:
         y = (x if zero is None else x - zero) * factor
-    elif zero is None or x.element_size() == 1 or zero.is_floating_point():
+    elif zero is None or x.dtype != torch.int32 or zero.is_floating_point():
         y = x.to(factor.dtype) if zero is None else x.to(factor.dtype).sub_(zero.to(factor.dtype))
         y = y.mul_(factor)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -26,7 +26,7 @@ def max_roi_pool(x: Tensor, rois: Tensor, *, pooled_shape: Sequence[int], spatia
         for i in range(count):
             first, last = (cell * i).floor() + start, (cell * (i + 1)).ceil() + start
             inside = (place >= first.unsqueeze(1)) & (place < last.unsqueeze(1))
-            inside = inside.reshape(-1, 1, *((1, -1) if axis == 3 else (-1, 1)))
+            inside = inside.unsqueeze(1).unsqueeze(2 if axis == 3 else 3)
             parts.append(y.masked_fill(~inside, -torch.inf).amax(axis))
         y = torch.stack(parts, axis)
     return y.masked_fill(y == -torch.inf, 0)  # of cells without a place
@@ -44,41 +44,54 @@ def roi_align(
     if mode not in ("avg", "max") or coordinate_transformation_mode not in ("half_pixel", "output_half_pixel"):
         raise Unsupported(f"there is no mode {mode!r} of {coordinate_transformation_mode!r}")
     shifted = coordinate_transformation_mode == "half_pixel"
-    corners = rois.float() * spatial_scale - (0.5 if shifted else 0.0)
+    corners = (rois.float() if rois.element_size() == 2 else rois) * spatial_scale - (0.5 if shifted else 0.0)
     extent = corners[:, 2:] - corners[:, :2]
     extent = extent if shifted else extent.clamp(min=1)
-    cells = extent / torch.tensor((output_width, output_height), device=x.device)
-    if sampling_ratio > 0:
-        grid, most = torch.full_like(cells, sampling_ratio), (sampling_ratio, sampling_ratio)
-    else:
-        grid = cells.ceil().clamp(min=0)
-        most = tuple(int(n) for n in grid.amax(0).tolist()) if len(grid) else (0, 0)
+    cells = torch.stack((extent[:, 0] / output_width, extent[:, 1] / output_height), 1)
+    grid = cells.ceil().clamp(min=0) if sampling_ratio <= 0 else torch.full_like(cells, sampling_ratio)
+    most = [sampling_ratio] * 2 if sampling_ratio > 0 else _largest(grid)
     rows = x.movedim(1, -1).reshape(-1, x.shape[1])
-    y = x.new_zeros(len(rois), output_height, output_width, x.shape[1], dtype=_wide(x))
+    nothing = 0.0 if mode == "avg" else -torch.inf
+    wide = torch.float32 if x.element_size() == 2 else x.dtype
+    y = rows.new_full((len(rois), output_height, output_width, x.shape[1]), nothing, dtype=wide)
     first = batch_indices.long() * (x.shape[2] * x.shape[3])
     for i in range(most[1]):
         down = _samples(corners[:, 1], cells[:, 1], grid[:, 1], output_height, i, x.shape[2])
         for j in range(most[0]):
             along = _samples(corners[:, 0], cells[:, 0], grid[:, 0], output_width, j, x.shape[3])
-            sample = _bilinear(rows, first, down, along, x.shape[3], mode)
-            y = y + sample if mode == "avg" else sample if i == j == 0 else torch.maximum(y, sample)
-    if mode == "avg":
-        y = y / grid.prod(1).clamp(min=1).reshape(-1, 1, 1, 1)
+            missing = ((grid[:, 1] <= i) | (grid[:, 0] <= j)).reshape(-1, 1, 1, 1)
+            sample = _bilinear(rows, first, down, along, x.shape[3], mode).masked_fill(missing, nothing)
+            y = y + sample if mode == "avg" else torch.maximum(y, sample)
+    y = y.masked_fill(y == -torch.inf, 0) if mode == "max" else y / grid.prod(1).clamp(min=1).reshape(-1, 1, 1, 1)
     return y.movedim(-1, 1).to(x.dtype)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.element_size() == 2 else x.dtype
+def _largest(grid: Tensor) -> list[int]:
+    """The number of samples along each axis that the largest region needs."""
+    return [int(n) for n in grid.amax(0).tolist()] if len(grid) else [0, 0]
 
 
-Samples = tuple[Tensor, Tensor, Tensor, Tensor]
+def roi_align_10(
+    x: Tensor, rois: Tensor, batch_indices: Tensor,
+    *, mode: str = "avg", output_height: int = 1, output_width: int = 1, sampling_ratio: int = 0,
+    spatial_scale: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Opsets 10 to 15: coordinates count from the corner of the first place."""
+    return roi_align(
+        x, rois, batch_indices, coordinate_transformation_mode="output_half_pixel", mode=mode,
+        output_height=output_height, output_width=output_width, sampling_ratio=sampling_ratio,
+        spatial_scale=spatial_scale,
+    )  # fmt: skip
+
+
+Samples: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # (region, cell) each
 
 
 def _samples(start: Tensor, cell: Tensor, grid: Tensor, count: int, i: int, size: int) -> Samples:
     """Of the i-th sample of each cell along one axis: the two places around it (region, cell), and their weights."""
     step = torch.arange(count, device=start.device) + ((i + 0.5) / grid.clamp(min=1)).unsqueeze(1)
     where = start.unsqueeze(1) + step * cell.unsqueeze(1)
-    there = (where >= -1) & (where <= size) & (grid > i).unsqueeze(1)
+    there = (where >= -1) & (where <= size)
     where = where.clamp(0, size - 1)
     low = where.floor()
     part = where - low
@@ -88,16 +101,13 @@ def _samples(start: Tensor, cell: Tensor, grid: Tensor, count: int, i: int, size
 
 def _bilinear(rows: Tensor, first: Tensor, down: Samples, along: Samples, width: int, mode: str) -> Tensor:
     """(region, row, column, channel). The standard takes the largest of the four weighted corners for ``max``."""
-    total: Tensor | None = None
+    combine, total = torch.add if mode == "avg" else torch.maximum, None
     for vertical in range(2):
         for horizontal in range(2):
             place = down[vertical].unsqueeze(2) * width + along[horizontal].unsqueeze(1) + first.reshape(-1, 1, 1)
             weight = (down[2 + vertical].unsqueeze(2) * along[2 + horizontal].unsqueeze(1)).unsqueeze(3)
             corner = rows.index_select(0, place.reshape(-1)).reshape(*place.shape, -1) * weight
-            if total is None:
-                total = corner
-            else:
-                total = total + corner if mode == "avg" else torch.maximum(total, corner)
+            total = corner if total is None else combine(total, corner)
     assert total is not None
     return total
 
@@ -152,5 +162,6 @@ def _overlap(box: Tensor, boxes: Tensor) -> Tensor:
 
 
 OPS: dict[str, Callable[..., Any]] = {
-    "MaxRoiPool": max_roi_pool, "RoiAlign": roi_align, "NonMaxSuppression": non_max_suppression,
+    "MaxRoiPool": max_roi_pool, "RoiAlign": roi_align_10, "RoiAlign@16": roi_align,
+    "NonMaxSuppression": non_max_suppression,
 }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
+from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.operands import Floats, Ints, Tensor
 from graphpress.backends.fx.ops import sampling
 from graphpress.errors import Unsupported
@@ -53,6 +54,7 @@ class How(NamedTuple):
     exclude_outside: bool = False
     extrapolation: float = 0.0
     antialias: bool = False
+    type: str | None = None
 
 
 # -- operators --------------------------------------------------------------------------------------------------------
@@ -63,11 +65,12 @@ def resize(
     *, antialias: int = 0, axes: Sequence[int] | None = None, coordinate_transformation_mode: str = "half_pixel",
     cubic_coeff_a: float = -0.75, exclude_outside: int = 0, extrapolation_value: float = 0.0,
     keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest", nearest_mode: str = "round_prefer_floor",
+    in_types: tuple[str | None, ...] = (None,),
 ) -> Tensor:  # fmt: skip
     """By ``scales``, or to ``sizes``; ``roi`` counts for ``tf_crop_and_resize`` only."""
     how = How(
         mode, coordinate_transformation_mode, nearest_mode, cubic_coeff_a, bool(exclude_outside), extrapolation_value,
-        bool(antialias),
+        bool(antialias), in_types[0],
     )  # fmt: skip
     which = list(range(x.dim())) if axes is None else [a % x.dim() for a in axes]
     given = [x.shape[a] for a in which]
@@ -83,14 +86,29 @@ def resize(
     return _resized(x, [c for c in changes if _changes(c)], how)
 
 
-def resize_10(x: Tensor, scales: Floats, *, mode: str = "nearest") -> Tensor:
+def resize_10(
+    x: Tensor, scales: Floats, *, mode: str = "nearest", in_types: tuple[str | None, ...] = (None,)
+) -> Tensor:
+    """The nearest place is the next where an axis shrinks, the one before where it grows: opset 10's test cases."""
+    return _asymmetric(x, scales, mode, "ahead_if_smaller", in_types)
+
+
+def upsample(x: Tensor, scales: Floats, *, mode: str = "nearest", in_types: tuple[str | None, ...] = (None,)) -> Tensor:
     """Coordinates are divided by the scale and cut to integers."""
+    return _asymmetric(x, scales, mode, "floor", in_types)
+
+
+def upsample_1(
+    x: Tensor, *, height_scale: float, width_scale: float, mode: str = "nearest",
+    in_types: tuple[str | None, ...] = (None,),
+) -> Tensor:  # fmt: skip
+    scales = [1.0, 1.0, height_scale, width_scale]
+    return upsample(x, scales, mode="linear" if mode == "bilinear" else mode, in_types=in_types)
+
+
+def _asymmetric(x: Tensor, scales: Floats, mode: str, nearest: str, in_types: tuple[str | None, ...]) -> Tensor:
     changes = _by_scales(range(x.dim()), x.shape, scales)
-    return _resized(x, [c for c in changes if _changes(c)], How(mode, "asymmetric", "floor"))
-
-
-def upsample_1(x: Tensor, *, height_scale: float, width_scale: float, mode: str = "nearest") -> Tensor:
-    return resize_10(x, [1.0, 1.0, height_scale, width_scale], mode="linear" if mode == "bilinear" else mode)
+    return _resized(x, [c for c in changes if _changes(c)], How(mode, "asymmetric", nearest, type=in_types[0]))
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
@@ -129,6 +147,10 @@ def _changes(change: Axis) -> bool:
 
 
 def _resized(x: Tensor, changes: Sequence[Axis], how: How) -> Tensor:
+    if how.mode not in ("nearest", "linear", "cubic"):
+        raise Unsupported(f"there is no mode {how.mode!r}")
+    if how.mode == "nearest" and how.antialias:
+        raise Unsupported("there is no antialiasing of the nearest place")
     if not changes:
         return x
     kernel = _kernel(x, changes, how)
@@ -144,17 +166,20 @@ def _resized(x: Tensor, changes: Sequence[Axis], how: How) -> Tensor:
         for change in changes:
             x = _nearest(x, change, how)
         return x
-    if how.mode not in ("linear", "cubic"):
-        raise Unsupported(f"there is no mode {how.mode!r}")
-    y = x.float() if not x.is_floating_point() or x.element_size() == 2 else x
+    if x.dtype == torch.bool or how.type == "UINT64":
+        raise Unsupported(f"torch cannot interpolate {how.type or x.dtype}")
+    if x.dtype in (torch.int32, torch.int64):
+        y = x.double()
+    else:
+        y = x.float() if not (x.is_floating_point() or x.is_complex()) or x.element_size() == 2 else x
     for change in changes:
         y = _interpolated(y, change, how)
-    return y.to(x.dtype) if x.is_floating_point() else _whole(y, x.dtype)
+    return y.to(x.dtype) if x.is_floating_point() or x.is_complex() else _whole(y, x.dtype, how.type)
 
 
-def _whole(y: Tensor, dtype: torch.dtype) -> Tensor:
-    info = torch.iinfo(dtype)
-    return y.round().clamp(info.min, info.max).to(dtype)
+def _whole(y: Tensor, dtype: torch.dtype, name: str | None) -> Tensor:
+    low, high = dtypes.integer_range(name or str(dtype).removeprefix("torch.").upper())
+    return y.round().clamp(low, high).to(dtype)
 
 
 def _kernel(x: Tensor, changes: Sequence[Axis], how: How) -> Callable[..., Any] | None:
@@ -179,7 +204,7 @@ def _kernel(x: Tensor, changes: Sequence[Axis], how: How) -> Callable[..., Any] 
 def _repeats(changes: Sequence[Axis], how: How) -> bool:
     """Whether each place becomes a power of two of places, with which float32 does not err."""
     if how.coordinates == "asymmetric":
-        fits = how.nearest == "floor"
+        fits = how.nearest in ("floor", "ahead_if_smaller")
     else:
         fits = how.coordinates in ("half_pixel", "pytorch_half_pixel") and how.nearest.startswith("round")
     return fits and all(c.scale >= 1 and math.frexp(c.scale)[0] == 0.5 for c in changes)
@@ -224,8 +249,9 @@ def _nearest(x: Tensor, change: Axis, how: How) -> Tensor:
         place = torch.ceil(where - 0.5)
     elif how.nearest == "round_prefer_ceil":
         place = torch.floor(where + 0.5)
-    elif how.nearest in ("floor", "ceil"):
-        place = torch.floor(where) if how.nearest == "floor" else torch.ceil(where)
+    elif how.nearest in ("floor", "ceil", "ahead_if_smaller"):
+        ahead = how.nearest == "ceil" or (how.nearest == "ahead_if_smaller" and change.scale < 1)
+        place = torch.ceil(where) if ahead else torch.floor(where)
     else:
         raise Unsupported(f"there is no nearest_mode {how.nearest!r}")
     y = x.index_select(change.axis, place.clamp(0, change.size - 1).long())
@@ -272,5 +298,5 @@ def _extrapolated(y: Tensor, where: Tensor, change: Axis, how: How) -> Tensor:
 
 
 OPS: dict[str, Callable[..., Any]] = {
-    "Resize": resize_10, "Resize@11": resize, "Upsample": upsample_1, "Upsample@7": resize_10,
+    "Resize": resize_10, "Resize@11": resize, "Upsample": upsample_1, "Upsample@7": upsample,
 }  # fmt: skip

@@ -195,7 +195,7 @@ def test_geometry(options: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("rows", [1, 3, 70])
 def test_weight_only_in_every_type(bits: int, shifted: bool, rows: int) -> None:
     largest = 2 ** (bits - 1) - 1
     scale = uniform(32, 2 if bits == 4 else 1)

@@ -1,0 +1,77 @@
+"""ONNX's own backend tests on the torch backend: the bar, and every case that does not pass, by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphpress.tools.conformance import cases, run
+
+UNSUPPORTED = {"ImageDecoder"}  # in the core group: it needs a decoder of picture files
+# Float16 written out operator by operator, as the standard's function has it; two elements are one rounding away.
+ROUNDED = {"test_attention_4d_causal_fp16_expanded"}
+
+
+@pytest.fixture(scope="module")
+def found() -> run.Conformance:
+    return run.run("fx", run.backend("fx"), cases.cases())
+
+
+def test_the_bar_is_held(found: run.Conformance) -> None:
+    assert len(found.results) > 1900
+    assert found.bar >= 0.97
+
+
+def test_every_core_case_that_does_not_pass_is_known(found: run.Conformance) -> None:
+    core = [r for r in found.results if r.group in ("core", "random") and r.verdict != run.PASSED]
+    assert {r.name for r in core if r.verdict == run.FAILED} <= ROUNDED
+    assert {r.op for r in core if r.verdict == run.UNSUPPORTED} <= UNSUPPORTED
+
+
+def test_the_light_models_pass(found: run.Conformance) -> None:
+    light = [r for r in found.results if r.kind == "real"]
+    assert len(light) == 9
+    assert {r.verdict for r in light} == {run.PASSED}
+
+
+def test_nothing_that_claims_support_is_wrong(found: run.Conformance) -> None:
+    assert {r.name for r in found.results if r.verdict == run.FAILED} <= ROUNDED
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "why"),
+    [
+        (np.ones(2), np.ones(2, np.float32), "is float64, not float32"),
+        (np.ones(2), np.ones(3), "has shape"),
+        (np.ones(2), np.array([1.0, 1.1]), "1 of 2 elements differ, by 0.1 at most"),
+        (np.array([np.nan, 1.0]), np.array([np.nan, 1.0]), ""),
+        (np.array([np.nan, 1.0]), np.array([1.0, 1.0]), "differ"),
+        (np.array([np.inf]), np.array([-np.inf]), "differ"),
+    ],
+)
+def test_a_difference_is_found(given: np.ndarray, expected: np.ndarray, why: str) -> None:
+    text = run.difference([given], [expected], 1e-3, 1e-7)
+    assert why in text
+    assert bool(text) == bool(why)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("graphpress"), "conformance"]
+    done = subprocess.run([*command, "--op", "Relu", "--json"], capture_output=True, text=True, check=True)
+    data = json.loads(done.stdout)
+    assert data["totals"]["passed"] == len(data["results"]) >= 2
+    for wrong, what in (
+        (["--op", "Reluu"], "--op Reluu: the suite has no case for it. Did you mean 'Relu'?"),
+        (["--kind", "nod"], "--kind nod: there is no such kind of case"),
+        (["--backend", "fxx"], "backend 'fxx': there is no such backend"),
+        (["--models", str(tmp_path)], "holds no ONNX file"),
+    ):
+        done = subprocess.run([*command, *wrong], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert what in done.stderr
+        assert done.stderr.count("\n") == 1
