@@ -164,7 +164,7 @@ def flex_attention(
 def _modified(x: Tensor, graph: Any) -> Tensor:
     if graph is None:
         return x
-    module, captured = graph
+    module, captured, *_ = graph
     result: Tensor = module(x, *captured)[0]
     return result
 

@@ -175,3 +175,12 @@ def test_names_that_python_or_modules_cannot_have_are_changed() -> None:
     module = fx.build(model)
     assert module(torch.zeros(2)).tolist() == [4.0, 6.0]
     assert sorted(dict(module.named_parameters())) == ["a b/c:0", "training_1"]
+
+
+def test_types_that_the_file_does_not_state_are_inferred() -> None:
+    graph = kit.parse(
+        """g (uint8[2] x) => (bool[2] y) {
+            a = Cast<to = 12>(x)  nothing = Sub(a, a)  most = Sub(nothing, a)  y = Greater(most, a)
+        }"""
+    )  # uint32 in between, where less than nothing is a lot
+    assert fx.build(graph)(torch.tensor([1, 2], dtype=torch.uint8)).tolist() == [True, True]
