@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -19,7 +17,7 @@ from graphpress import diagnosis, fallback
 from graphpress import report as reports
 from graphpress.base import Arrays, Context, Pass, PassReport, Progress, Runner, quiet
 from graphpress.calibration import CalibrationData
-from graphpress.errors import BadRequest, CalibrationError, GateError, Unsupported
+from graphpress.errors import BadRequest, CalibrationError, GateError
 from graphpress.gate import compare, judge
 from graphpress.pipeline import Pipeline
 from graphpress.recall import Recall
@@ -70,23 +68,6 @@ def trace(
     return torch_export.trace(module, args, kwargs, dynamic_shapes, **options)
 
 
-def backend(target: Target) -> ModuleType:
-    """The backend package of a target's runtime: it has ``lower``, ``execute``, ``deploy`` and ``audit``."""
-    return (
-        _torch_backend() if target.runtime == "fx" else importlib.import_module(f"graphpress.backends.{target.runtime}")
-    )
-
-
-def _torch_backend() -> ModuleType:
-    try:
-        return importlib.import_module("graphpress.backends.fx")
-    except ModuleNotFoundError as e:
-        if e.name != "torch":
-            raise
-        fix = "Run `pip install 'graphpress[torch]'`."
-        raise Unsupported("torch is not installed", where="the torch backend", fix=fix) from e
-
-
 def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Any:
     """An executable for a target.
 
@@ -102,8 +83,8 @@ def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Any:
         Unsupported: The runtime has no form of an operator.
     """
     model, where = _model(model), _target(target)
-    engine = backend(where)
-    return engine.deploy(engine.lower(model, where), where)
+    runtime = engine.of(where)
+    return runtime.deploy(runtime.lower(model, where), where)
 
 
 def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
@@ -117,14 +98,14 @@ def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
     Raises:
         Unsupported: torch is not installed, or an operator has no form in it.
     """
-    return _torch_backend().build(_model(model), quantizers=quantizers)
+    return engine.of_runtime("fx").build(_model(model), quantizers=quantizers)
 
 
 def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | None = None) -> Any:
     """What really runs: kernel, time and reason for each site (see the backend's ``Audit``)."""
     model, where = _model(model), _target(target)
-    engine = backend(where)
-    return engine.audit(engine.lower(model, where), where, feeds)
+    runtime = engine.of(where)
+    return runtime.audit(runtime.lower(model, where), where, feeds)
 
 
 def compile(
@@ -228,7 +209,7 @@ class _Job:
     tidied: tuple[tuple[Pass, ...], ir.Model, list[PassReport]] | None = None
 
     def __post_init__(self) -> None:
-        self.engine = backend(self.target)
+        self.engine = engine.of(self.target)
         self.float_runner: Runner | None = None
 
     def take(self, data: CalibrationData | None, evaluate: Evaluate | None) -> None:

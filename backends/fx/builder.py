@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from graphpress import edit
-from graphpress.backends.fx import bodies, dtypes, host, host_nodes, table, weights
+from graphpress.backends.fx import bodies, dtypes, host, host_nodes, peepholes, table, weights
 from graphpress.backends.fx.host_nodes import Item
 from graphpress.backends.fx.operands import HOST as HOST_KINDS
 from graphpress.backends.fx.operands import Signature, signature
@@ -62,12 +62,14 @@ class Options:
         straight_through: Quantizers pass gradients on: codes stay floats.
         learnable: Their scales and zero points are parameters.
         kernels: What need not be computed as written.
+        asked: Values that are given besides the graph's outputs.
     """
 
     opset: int
     straight_through: bool = False
     learnable: bool = False
     kernels: Kernels = field(default_factory=Kernels)
+    asked: Collection[ir.Value] = ()
 
 
 class Builder:
@@ -203,18 +205,19 @@ class Builder:
             return tensor.numpy().item()
         return self._stored(value)
 
-    def _stored(self, value: ir.Value, transposed: bool = False) -> fx.Node:
+    def _stored(self, value: ir.Value) -> fx.Node:
         """A constant as an attribute of the module that has it, handed down to subgraphs."""
         if self.parent is not None and id(value) not in self.local:
             return self.capture(value).ref
-        path = self.shelf.path(value, transposed)
-        return self.graph.create_node("get_attr", path, name=identifier(value.name or path))
+        stored = self.parameter(value)
+        return weights.restored(self.graph, stored, value)
 
-    def transposed(self, value: ir.Value) -> fx.Node:
-        """A matrix as torch's modules keep it: (out, in)."""
-        key = (id(value), "transposed")
+    def parameter(self, value: ir.Value) -> fx.Node:
+        """A constant of this graph as torch's modules keep it: a linear layer's weight is (out, in)."""
+        key = (id(value), "parameter")
         if key not in self._made:
-            self._made[key] = self._stored(value, transposed=True)
+            path = self.shelf.path(value)
+            self._made[key] = self.graph.create_node("get_attr", path, name=identifier(value.name or path))
         return self._made[key]
 
     # -- nodes -------------------------------------------------------------------------------------------------------
@@ -242,12 +245,14 @@ class Builder:
         made.meta[NODE] = node.name
         self.bind(tail.outputs[0], made)
 
-    def call(self, node: ir.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
-        """An fx call named after the node."""
+    def call(
+        self, node: ir.Node, function: Callable[..., Any], args: Any, kwargs: Any, of: ir.Node | None = None
+    ) -> fx.Node:
+        """An fx call named after the node; it computes that node, or ``of``."""
         made = self.graph.create_node(
             "call_function", function, tuple(args), kwargs, name=identifier(node.name or node.op_type)
         )
-        made.meta[NODE] = node.name
+        made.meta[NODE] = (of or node).name
         return made
 
     def _bind_outputs(self, node: ir.Node, made: fx.Node, spec: Signature) -> None:
@@ -281,11 +286,16 @@ class Builder:
     def fill(self, graph: ir.Graph) -> None:
         """Add every node of a graph whose inputs are bound."""
         self.local.update(id(v) for v in graph.initializers.values())
+        kernels = self.options.kernels
+        plain = [n for n in graph if n not in kernels.at and n not in kernels.replaced]
+        linear = peepholes.find(plain, self.local, self.options.asked)
         for node in graph:
             try:
-                if node in self.options.kernels.at:
-                    self.add_kernel(node, self.options.kernels.at[node])
-                elif node not in self.options.kernels.replaced:
+                if node in kernels.at:
+                    self.add_kernel(node, kernels.at[node])
+                elif (found := linear.get(node)) is not None:
+                    found.add(self)
+                elif node not in kernels.replaced and node not in linear:
                     self.add(node)
             except GraphpressError as e:
                 if not e.where:

@@ -187,11 +187,6 @@ def _type(node: ir.Node, operands: Operands) -> str | None:
 # -- the rank of each result, None where it is not for the host --------------------------------------------------------
 
 
-def _first(node: ir.Node, operands: Operands) -> Item:
-    assert operands[0] is not None
-    return operands[0]
-
-
 def _input(operands: Operands, slot: int) -> Item | None:
     return operands[slot] if slot < len(operands) else None
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import keyword
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import fx
 
 from graphpress.backends.fx import dtypes
+from graphpress.base import ROLE, SOURCE
 
-SOURCE, ROLE = "graphpress.source", "graphpress.role"  # as the torch frontend notes them on a value
+UNUSED = "graphpress.unused"  # of a model: state that its graph does not read, {name: [role, torch type, numbers]}
+FOLDED = "_folded"  # what a state dict calls a tensor that is not the source's of its name
+_SAME = {"identity", "cast", "castlike"}
+_VIEWS = _SAME | {"reshape", "flatten", "squeeze", "unsqueeze"}
 _STATISTICS = {"BatchNormalization": (3, 4), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
 
 
@@ -23,29 +29,36 @@ class Shelf:
         self.root = torch.nn.Module()
         self.learnable = learnable  # scales and zero points of Q/DQ become parameters
         self._paths: dict[int, str] = {}
+        self._computed: list[str] = []
 
-    def path(self, value: ir.Value, transposed: bool = False) -> str:
-        """The attribute path of a constant; it is put on the shelf when it is first asked for.
-
-        ``transposed`` keeps a matrix as torch's modules do: (out, in).
-        """
+    def path(self, value: ir.Value) -> str:
+        """The attribute path of a constant; it is put on the shelf when it is first asked for, as torch keeps it."""
         if id(value) not in self._paths:
-            self._paths[id(value)] = self._put(value, transposed)
+            self._paths[id(value)] = self._put(value)
         return self._paths[id(value)]
 
-    def _put(self, value: ir.Value, transposed: bool) -> str:
-        tensor = share(value)
-        data = tensor.t() if transposed else tensor
-        name = value.name or "constant"
+    def _put(self, value: ir.Value) -> str:
+        data, kind = share(value), form(value)
+        data = data.t() if kind == "transpose" else data.reshape(torch_shape(value)) if kind == "view" else data
         kept: torch.Tensor = data
         if trainable(value, self.learnable):
             kept = torch.nn.Parameter(data if data.is_floating_point() else data.float())
             disown_before_update(kept)
         persistent = value.metadata_props.get(ROLE) != "temporary"
-        path = place(self.root, name, kept, persistent=persistent)
-        for other in json.loads(value.metadata_props.get(SOURCE, "{}")).get("tied", ()):
+        path = place(self.root, value.name or "constant", kept, persistent=persistent)
+        if kind == "computed" and persistent:
+            self._computed.append(path)
+        for other in _source(value).get("tied", ()) if kind != "computed" else ():
             place(self.root, other, kept, persistent=persistent)
         return path
+
+    def finish(self, module: torch.nn.Module, model: ir.Model) -> None:
+        """Add the state that the graph does not read, and keep states of other meaning apart (see ``keep_apart``)."""
+        for name, (role, dtype, data) in json.loads(model.metadata_props.get(UNUSED, "{}")).items():
+            tensor = torch.tensor(data, dtype=getattr(torch, dtype))
+            place(module, name, torch.nn.Parameter(tensor) if role == "parameter" else tensor)
+        if self._computed:
+            keep_apart(module, self._computed)
 
 
 def share(value: ir.Value) -> torch.Tensor:
@@ -55,20 +68,71 @@ def share(value: ir.Value) -> torch.Tensor:
     return dtypes.from_numpy(tensor.numpy(), tensor.dtype.name)
 
 
-def transform(value: ir.Value) -> str:
-    """How a weight was computed from torch's parameter, as the frontend noted it."""
-    return str(json.loads(value.metadata_props.get(SOURCE, "{}")).get("transform", ""))
+def _source(value: ir.Value) -> dict[str, Any]:
+    return dict(json.loads(value.metadata_props.get(SOURCE, "{}")))
+
+
+def form(value: ir.Value) -> str:
+    """What a value is of torch's parameter, as the frontend noted it: "", "transpose", "view", or "computed" from it."""
+    source = _source(value)
+    steps = set(filter(None, source.get("transform", "").split("+")))
+    if steps <= _SAME:
+        return ""
+    if source["transform"] == "transpose" and value.shape is not None and len(value.shape) == 2:
+        return "transpose"
+    return "view" if "shape" in source else "" if steps <= _VIEWS else "computed"
+
+
+def torch_shape(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a constant as torch keeps it."""
+    assert value.shape is not None
+    shape = value.shape.numpy()
+    return shape[::-1] if form(value) == "transpose" else tuple(_source(value).get("shape", shape))
+
+
+def restored(graph: fx.Graph, stored: fx.Node, value: ir.Value) -> fx.Node:
+    """What the graph has of a constant as torch keeps it."""
+    kind = form(value)
+    if kind == "transpose":
+        return graph.call_function(torch.t, (stored,))
+    return graph.call_function(torch.reshape, (stored, list(value.shape.numpy()))) if kind == "view" and value.shape else stored
+
+
+def keep_apart(module: torch.nn.Module, paths: Sequence[str]) -> None:
+    """Let a state dict have tensors that were computed from several parameters under names of their own.
+
+    A convolution's weight with a BatchNorm in it is not the source's weight, though it has its name and shape. In state
+    dicts it is called ``<name>_folded``: neither module then takes the other's tensor for its own, in silence, and
+    ``load_state_dict`` with ``strict=False`` names what it left out.
+    """
+
+    def rename(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        entries = list(state.items())
+        names = {prefix + p: f"{prefix}{p}{FOLDED}" for p in paths}
+        state.clear()  # a new key stands where the old one stood; exporters want parameters under their names
+        state.update({k if isinstance(v, torch.nn.Parameter) else names.get(k, k): v for k, v in entries})
+
+    def restore(module: torch.nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        unexpected: list[str] = rest[3]
+        for path in paths:
+            if state.pop(prefix + path, None) is not None:
+                unexpected.append(prefix + path)
+            if (own := state.pop(f"{prefix}{path}{FOLDED}", None)) is not None:
+                state[prefix + path] = own
+
+    module.register_state_dict_post_hook(rename)
+    module.register_load_state_dict_pre_hook(restore)
 
 
 def trainable(value: ir.Value, learnable: bool = False) -> bool:
     """Whether a constant is a parameter: noted so, or a float tensor of a rank that is neither statistics nor scale."""
     role = value.metadata_props.get(ROLE)
     statistics = [u.node.op_type for u in value.uses() if u.idx in _STATISTICS.get(u.node.op_type, ())]
+    if value.dtype is None or (value.dtype.is_floating_point() and value.dtype.bitwidth < 16):
+        return False
     if statistics:
         return learnable and "BatchNormalization" not in statistics
-    if value.dtype is None or not value.dtype.is_floating_point() or dtypes.carried(value.dtype.name):
-        return False
-    if value.dtype.bitwidth < 16:
+    if not value.dtype.is_floating_point():
         return False
     return role == "parameter" if role else value.is_initializer() and value.shape is not None and len(value.shape) > 0
 

@@ -92,13 +92,13 @@ def _measure(task: Task, row: Row, folder: Path, seconds: float) -> None:
 
 def warm() -> None:
     """Import all that compiling needs, which is imported when first used: it is not part of compiling."""
-    from graphpress import catalog, compiler
+    from graphpress import catalog, engine
     from graphpress.backends import reference  # noqa: F401
     from graphpress.frontends import onnx_file  # noqa: F401
     from graphpress.target import Target
 
     catalog.passes()
-    compiler.backend(Target.load("ort-cpu"))
+    engine.of(Target.load("ort-cpu"))
 
 
 def latency(task: Task, batch: int, old: Runner, new: Runner, seconds: float) -> dict[str, float]:

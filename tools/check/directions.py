@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 from graphpress.tools.check.rooms import Source
 
-FACE = {"graphpress", *(f"graphpress.{name}" for name in ("bundle", "compiler", "fallback", "inspection"))}
+FACE = {"graphpress", *(f"graphpress.{name}" for name in ("bundle", "compiler", "engine", "fallback", "inspection"))}
 ALL = {"core", "ops", "quantizers", "frontends", "backends", "face"}  # and every pass family
 MAY: dict[str, set[str]] = {
     "core": {"core"},

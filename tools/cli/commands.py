@@ -15,7 +15,6 @@ import onnx_ir as ir
 import graphpress as gp
 from graphpress import bundle, catalog, text
 from graphpress.base import Context
-from graphpress.compiler import backend
 from graphpress.errors import BadRequest, GateError, RecipeError, nearest
 from graphpress.frontends import stored, wire
 from graphpress.pipeline import Pipeline
@@ -109,7 +108,7 @@ def opt(
     model: Path, passes: str, out: Path, *, data: Path | None, target: str, seed: int, show: bool
 ) -> dict[str, Any]:
     """Run passes and save; what each did."""
-    from graphpress.backends import reference
+    from graphpress.backends import ort, reference
 
     steps = parse_passes(passes)
     loaded, where = gp.load(model), Target.load(target)
@@ -117,7 +116,7 @@ def opt(
     if samples is not None:
         samples.check(loaded)
     with terminal.progress() as progress:
-        context = Context(where, samples, backend(where).execute, reference.execute, seed=seed, progress=progress)
+        context = Context(where, samples, ort.execute, reference.execute, seed=seed, progress=progress)
         result, reports = Pipeline(steps).run(loaded, context)
     with bundle.disk_errors(out):
         gp.save(result, out)

@@ -1,0 +1,91 @@
+"""Nodes that are one call in torch: a product with a weight that torch keeps as (out, in), and the bias behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import torch.nn.functional as F
+
+from graphpress import edit
+from graphpress.backends.fx import weights
+
+if TYPE_CHECKING:
+    from graphpress.backends.fx.builder import Builder
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``x W^T + b`` of a MatMul or Gemm; ``last`` gives it, an Add where the bias is one."""
+
+    product: ir.Node
+    last: ir.Node
+    weight: ir.Value
+    bias: ir.Value | None
+
+    def add(self, builder: Builder) -> None:
+        """Add the call under the last node's name; what is noted of sites goes by the product's."""
+        x, bias = builder.wanted(self.product.inputs[0], "Tensor"), builder.wanted(self.bias, "Tensor")
+        args = (x, builder.parameter(self.weight), *(() if bias is None else (bias,)))
+        builder.bind(self.last.outputs[0], builder.call(self.last, F.linear, args, {}, of=self.product))
+
+
+def find(nodes: Iterable[ir.Node], local: Collection[int], asked: Collection[ir.Value]) -> dict[ir.Node, Linear | None]:
+    """What stands for some nodes, by the last of them; None for those that need not be computed.
+
+    Args:
+        nodes: Of one graph.
+        local: Ids of the constants that live in it.
+        asked: Values that somebody wants to see.
+    """
+    found: dict[ir.Node, Linear | None] = {}
+    for node in nodes:
+        weight = _weight(node)
+        if weight is None or id(weight) not in local or (linear := _linear(node, weight, asked)) is None:
+            continue
+        found |= {linear.product: None, linear.last: linear}
+    for node in {v.producer() for n in found for v in n.inputs[1:2] if v is not None}:
+        if node is not None and all(u.node in found for u in node.outputs[0].uses()) and _hidden(node, asked):
+            found[node] = None  # the Transpose of a weight
+    return found
+
+
+def _linear(node: ir.Node, weight: ir.Value, asked: Collection[ir.Value]) -> Linear | None:
+    out = weights.torch_shape(weight)[0]
+    if node.op_type == "Gemm":
+        plain = [edit.attribute(node, n, d) for n, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        fits = plain == [1.0, 1.0, 0] and (bias is None or _is_bias(bias, out))
+        return Linear(node, node, weight, bias) if fits else None
+    uses = list(node.outputs[0].uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not uses[0].node.domain and _hidden(node, asked):
+        add = uses[0].node
+        bias = add.inputs[1 - uses[0].idx]
+        if add.graph is node.graph and bias is not None and _is_bias(bias, out):
+            return Linear(node, add, weight, bias)
+    return Linear(node, node, weight, None)
+
+
+def _weight(node: ir.Node) -> ir.Value | None:
+    """The constant that torch keeps as (out, in); None where the node is no product with one."""
+    if node.domain or node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+        return None
+    value, across = node.inputs[1], bool(edit.attribute(node, "transB", 0)) if node.op_type == "Gemm" else False
+    maker = value.producer() if value is not None else None
+    if not across and maker is not None and maker.op_type == "Transpose" and not maker.domain:
+        value, across = maker.inputs[0], True
+    if not edit.is_constant(value) or value is None or value.dtype is None or not value.dtype.is_floating_point():
+        return None
+    matrix = value.shape is not None and len(value.shape) == 2
+    return value if matrix and (weights.form(value) == "transpose") != across else None
+
+
+def _is_bias(value: ir.Value, out: int) -> bool:
+    return edit.is_constant(value) and value.shape is not None and value.shape.numpy() == (out,)
+
+
+def _hidden(node: ir.Node, asked: Collection[ir.Value]) -> bool:
+    """Whether nobody but its readers wants to see what a node gives."""
+    return not node.outputs[0].is_graph_output() and node.outputs[0] not in asked
