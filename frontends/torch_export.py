@@ -78,6 +78,7 @@ def trace(
     torch_signature.note(model, program.exported_program, module, constants)
     torch_names.name_nodes(model)
     torch_weights.name_constants(model)
+    torch_weights.note_unused(model, program.exported_program)
     edit.forget_names(model)
     verify.check(model)
     return model

@@ -106,6 +106,8 @@ def _tree(spec: Any, found: Iterator[Tree], argument: bool) -> Tree:
     if spec.type is None:
         return next(found)
     parts = [_tree(child, found, argument) for child in spec.children()]
+    if not isinstance(spec.type, type):  # pytree's way to say named tuple is a function
+        return {"tuple": parts}
     if issubclass(spec.type, Mapping):
         keys = spec.context if isinstance(spec.context, list) and len(spec.context) == len(parts) else spec.context[1]
         return {"dict": [[_key(k), part] for k, part in zip(keys, parts, strict=True)]}

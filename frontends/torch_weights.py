@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphpress.base import ROLE, SOURCE
+from graphpress.base import ROLE, SOURCE, UNUSED
 from graphpress.frontends.torch_names import unique
 
 _SIZES = {"Shape", "Size"}  # read a weight, but not its values
@@ -31,6 +31,7 @@ _MOVES = {
     "Unsqueeze",
 }  # fmt: skip - the first operand comes out; the others say how
 _LAYERS = {"Conv", "ConvTranspose", "Gemm"}
+_SMALL = 16  # elements up to which a tensor that is not read is kept
 _VIEWS = {"reshape", "flatten", "squeeze", "unsqueeze", "identity", "cast", "castlike"}  # keep the elements' order
 
 
@@ -84,7 +85,7 @@ class Weights:
         elif all(n in self.origins or n in constants for n in names):
             sources = [self.origins[n] for n in names if n in self.origins]
             parameters = dict.fromkeys(p for s in sources for p in s.parameters)
-            steps = [*(t for s in sources for t in s.transform), node.op_type.lower()]
+            steps = [*(t for s in sources for t in s.transform), *([] if _changes_nothing(node) else [node.op_type.lower()])]
             if sources:
                 steps = steps if len(sources) == 1 else list(dict.fromkeys(steps))
                 self.origins |= dict.fromkeys(results, _Origin(tuple(parameters), tuple(steps)))
@@ -150,6 +151,31 @@ def weights(model: ir.Model, program: Any) -> Weights:
     """The parameters of a model that was made from an ExportedProgram."""
     known = _tied(program)
     return Weights(model, known, _roles(program, known))
+
+
+def note_unused(model: ir.Model, program: Any) -> None:
+    """Note small parameters and buffers that inference does not read, such as BatchNorm's count of batches.
+
+    ``metadata_props["graphpress.unused"]`` is JSON, {name: [role, torch type, numbers]}; a module made from the graph
+    has them, so that state dicts have the same keys. Those of a module that is gone are left out.
+    """
+    parts = {name.rpartition(".")[0] for name in model.graph.initializers}
+    read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    found = {}
+    for spec in program.graph_signature.input_specs:
+        tensor = program.state_dict.get(spec.target) if spec.target is not None else None
+        if tensor is None or spec.arg.name in read or tensor.numel() > _SMALL or tensor.is_complex():
+            continue
+        if spec.target.rpartition(".")[0] in parts:
+            role = "parameter" if spec.kind.name == "PARAMETER" else "buffer"
+            found[spec.target] = [role, str(tensor.dtype).removeprefix("torch."), tensor.tolist()]
+    if found:
+        model.metadata_props[UNUSED] = json.dumps(found)
+
+
+def _changes_nothing(node: ir.Node) -> bool:
+    perm = node.attributes.get_ints("perm", None) if node.op_type == "Transpose" else None
+    return node.op_type == "Identity" or (perm is not None and list(perm) == sorted(perm))
 
 
 def _roles(program: Any, tied: Mapping[str, str]) -> dict[str, str]:

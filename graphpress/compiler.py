@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import diagnosis, fallback
+from graphpress import diagnosis, engine, fallback
 from graphpress import report as reports
 from graphpress.base import Arrays, Context, Pass, PassReport, Progress, Runner, quiet
 from graphpress.calibration import CalibrationData

@@ -126,10 +126,6 @@ class Builder:
         """The tensor whose device is the module's: the first of the outermost graph that has one."""
         return (self.parent.source() if self.parent is not None else None) or self._first
 
-    def bind_number(self, value: ir.Value, ref: fx.Node) -> None:
-        """Let a value be the int that an fx node gives."""
-        self.items[id(value)] = Item(ref, True, value.dtype.name if value.dtype else None, 0)
-
     def placeholder(self, name: str, *default: Any) -> fx.Node:
         """A further argument of the module, behind those there are; it keeps a name that Python can have."""
         first = next((n for n in self.graph.nodes if n.op != "placeholder"), None)
@@ -209,8 +205,7 @@ class Builder:
         """A constant as an attribute of the module that has it, handed down to subgraphs."""
         if self.parent is not None and id(value) not in self.local:
             return self.capture(value).ref
-        stored = self.parameter(value)
-        return weights.restored(self.graph, stored, value)
+        return weights.restored(self.graph, self.parameter(value), value)
 
     def parameter(self, value: ir.Value) -> fx.Node:
         """A constant of this graph as torch's modules keep it: a linear layer's weight is (out, in)."""
@@ -286,9 +281,7 @@ class Builder:
     def fill(self, graph: ir.Graph) -> None:
         """Add every node of a graph whose inputs are bound."""
         self.local.update(id(v) for v in graph.initializers.values())
-        kernels = self.options.kernels
-        plain = [n for n in graph if n not in kernels.at and n not in kernels.replaced]
-        linear = peepholes.find(plain, self.local, self.options.asked)
+        kernels, linear = self.options.kernels, peepholes.find(graph, self)
         for node in graph:
             try:
                 if node in kernels.at:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,20 +32,14 @@ class Linear:
         builder.bind(self.last.outputs[0], builder.call(self.last, F.linear, args, {}, of=self.product))
 
 
-def find(nodes: Iterable[ir.Node], local: Collection[int], asked: Collection[ir.Value]) -> dict[ir.Node, Linear | None]:
-    """What stands for some nodes, by the last of them; None for those that need not be computed.
-
-    Args:
-        nodes: Of one graph.
-        local: Ids of the constants that live in it.
-        asked: Values that somebody wants to see.
-    """
+def find(graph: ir.Graph, builder: Builder) -> dict[ir.Node, Linear | None]:
+    """What stands for some nodes of the builder's graph, by the last of them; None for those not to be computed."""
+    kernels, asked = builder.options.kernels, builder.options.asked
     found: dict[ir.Node, Linear | None] = {}
-    for node in nodes:
-        weight = _weight(node)
-        if weight is None or id(weight) not in local or (linear := _linear(node, weight, asked)) is None:
-            continue
-        found |= {linear.product: None, linear.last: linear}
+    for node in graph:
+        weight = None if node in kernels.at or node in kernels.replaced else _weight(node)
+        if weight is not None and id(weight) in builder.local and (linear := _linear(node, weight, asked)) is not None:
+            found |= {linear.product: None, linear.last: linear}
     for node in {v.producer() for n in found for v in n.inputs[1:2] if v is not None}:
         if node is not None and all(u.node in found for u in node.outputs[0].uses()) and _hidden(node, asked):
             found[node] = None  # the Transpose of a weight

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.builder import Builder, identifier
+from graphpress.backends.fx.host_nodes import Item
 from graphpress.errors import BadRequest, nearest
 
 KEY = "graphpress.signature"  # of a traced model, as JSON; what it holds: see frontends/torch_signature.py
@@ -69,7 +70,7 @@ class Leaf:
             function, args = (pytree.tree_leaves, (ref,)) if step is _LEAVES else (operator.getitem, (ref, step))
             ref = builder.graph.call_function(function, args)
         if self.kind == "Int":
-            builder.bind_number(value, ref)
+            builder.items[id(value)] = Item(ref, True, value.dtype.name if value.dtype else None, 0)
             return
         carrier = dtypes.carrier(value.dtype.name) if value.dtype and is_tensor(value) else None
         builder.bind(value, ref if carrier is None else builder.graph.call_method("to", (ref, carrier)))

@@ -13,9 +13,8 @@ import torch
 from torch import fx
 
 from graphpress.backends.fx import dtypes
-from graphpress.base import ROLE, SOURCE
+from graphpress.base import ROLE, SOURCE, UNUSED
 
-UNUSED = "graphpress.unused"  # of a model: state that its graph does not read, {name: [role, torch type, numbers]}
 FOLDED = "_folded"  # what a state dict calls a tensor that is not the source's of its name
 _SAME = {"identity", "cast", "castlike"}
 _VIEWS = _SAME | {"reshape", "flatten", "squeeze", "unsqueeze"}

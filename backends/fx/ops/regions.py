@@ -53,7 +53,7 @@ def roi_align(
     rows = x.movedim(1, -1).reshape(-1, x.shape[1])
     nothing = 0.0 if mode == "avg" else -torch.inf
     wide = torch.float32 if x.element_size() == 2 else x.dtype
-    y = rows.new_full((len(rois), output_height, output_width, x.shape[1]), nothing, dtype=wide)
+    y = rows.new_full((rois.shape[0], output_height, output_width, x.shape[1]), nothing, dtype=wide)
     first = batch_indices.long() * (x.shape[2] * x.shape[3])
     for i in range(most[1]):
         down = _samples(corners[:, 1], cells[:, 1], grid[:, 1], output_height, i, x.shape[2])
@@ -68,7 +68,7 @@ def roi_align(
 
 def _largest(grid: Tensor) -> list[int]:
     """The number of samples along each axis that the largest region needs."""
-    return [int(n) for n in grid.amax(0).tolist()] if len(grid) else [0, 0]
+    return [int(n) for n in grid.amax(0).tolist()] if grid.shape[0] else [0, 0]
 
 
 def roi_align_10(

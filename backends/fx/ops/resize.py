@@ -115,7 +115,8 @@ def _asymmetric(x: Tensor, scales: Floats, mode: str, nearest: str, in_types: tu
 
 
 def _by_scales(axes: Sequence[int], sizes: Sequence[int], scales: Floats) -> list[Axis]:
-    return [Axis(a, n, scaled(n, s), s, n * s) for a, n, s in zip(axes, sizes, scales, strict=True)]
+    triples = zip(axes, sizes, scales, strict=True)
+    return [Axis(a, n, scaled(n, s), s, n * int(s) if s == int(s) else n * s) for a, n, s in triples]
 
 
 def scaled(size: int, scale: float) -> int:
@@ -140,7 +141,12 @@ def _by_sizes(axes: Sequence[int], sizes: Sequence[int], wanted: Sequence[int], 
 
 
 def _changes(change: Axis) -> bool:
-    return not (change.scale == 1 and change.start == 0 and change.end == 1)
+    """A symbolic scale may be anything."""
+    return not (_known(change.scale) and change.scale == 1 and change.start == 0 and change.end == 1)
+
+
+def _known(scale: float) -> bool:
+    return isinstance(scale, int | float)
 
 
 # -- all axes at once -------------------------------------------------------------------------------------------------
@@ -207,7 +213,7 @@ def _repeats(changes: Sequence[Axis], how: How) -> bool:
         fits = how.nearest in ("floor", "ahead_if_smaller")
     else:
         fits = how.coordinates in ("half_pixel", "pytorch_half_pixel") and how.nearest.startswith("round")
-    return fits and all(c.scale >= 1 and math.frexp(c.scale)[0] == 0.5 for c in changes)
+    return fits and all(_known(c.scale) and c.scale >= 1 and math.frexp(c.scale)[0] == 0.5 for c in changes)
 
 
 # -- one axis ---------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def halves(totals: Sizes, auto_pad: str) -> tuple[list[int], list[int]]:
 
 def alike(before: Sizes, after: Sizes) -> bool:
     """Whether torch can pad by itself: as much on both sides, known and not negative."""
-    return before == after and all(isinstance(p, int) and p >= 0 for p in before)
+    return all(isinstance(p, int) and p >= 0 for p in (*before, *after)) and before == after
 
 
 def pad(x: Tensor, before: Sizes, after: Sizes, value: float = 0.0) -> Tensor:
