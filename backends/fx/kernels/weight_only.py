@@ -133,7 +133,7 @@ class WeightOnlyLinear(Kernel):
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.compute or x.dtype
         half = _HALF if x.device.type == "cpu" else _HALF[:1]
-        few = x.numel() <= ROWS[self.bits] * x.shape[-1] and not torch.compiler.is_exporting()
+        few = not torch.compiler.is_exporting() and x.numel() <= ROWS[self.bits] * x.shape[-1]
         if few and dtype in half and x.device.type in self.runs_on:
             return self._finish(self._few(x.to(dtype)), x)
         return self._finish(self._many(x.to(dtype)), x)

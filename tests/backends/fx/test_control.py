@@ -90,7 +90,8 @@ def test_gradients_pass_through_a_traced_branch() -> None:
 
 
 SIZES = """
-g (float[N, 3] x) => (float[M, 3] y) <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] wide = {3}> {
+g (float[N, 3] x) => (float[M, 3] y)
+<int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] wide = {3}> {
     s = Shape(x)
     n = Slice(s, zero, one)
     c = Greater(n, two)
@@ -201,7 +202,8 @@ COUNTED = """
 g (float[N, 3] x) => (float[3] y, float[4, 1, 3] rows) <int64[1] m = {4}, int64[1] zero = {0}, float[3] w = {1, 2, 3}> {
     first = ReduceSum<keepdims = 0>(x, zero)
     y, rows = Loop (m, "", first) <
-        body = b (int64 i, bool going, float[3] v) => (bool again, float[3] next, float[1, 3] row) <int64[1] one = {1}> {
+        body = b (int64 i, bool going, float[3] v) => (bool again, float[3] next, float[1, 3] row)
+        <int64[1] one = {1}> {
             again = Identity(going)
             from = Unsqueeze(i, zero)
             to = Add(from, one)
@@ -240,7 +242,8 @@ def test_gradients_pass_through_a_loop() -> None:
 
 
 HALVES = """
-g (int64 m, float[2] x) => (float[2] y, int64 n) <float half = {0.5}, float small = {0.1}, bool yes = {1}, int64 one = {1}> {
+g (int64 m, float[2] x) => (float[2] y, int64 n)
+<float half = {0.5}, float small = {0.1}, bool yes = {1}, int64 one = {1}> {
     s = Identity(one)
     y, n = Loop (m, yes, x, s) <
         body = b (int64 i, bool going, float[2] v, int64 k) => (bool again, float[2] next, int64 more) {
@@ -281,7 +284,8 @@ def test_a_loop_of_unknown_length_that_stacks_cannot_be_traced() -> None:
 
 SUMS = """
 <ir_version: 10, opset_import: ["" : 21]>
-g (float[2] start, float[2, 5] x, float[5, 2] z) => (float[2] last, float[%s] sums, float[5, 2] products) <float[2] w = {1, 2}> {
+g (float[2] start, float[2, 5] x, float[5, 2] z) => (float[2] last, float[%s] sums, float[5, 2] products)
+<float[2] w = {1, 2}> {
     last, sums, products = Scan <
         num_scan_inputs = 2, scan_input_axes = [1, -2], scan_input_directions = [%d, 0], scan_output_axes = [%d, 0],
         scan_output_directions = [%d, 1],

@@ -146,6 +146,21 @@ def test_sums_are_exact_where_16_bits_and_float32_are_not_enough(rows: int) -> N
     assert not few(x).any()
 
 
+def test_one_row_where_torch_takes_no_unsigned_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, x = linear("tensor"), normal(1, IN)
+    y, product = kernel(x), torch._int_mm
+
+    def signed_only(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if a.dtype != torch.int8:
+            raise RuntimeError("Expected self dtype to be of type int8")
+        return product(a, b)
+
+    monkeypatch.setattr(torch, "_int_mm", signed_only)
+    int8_linear.unsigned_products.cache_clear()
+    assert torch.equal(kernel(x), y)
+    int8_linear.unsigned_products.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_float_types_go_in_and_out(dtype: torch.dtype) -> None:
     kernel, x = linear("tensor"), normal(4, IN).to(dtype)
@@ -282,7 +297,8 @@ def test_a_module_survives_what_modules_go_through(name: str) -> None:
 @pytest.mark.parametrize("name", samples())
 def test_a_module_is_exported_as_plain_torch(name: str) -> None:
     kernel, x = samples()[name]
-    program = torch.export.export(kernel, (x,))
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    program = torch.export.export(kernel, (x,), dynamic_shapes=({0: rows},))
     called = {getattr(n.target, "namespace", "aten") for n in program.graph.nodes if n.op == "call_function"}
     assert called == {"aten"}
     y = program.module()(x)
