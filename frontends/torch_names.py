@@ -9,10 +9,11 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.base import SCOPE
+from graphpress.base import EMBEDDING, SCOPE
 
 TRACE = "pkg.torch.onnx.stack_trace"
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_FX_NODE = "pkg.torch.onnx.fx_node"
 _RULE = "pkg.onnxscript.rewriter.rule_name"
 _SYMBOL = re.compile(r"\bs\d+\b")
 
@@ -100,9 +101,11 @@ def name_nodes(model: ir.Model) -> None:
         for value in graph.inputs:
             value.metadata_props.clear()
         for node in graph:
-            scope = _scope(node)
-            trace = node.metadata_props.get(TRACE)
+            scope, trace = _scope(node), node.metadata_props.get(TRACE)
+            embedding = "aten.embedding." in node.metadata_props.get(_FX_NODE, "") and node.op_type == "Gather"
             node.metadata_props.clear()
+            if embedding:
+                node.metadata_props[EMBEDDING] = "1"
             if trace:
                 node.metadata_props[TRACE] = trace
             if scope:

@@ -160,11 +160,13 @@ def note_unused(model: ir.Model, program: Any) -> None:
     has them, so that state dicts have the same keys. Those of a module that is gone are left out.
     """
     parts = {name.rpartition(".")[0] for name in model.graph.initializers}
-    read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    used, tied = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}, _tied(program)
+    specs = [s for s in program.graph_signature.input_specs if s.target in program.state_dict]
+    read = {tied.get(s.target, s.target) for s in specs if s.arg.name in used}
     found = {}
-    for spec in program.graph_signature.input_specs:
-        tensor = program.state_dict.get(spec.target) if spec.target is not None else None
-        if tensor is None or spec.arg.name in read or tensor.numel() > _SMALL or tensor.is_complex():
+    for spec in specs:
+        tensor = program.state_dict[spec.target]
+        if tied.get(spec.target, spec.target) in read or tensor.numel() > _SMALL or tensor.is_complex():
             continue
         if spec.target.rpartition(".")[0] in parts:
             role = "parameter" if spec.kind.name == "PARAMETER" else "buffer"

@@ -23,6 +23,7 @@ Arrays: TypeAlias = Mapping[str, np.ndarray]
 BY = "graphpress.by"  # node: the pass that made it
 ORIGIN = "graphpress.from"  # node: name of the node it was made for
 SOURCE = "graphpress.source"  # of an initializer, as JSON: the torch parameter it was computed from, and how
+EMBEDDING = "graphpress.embedding"  # of a Gather that was one in torch: its indices are never negative
 UNUSED = "graphpress.unused"  # of a model, as JSON: torch state that its graph does not read
 ROLE = "graphpress.role"  # likewise: parameter, buffer, or temporary, which a state dict does not have
 SCOPE = "graphpress.scope"  # node: module path in the source program

@@ -10,6 +10,7 @@ from torch import fx
 
 from graphpress.backends.fx import host
 from graphpress.backends.fx.host_nodes import Item
+from graphpress.errors import Unsupported
 
 if TYPE_CHECKING:
     from graphpress.backends.fx.builder import Builder
@@ -37,7 +38,12 @@ def build(graph: ir.Graph, parent: Builder, op_type: str) -> Body:
 
     A Loop's body takes its turn as a number and no condition, which is true whenever it runs; the condition that it
     gives is a number where it is one on the host.
+
+    Raises:
+        Unsupported: An operator in it has no function, or it is a branch of If with inputs.
     """
+    if op_type == "If" and graph.inputs:
+        raise Unsupported("branches of If take no inputs", fix="Let them read the values around them.")
     inner = type(parent)(parent.options, parent)
     inputs, kinds = list(graph.inputs), ["Tensor"] * len(graph.outputs)
     if op_type == "Loop":
@@ -49,7 +55,7 @@ def build(graph: ir.Graph, parent: Builder, op_type: str) -> Body:
     given = [inner.wanted(v, kind) for v, kind in zip(graph.outputs, kinds, strict=True)]
     inner.graph.output(tuple(given))
     results = [None if g is True else _result(v) for v, g in zip(graph.outputs, given, strict=True)]
-    return Body(fx.GraphModule(inner.shelf.root, inner.graph), list(inner.captured.values()), results)
+    return Body(inner.shelf.module(inner.graph), list(inner.captured.values()), results)
 
 
 def _bind_turn(inner: Builder, turn: ir.Value, condition: ir.Value) -> None:

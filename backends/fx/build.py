@@ -12,6 +12,7 @@ from torch import fx
 from graphpress import edit
 from graphpress.backends.fx import choice, signature, weights
 from graphpress.backends.fx.builder import Builder, Kernels, Options
+from graphpress.base import UNUSED
 from graphpress.errors import BadRequest, nearest
 from graphpress.ops.base import DOMAIN
 from graphpress.target import Target
@@ -61,10 +62,12 @@ def build(
         builder.graph.output(tuple(builder.output(v) for v in wanted))
     else:
         call.bind_outputs(builder, model)
-    module = fx.GraphModule(builder.shelf.root, builder.graph, model.graph.name or "GraphModule")
+    unused = model.metadata_props.get(UNUSED, "{}")
+    module = builder.shelf.module(builder.graph, model.graph.name or "GraphModule", unused)
     module.register_load_state_dict_pre_hook(_before_load)
-    builder.shelf.finish(module, model)
-    module.register_forward_pre_hook(signature.Check(call, model), with_kwargs=True)
+    check = signature.Check(call, model)
+    module.register_forward_pre_hook(check, with_kwargs=True)
+    module._register_deepcopy_hook(lambda copy: copy.register_forward_pre_hook(check, with_kwargs=True))
     module.meta[choice.REFUSED] = dict(kernels.refused)
     return module.eval()
 

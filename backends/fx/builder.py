@@ -31,11 +31,20 @@ _MODULE_ATTRIBUTES = frozenset(dir(torch.nn.Module()))
 
 @dataclass(frozen=True)
 class Chosen:
-    """A kernel for a product of the graph: the module, and what it is called with."""
+    """A kernel for a product of the graph.
+
+    Attributes:
+        node: The product.
+        module: What computes it.
+        source: What the module is called with.
+        quantizer: The node that quantizes ``source`` at run time, and the function that does so for all its readers;
+            the module is called with what it gives as well.
+    """
 
     node: ir.Node
     module: torch.nn.Module
-    inputs: tuple[ir.Value, ...]
+    source: ir.Value
+    quantizer: tuple[ir.Node, Callable[..., Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -235,8 +244,14 @@ class Builder:
         """Add the kernel that stands for the nodes of a site, under the product's name, in the place of the last."""
         node = chosen.node
         path = weights.place_module(self.shelf.root, node.metadata_props.get(SCOPE) or node.name or "", chosen.module)
-        args = tuple(self.wanted(v, "Tensor") for v in chosen.inputs)
-        made = self.graph.create_node("call_module", path, args, name=identifier(node.name or node.op_type))
+        args = [self.wanted(chosen.source, "Tensor")]
+        if chosen.quantizer is not None:
+            maker, quantize = chosen.quantizer
+            key = (id(maker), "quantized")
+            if key not in self._made:
+                self._made[key] = self.call(maker, quantize, args, {})
+            args.append(self._made[key])
+        made = self.graph.create_node("call_module", path, tuple(args), name=identifier(node.name or node.op_type))
         made.meta[NODE] = node.name
         self.bind(tail.outputs[0], made)
 

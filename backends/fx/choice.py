@@ -12,7 +12,7 @@ from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.fx import sites
 from graphpress.backends.fx.builder import Chosen, Kernels
-from graphpress.backends.fx.kernels import int8_conv, int8_linear, weight_only
+from graphpress.backends.fx.kernels import activations, float8_linear, int8_conv, int8_linear, weight_only
 from graphpress.backends.fx.sites import Site
 from graphpress.errors import Unsupported
 from graphpress.target import Target
@@ -46,10 +46,12 @@ def _chosen(site: Site, target: Target, device: str) -> Chosen:
     node = site.node
     if not target.find(node.op_type, site.mode):
         raise Unsupported(f"{target.name} has no {site.mode} kernel for {node.op_type}")
+    if site.weight.dtype == ir.DataType.FLOAT8E4M3FN:
+        return _float8(site, device)
     weight = _weight(site)
     if site.x is None:
         assert node.inputs[0] is not None
-        return Chosen(node, _weight_only(site, weight), (node.inputs[0],))
+        return Chosen(node, _weight_only(site, weight), node.inputs[0])
     if weight["scale"].dim() > 1:
         raise Unsupported("weights have a scale for each group, an integer kernel takes one for each channel")
     kernel = int8_conv if node.op_type == "Conv" else int8_linear
@@ -57,12 +59,31 @@ def _chosen(site: Site, target: Target, device: str) -> Chosen:
         raise Unsupported(why)
     common = weight | {"bias": _tensor(site.bias), "relu": site.relu}
     if site.mode == "dynamic":
-        module = int8_linear.DynamicInt8Linear(**common, per_token=site.x.kind == "token")
-        return Chosen(node, module, (site.x.source,))
+        per_token = site.x.kind == "token"
+        maker = site.x.scale.producer()
+        assert maker is not None
+        quantize = activations.quantize_token if per_token else activations.quantize_tensor
+        module = int8_linear.DynamicInt8Linear(**common, per_token=per_token)
+        return Chosen(node, module, site.x.source, (maker, quantize))
     ranges = _ranges(site)
     if node.op_type == "Conv":
-        return Chosen(node, int8_conv.StaticInt8Conv(**common, **ranges, **_geometry(site)), (site.x.codes,))
-    return Chosen(node, int8_linear.StaticInt8Linear(**common, **ranges), (site.x.codes,))
+        return Chosen(node, int8_conv.StaticInt8Conv(**common, **ranges, **_geometry(site)), site.x.codes)
+    return Chosen(node, int8_linear.StaticInt8Linear(**common, **ranges), site.x.codes)
+
+
+def _float8(site: Site, device: str) -> Chosen:
+    """A product of 8-bit floats; activations by one calibrated scale."""
+    given, w = site.input_parameters, site.weight
+    if site.x is None or given is None or site.node.op_type == "Conv" or site.quantizer is not None:
+        raise Unsupported("8-bit floats are multiplied by matrices, codes in and floats out")
+    if w.block or w.axis not in (None, 0 if site.transposed else 1):
+        raise Unsupported("weights have scales along another axis than that of the outputs")
+    codes = torch.from_numpy(np.ascontiguousarray(site.codes).view(np.uint8)).view(float8_linear.FLOAT8)
+    scale = torch.from_numpy(w.scale.reshape(-1).astype(np.float32))
+    if (why := float8_linear.available(codes, scale, device)) is not None:
+        raise Unsupported(why)
+    module = float8_linear.Float8Linear(codes, scale, _tensor(site.bias), site.relu, given[0])
+    return Chosen(site.node, module, site.x.codes)
 
 
 def _weight(site: Site) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def find(node: ir.Node) -> Site | None:
     """The site of a product with a quantized weight; None where there is none."""
     if node.domain or node.op_type not in PRODUCTS or len(node.inputs) < 2 or node.graph is None:
         return None
-    weight, x = canonical.weight(node.inputs[1]), canonical.activation(node.inputs[0])
+    weight = canonical.weight(node.inputs[1]) or _float8(node.inputs[1])
+    x = canonical.activation(node.inputs[0])
     if weight is None or not _plain(node) or (x is not None and not _per_tensor(x)):
         return None
     bias, fine = _own_bias(node)
@@ -138,6 +139,17 @@ def parameters(quantizer: ir.Node) -> tuple[float, int, str] | None:
     if scale is None or scale.size != 1 or name not in ("int8", "uint8"):
         return None
     return float(scale.reshape(-1)[0]), 0 if zero is None else int(zero.reshape(-1)[0]), name
+
+
+def _float8(value: ir.Value | None) -> Weight | None:
+    """A weight of 8-bit floats behind a DequantizeLinear of constants."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "DequantizeLinear" or node.domain or node.inputs[0] is None:
+        return None
+    fits = node.inputs[0].dtype == ir.DataType.FLOAT8E4M3FN and all(
+        v is None or edit.is_constant(v) for v in node.inputs
+    )
+    return Weight(node) if fits else None
 
 
 def _plain(node: ir.Node) -> bool:

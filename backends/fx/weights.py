@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import keyword
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -13,7 +14,7 @@ import torch
 from torch import fx
 
 from graphpress.backends.fx import dtypes
-from graphpress.base import ROLE, SOURCE, UNUSED
+from graphpress.base import ROLE, SOURCE
 
 FOLDED = "_folded"  # what a state dict calls a tensor that is not the source's of its name
 _SAME = {"identity", "cast", "castlike"}
@@ -29,6 +30,8 @@ class Shelf:
         self.learnable = learnable  # scales and zero points of Q/DQ become parameters
         self._paths: dict[int, str] = {}
         self._computed: list[str] = []
+        self._temporary: list[str] = []
+        self._tied: dict[str, str] = {}  # other names of a parameter
 
     def path(self, value: ir.Value) -> str:
         """The attribute path of a constant; it is put on the shelf when it is first asked for, as torch keeps it."""
@@ -43,21 +46,39 @@ class Shelf:
         if trainable(value, self.learnable):
             kept = torch.nn.Parameter(data if data.is_floating_point() else data.float())
             disown_before_update(kept)
-        persistent = value.metadata_props.get(ROLE) != "temporary"
-        path = place(self.root, value.name or "constant", kept, persistent=persistent)
-        if kind == "computed" and persistent:
+        path = place(self.root, value.name or "constant", kept)
+        if value.metadata_props.get(ROLE) == "temporary" and not isinstance(kept, torch.nn.Parameter):
+            self._temporary.append(path)
+        elif kind == "computed":
             self._computed.append(path)
-        for other in _source(value).get("tied", ()) if kind != "computed" else ():
-            place(self.root, other, kept, persistent=persistent)
+        elif isinstance(kept, torch.nn.Parameter):
+            self._tied |= dict.fromkeys(_source(value).get("tied", ()), path)
         return path
 
-    def finish(self, module: torch.nn.Module, model: ir.Model) -> None:
-        """Add the state that the graph does not read, and keep states of other meaning apart (see ``keep_apart``)."""
-        for name, (role, dtype, data) in json.loads(model.metadata_props.get(UNUSED, "{}")).items():
+    def module(self, graph: fx.Graph, name: str = "GraphModule", unused: str = "{}") -> fx.GraphModule:
+        """The module of a graph; ``unused`` is state besides that (see ``base.UNUSED``)."""
+        module = fx.GraphModule(self.root, graph, name)
+        for key, (role, dtype, data) in json.loads(unused).items():
             tensor = torch.tensor(data, dtype=getattr(torch, dtype))
-            place(module, name, torch.nn.Parameter(tensor) if role == "parameter" else tensor)
+            place(module, key, torch.nn.Parameter(tensor) if role == "parameter" else tensor)
+        settle = functools.partial(_settle, tied=self._tied, temporary=self._temporary)
+        settle(module)
+        module._register_deepcopy_hook(settle)
         if self._computed:
             keep_apart(module, self._computed)
+        return module
+
+
+def _settle(module: fx.GraphModule, *, tied: Mapping[str, str], temporary: Sequence[str]) -> None:
+    """What a GraphModule forgets of its root: names that nothing in the graph goes by, and which buffers go unsaved."""
+    for other, path in tied.items():
+        holder, names = _place(module, other)
+        if ".".join(names) == other:
+            holder.register_parameter(names[-1], module.get_parameter(path))
+    for path in temporary:
+        parent, _, leaf = path.rpartition(".")
+        holder = module.get_submodule(parent)
+        holder.register_buffer(leaf, holder._buffers.pop(leaf), persistent=False)
 
 
 def share(value: ir.Value) -> torch.Tensor:
@@ -94,7 +115,11 @@ def restored(graph: fx.Graph, stored: fx.Node, value: ir.Value) -> fx.Node:
     kind = form(value)
     if kind == "transpose":
         return graph.call_function(torch.t, (stored,))
-    return graph.call_function(torch.reshape, (stored, list(value.shape.numpy()))) if kind == "view" and value.shape else stored
+    return (
+        graph.call_function(torch.reshape, (stored, list(value.shape.numpy())))
+        if kind == "view" and value.shape
+        else stored
+    )
 
 
 def keep_apart(module: torch.nn.Module, paths: Sequence[str]) -> None:
@@ -152,13 +177,13 @@ def disown(module: torch.nn.Module) -> None:
         tensor.data = tensor.data.clone()
 
 
-def place(root: torch.nn.Module, name: str, tensor: torch.Tensor, *, persistent: bool = True) -> str:
+def place(root: torch.nn.Module, name: str, tensor: torch.Tensor) -> str:
     """Register ``tensor`` under a dotted name, in modules made for its parts; the path it got in the end."""
     module, path = _place(root, name or "constant")
     if isinstance(tensor, torch.nn.Parameter):
         module.register_parameter(path[-1], tensor)
     else:
-        module.register_buffer(path[-1], tensor, persistent=persistent)
+        module.register_buffer(path[-1], tensor)
     return ".".join(path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,7 +92,7 @@ class Int8Linear(Kernel):
     def refusal(self, device: str) -> str | None:
         return probe(device)
 
-    def _sums(self, x: Tensor, zero: Tensor) -> Tensor:
+    def _sums(self, x: Tensor, zero: Tensor | int) -> Tensor:
         """(x - zero) W^T of uint8 codes: int32 by torch's own product, as CUDA and an exported program have it."""
         signed = x.bitwise_xor(128).view(torch.int8).reshape(-1, x.shape[-1])
         sums = integer_products(signed, self.weight) - (zero - 128) * self.weight_sum
@@ -103,7 +102,7 @@ class Int8Linear(Kernel):
         """The same on any device: float64 holds every sum."""
         return (x.double() - zero) @ self.weight.double().t()
 
-    def _floats_of(self, sums: Tensor, scale: Tensor) -> Tensor:
+    def _floats_of(self, sums: Tensor, scale: Tensor | float) -> Tensor:
         y = sums.float() * (scale * self.weight_scale)
         y = y if self.bias is None else y + self.bias
         return y.relu() if self.relu else y
@@ -129,40 +128,35 @@ class DynamicInt8Linear(Int8Linear):
     ) -> None:
         super().__init__(codes, scale, bias, zero_point, relu)
         self.per_token = per_token
+        self.quantize = activations.quantize_token if per_token else activations.quantize_tensor
         self.register_buffer("one", torch.ones(()), persistent=False)
         self.register_buffer("middle", torch.tensor(128, dtype=torch.int32), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, quantized: activations.Quantized | None = None) -> Tensor:
+        """The product; ``quantized`` is what ``activations.quantize_...`` gave of ``x``, where others read it too."""
+        codes, scale, zero = quantized or self.quantize(x)
         if x.device.type not in self.runs_on:
-            return self.reference(x)
-        if x.device.type == "cuda" or torch.compiler.is_exporting():
-            return self._with(x, self._sums)
-        y = self._token(x.float()) if self.per_token else self._tensor(x.float())
+            y = self._floats_of(self._exact_sums(codes, zero), scale)
+        elif x.device.type == "cuda" or torch.compiler.is_exporting():
+            y = self._floats_of(self._sums(codes, zero), scale)
+        elif self.per_token:
+            y = self._token(codes, scale)
+        elif traced(x):
+            y = self._traced(codes, scale, zero, self.bias, self.relu)
+        else:
+            parts = (self.weight, self.weight_sum, self.weight_scale, self.bias)
+            y = product(codes, scale, zero, *parts, relu=self.relu)
         return y.to(x.dtype)
 
     def reference(self, x: Tensor) -> Tensor:
-        return self._with(x, self._exact_sums)
+        codes, scale, *zero = activations.by_token(x.float()) if self.per_token else activations.by_tensor(x.float())
+        return self._floats_of(self._exact_sums(codes, *(zero or [self.middle])), scale).to(x.dtype)
 
-    def _with(self, x: Tensor, sums: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        if self.per_token:
-            (codes, scale), zero = activations.per_token(x.float()), self.middle
-        else:
-            codes, scale, zero = activations.per_tensor(x.float())
-        return self._floats_of(sums(codes, zero), scale).to(x.dtype)
-
-    def _tensor(self, x: Tensor) -> Tensor:
-        if traced(x):
-            return self._traced(*activations.per_tensor(x), self.bias, self.relu)
-        codes, scale, zero = activations.per_tensor_eager(x)
-        return product(codes, scale, zero, self.weight, self.weight_sum, self.weight_scale, self.bias, relu=self.relu)
-
-    def _token(self, x: Tensor) -> Tensor:
-        if traced(x):
-            codes, scale = activations.per_token(x)
+    def _token(self, codes: Tensor, scale: Tensor) -> Tensor:
+        if traced(codes):
             y = self._traced(codes, self.one, self.middle, None, False)
         else:
-            codes, scale = activations.per_token_eager(x)
-            y = product(codes, 1.0, 128, self.weight, self.weight_sum, self.weight_scale, None)
+            y = product(codes, 1.0, activations.MIDDLE, self.weight, self.weight_sum, self.weight_scale, None)
         y.mul_(scale)
         if self.bias is not None:
             y.add_(self.bias)

@@ -72,7 +72,7 @@ def loop(
         if len(results) > carried:
             raise Unsupported("a Loop whose turns are unknown and whose results are stacked cannot be traced")
         return _while(body, trips, condition, state)
-    limit = int(trips) if _is_tensor(trips) else trips
+    limit = int(trips) if isinstance(trips, torch.Tensor) else trips
     stacks: list[list[Tensor]] = [[] for _ in results[carried:]]
     turn, going = 0, True if condition is None else condition
     while (limit is None or turn < limit) and going:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,7 +71,8 @@ def _by_statistics(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, varianc
     if alike and x.dim() > 1 and not (mean.requires_grad or variance.requires_grad):
         return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
     shape = (-1, *(1,) * (x.dim() - 2))
-    given, scale, bias, mean, variance = (_wide(t) for t in (x, scale, bias, mean, variance))
+    wide = functools.reduce(torch.promote_types, (x.dtype, *types), torch.float32)
+    given, scale, bias, mean, variance = (t.to(wide) for t in (x, scale, bias, mean, variance))
     factor = scale * torch.rsqrt(variance + epsilon)
     return ((given - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)).to(x.dtype)
 

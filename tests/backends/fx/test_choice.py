@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -101,8 +102,9 @@ def test_a_static_product_with_all_around_it_is_one_call() -> None:
     assert functions(conv()) == ["quantize_linear", "dequantize_linear"]
 
 
-def test_a_dynamic_product_takes_floats() -> None:
+def test_products_of_one_dynamic_activation_quantize_it_once() -> None:
     assert modules(dynamic()) == {"first": "DynamicInt8Linear", "second": "DynamicInt8Linear"}
+    assert functions(dynamic()) == ["quantize_tensor"]
 
 
 def test_what_others_read_is_still_computed() -> None:
@@ -165,6 +167,21 @@ def test_what_no_kernel_takes_is_simulated_and_said(model: ir.Model, why: str | 
     assert row.verdict == "fallback"
     assert why in row.reason
     np.testing.assert_allclose(fx.execute(model)(feeds)["y"], kit.run(model, feeds)["y"], rtol=0, atol=0.05 * 1.01)
+
+
+def test_float8_is_simulated_where_nothing_multiplies_it() -> None:
+    """Equal to the reference but for the order of float32 sums; the audit says what is missing."""
+    float8 = ml_dtypes.float8_e4m3fn
+    model = parse(
+        "g (float[N, 64] x, float s, float z, float w, float ws) => (float[N, 32] y) { xq = QuantizeLinear(x, s, z) "
+        "xd = DequantizeLinear(xq, s, z) wd = DequantizeLinear<axis = 1>(w, ws) [fc] y = MatMul(xd, wd) }",
+        s=np.asarray(np.float32(0.01)), z=np.zeros((), float8), w=RNG.normal(size=(64, 32)).astype(float8),
+        ws=scales(32),
+    )  # fmt: skip
+    feeds: Arrays = {"x": RNG.normal(size=(8, 64)).astype(np.float32)}
+    np.testing.assert_allclose(fx.execute(model)(feeds)["y"], kit.run(model, feeds)["y"], rtol=1e-5, atol=1e-6)
+    row = next(r for r in gp.audit(model, TARGET, feeds).sites if r.node == "fc")
+    assert (row.verdict, row.reason[:44]) == ("fallback", "torch multiplies float8 on CUDA, not on cpu:")
 
 
 def test_the_audit_names_what_torch_dispatched() -> None:

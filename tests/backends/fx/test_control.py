@@ -379,3 +379,13 @@ def test_constants_on_the_host_reach_bodies() -> None:
                      else_branch = no () => (float[A, B] b) { b = Identity(x) } >
     }"""
     same_as_ort(source, x=normal(2, 3), c=np.array(True))
+
+
+def test_a_branch_with_inputs_is_refused() -> None:
+    source = """
+    g (float[2] x, bool c) => (float[2] y) {
+        y = If (c) < then_branch = yes (float[2] x) => (float[2] b) { b = Neg(x) },
+                     else_branch = no () => (float[2] b) { b = Abs(x) } >
+    }"""
+    with pytest.raises(Unsupported, match="branches of If take no inputs"):
+        fx.build(kit.parse(source))

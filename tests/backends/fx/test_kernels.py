@@ -13,7 +13,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from graphpress.backends.fx.kernels import activations, base, float8_linear, int8_conv, int8_linear, weight_only
-from graphpress.backends.fx.kernels.float8_linear import DynamicFloat8Linear
+from graphpress.backends.fx.kernels.float8_linear import Float8Linear
 from graphpress.backends.fx.kernels.int8_conv import StaticInt8Conv
 from graphpress.backends.fx.kernels.int8_linear import DynamicInt8Linear, StaticInt8Linear
 from graphpress.backends.fx.kernels.weight_only import WeightOnlyLinear
@@ -101,7 +101,7 @@ def test_codes_of_a_tensor_are_those_of_dynamic_quantize_linear(make) -> None:
     rng = np.random.default_rng(3)
     for x in (make(rng) for _ in range(200)):
         codes, scale, zero = session.run(None, {"x": x})
-        for quantize in (activations.per_tensor, activations.per_tensor_eager):
+        for quantize in (activations.by_tensor, activations.by_tensor_eager):
             got, got_scale, got_zero = quantize(torch.from_numpy(x))
             assert (float(got_scale), int(got_zero)) == (float(scale), int(zero))
             np.testing.assert_array_equal(got.numpy(), codes)
@@ -113,17 +113,17 @@ def test_codes_of_a_token_are_those_of_the_operator(make) -> None:
     kernel = dynamic_quantize_token.OP.kernel()
     for x in (torch.from_numpy(make(rng)) for _ in range(100)):
         codes, scale = kernel(x)
-        for quantize in (activations.per_token, activations.per_token_eager):
+        for quantize in (activations.by_token, activations.by_token_eager):
             got, got_scale = quantize(x)
             assert torch.equal(got.int() - 128, codes.int()) and torch.equal(got_scale, scale)
 
 
 def test_tensors_of_one_value_are_quantized_too() -> None:
     for x in (torch.zeros(3, 4), torch.full((3, 4), 5.0), torch.full((3, 4), -5.0)):
-        codes, scale, zero = activations.per_tensor_eager(x)
+        codes, scale, zero = activations.by_tensor_eager(x)
         assert torch.allclose((codes.float() - zero) * scale, x)
-        assert torch.equal(codes, activations.per_tensor(x)[0])
-    codes, scale = activations.per_token_eager(torch.zeros(2, 3))
+        assert torch.equal(codes, activations.by_tensor(x)[0])
+    codes, scale = activations.by_token_eager(torch.zeros(2, 3))
     assert codes.eq(128).all() and scale.gt(0).all()
 
 
@@ -342,14 +342,14 @@ def test_the_4_bit_form_for_cuda_has_the_right_shapes(depth: int) -> None:
 
 def test_the_float8_form_for_cuda_has_the_right_shapes() -> None:
     x = torch.empty(3, 128, dtype=torch.bfloat16, device="meta")
-    kernel = DynamicFloat8Linear(torch.empty(32, 128).to(float8_linear.FLOAT8), torch.tensor(0.1)).to("meta")
+    kernel = Float8Linear(torch.empty(32, 128).to(float8_linear.FLOAT8), torch.tensor(0.1)).to("meta")
     assert kernel.scaled(x).shape == (3, 32) and kernel.scaled(x).dtype == torch.bfloat16
 
 
 def test_float8_reference_is_near_the_float_product() -> None:
     weight, x = normal(32, 64), normal(4, 64)
     scale = weight.abs().max() / 448
-    kernel = DynamicFloat8Linear((weight / scale).to(float8_linear.FLOAT8), scale, normal(32))
+    kernel = Float8Linear((weight / scale).to(float8_linear.FLOAT8), scale, normal(32))
     y = kernel(x)
     exact = x @ weight.t() + normal(32)
     assert y.dtype == torch.float32 and "not on cpu" in str(kernel.refusal("cpu"))
