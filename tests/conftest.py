@@ -15,6 +15,9 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
+# Tests run in as many processes as there are cores; torch's threads would wait for each other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ZOO = os.environ.get("GRAPHPRESS_ZOO")
 
 
