@@ -37,8 +37,9 @@ def refusal(error: Exception, module: Any) -> GraphpressError:
             f"ONNX has no form of the operator {operator[1]}",
             f"Write it with other operators, or {_OTHERWISE}.",
         )
-    elif node is not None and node.op == "output":
-        what, fix = "it returns something else than tensors", "Return tensors, in tuples, lists or dicts."
+    elif (node is not None and node.op == "output") or "in output, which is not a known type" in text:
+        what = "it returns something else than tensors and plain constants"
+        fix = "Return tensors, in tuples, lists or dicts."
     elif place is None:
         fix = f"Give args, kwargs and dynamic_shapes as forward{_signature(module)} takes them."
         return BadRequest(f"cannot be traced: {_sentence(chain[-1])}", where=_type_name(module), fix=fix)

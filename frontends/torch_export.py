@@ -14,7 +14,7 @@ import onnx_ir.passes.common as common
 
 from graphpress import edit, verify
 from graphpress.errors import BadRequest, Unsupported
-from graphpress.frontends import torch_checks, torch_errors, torch_names, torch_signature, torch_weights
+from graphpress.frontends import torch_checks, torch_errors, torch_names, torch_signature, torch_tidy, torch_weights
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,8 @@ def trace(
     """
     torch = _import_torch()
     args, kwargs = _arguments(torch, module, args, kwargs, dynamic_shapes)
-    with _quiet(), _evaluating(torch, module), torch.no_grad(), torch_signature.plain_outputs(torch, module) as constants:
+    plain = torch_signature.plain_outputs(torch, module)
+    with _quiet(), _evaluating(torch, module), torch.no_grad(), plain as constants:
         try:
             # Without keyword arguments, torch takes a trailing dict of the positional ones for them.
             program = torch.onnx.export(
@@ -74,14 +75,19 @@ def trace(
         _tidy(model, program.exported_program, fold_batchnorm)
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name  # of one that is returned as it is, the passes make the output's
-    torch_names.name_outputs(model, program.exported_program)
+    _name(model, program.exported_program)
     torch_signature.note(model, program.exported_program, module, constants)
-    torch_names.name_nodes(model)
-    torch_weights.name_constants(model)
-    torch_weights.note_unused(model, program.exported_program)
-    edit.forget_names(model)
     verify.check(model)
     return model
+
+
+def _name(model: ir.Model, program: Any) -> None:
+    """Give everything the name it has in torch."""
+    torch_names.name_outputs(model, program)
+    torch_names.name_nodes(model)
+    torch_weights.name_constants(model)
+    torch_weights.note_unused(model, program)
+    edit.forget_names(model)
 
 
 def _import_torch() -> Any:
@@ -113,7 +119,23 @@ def _arguments(
     if nowhere := [name for name, tensor in tensors if tensor.is_meta]:
         what = "its weights are on the meta device and have no values"
         raise BadRequest(what, where=f"parameter {nowhere[0]!r}", fix="Load the weights first.")
-    return (args,) if isinstance(args, torch.Tensor) else tuple(args), dict(kwargs or {})
+    args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    return _set_apart(torch, args, dict(kwargs or {}))
+
+
+def _set_apart(torch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with a copy of each tensor that comes again: torch would trace all its places as one input."""
+    from torch.utils import _pytree as pytree
+
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    first = {id(leaf): i for i, leaf in reversed(list(enumerate(leaves))) if isinstance(leaf, torch.Tensor)}
+    again = [i for i, leaf in enumerate(leaves) if first.get(id(leaf), i) != i]
+    if not again:
+        return args, kwargs
+    for i in again:
+        leaves[i] = leaves[i].clone()
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return args, kwargs
 
 
 @contextlib.contextmanager
@@ -158,6 +180,7 @@ def _tidy(model: ir.Model, program: Any, fold_batchnorm: bool) -> None:
         torch_weights.drop_zero_biases(model, weights)
         rewriter.rewrite(model, _rules(fold_batchnorm))
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    torch_tidy.tidy(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)

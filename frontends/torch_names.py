@@ -9,11 +9,13 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.base import EMBEDDING, SCOPE
+from graphpress.base import ATEN, SCOPE
 
 TRACE = "pkg.torch.onnx.stack_trace"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FX_NODE = "pkg.torch.onnx.fx_node"
+_TARGET = re.compile(r"target=torch\.ops\.aten\.([a-z]+)")
+_WHOLE = {"Gather": "embedding", "TopK": "topk", "Resize": "upsample"}  # nodes that are all of one operator
 _RULE = "pkg.onnxscript.rewriter.rule_name"
 _SYMBOL = re.compile(r"\bs\d+\b")
 
@@ -102,10 +104,10 @@ def name_nodes(model: ir.Model) -> None:
             value.metadata_props.clear()
         for node in graph:
             scope, trace = _scope(node), node.metadata_props.get(TRACE)
-            embedding = "aten.embedding." in node.metadata_props.get(_FX_NODE, "") and node.op_type == "Gather"
+            aten = _TARGET.search(node.metadata_props.get(_FX_NODE, ""))
             node.metadata_props.clear()
-            if embedding:
-                node.metadata_props[EMBEDDING] = "1"
+            if aten is not None and aten[1] == _WHOLE.get(node.op_type):
+                node.metadata_props[ATEN] = aten[1]
             if trace:
                 node.metadata_props[TRACE] = trace
             if scope:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
@@ -23,9 +23,9 @@ def note(model: ir.Model, program: Any, module: Any, constants: Mapping[int, Any
 
     It is JSON: ``{"inputs": [[argument, tree, may be left out], ...], "output": tree}``. A tree is the name of a graph
     input or output, ``{"int": name}`` where the module has an int and the graph a tensor of rank 0, ``{"value": x}`` or
-    ``{"repr": text}`` for a constant, ``{"tuple": [...]}``, ``{"list": [...]}``, ``{"dict": [[key, tree], ...]}``, or
-    ``{"leaves": [...]}`` for an argument of another type that torch.utils._pytree knows. A named tuple is a tuple, a
-    result of an unknown type too.
+    ``{"repr": text}`` for a constant, ``{"tuple": [...]}``, ``{"list": [...]}``, ``{"dict": [[key, tree], ...]}``,
+    ``{"named": [type, fields, [...]]}`` for a named tuple that is returned, or ``{"leaves": [...]}`` for an argument of
+    another type that torch.utils._pytree knows; a result of such a type is a tuple.
 
     Args:
         model: With the names of inputs and outputs that it is to keep.
@@ -69,20 +69,17 @@ def plain_outputs(torch: Any, module: Any) -> Iterator[dict[int, Any]]:
             leaves, spec = pytree.tree_flatten(result)
             return pytree.tree_unflatten(_without(leaves, constants), spec)
 
-        with contextlib.closing(_Handle(module.register_forward_hook(forget))):
+        handle = module.register_forward_hook(forget)
+        try:
             yield constants
+        finally:
+            handle.remove()
 
 
-class _Handle:
-    """A hook's handle that closes."""
-
-    def __init__(self, handle: Any) -> None:
-        self.close: Callable[[], None] = handle.remove
-
-
-def _without(leaves: Sequence[Any], constants: dict[int, Any]) -> Any:
+def _without(leaves: Sequence[Any], constants: dict[int, Any]) -> tuple[Any, ...]:
+    """The leaves with None for constants, which are noted."""
     constants.update({i: leaf for i, leaf in enumerate(leaves) if leaf is not None and isinstance(leaf, _PLAIN)})
-    return type(leaves)(None if i in constants else leaf for i, leaf in enumerate(leaves))
+    return tuple(None if i in constants else leaf for i, leaf in enumerate(leaves))
 
 
 def _leaf(argument: Any, names: Iterator[str]) -> Tree:
@@ -106,8 +103,9 @@ def _tree(spec: Any, found: Iterator[Tree], argument: bool) -> Tree:
     if spec.type is None:
         return next(found)
     parts = [_tree(child, found, argument) for child in spec.children()]
-    if not isinstance(spec.type, type):  # pytree's way to say named tuple is a function
-        return {"tuple": parts}
+    if not isinstance(spec.type, type):  # what pytree calls a named tuple is a function
+        names = [spec.context.__name__, list(spec.context._fields)]
+        return {"tuple": parts} if argument else {"named": [*names, parts]}
     if issubclass(spec.type, Mapping):
         keys = spec.context if isinstance(spec.context, list) and len(spec.context) == len(parts) else spec.context[1]
         return {"dict": [[_key(k), part] for k, part in zip(keys, parts, strict=True)]}

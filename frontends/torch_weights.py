@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,15 +43,6 @@ class _Origin:
     parameters: tuple[str, ...]
     transform: tuple[str, ...] = ()
 
-    def tag(self, tied: Mapping[str, str], shape: Sequence[int], own: Sequence[int]) -> str:
-        """As JSON, for metadata; empty for a parameter as it is. ``shape`` is the value's, ``own`` the parameter's."""
-        first, *more = self.parameters
-        same = [name for name, whose in tied.items() if whose == first and name != first]
-        source = {"parameter": first, "transform": "+".join(self.transform), "others": more, "tied": same}
-        if _VIEWS.issuperset(self.transform) and list(shape) != list(own):
-            source["shape"] = list(own)
-        return json.dumps({k: v for k, v in source.items() if v}) if self.transform or same else ""
-
 
 @dataclass
 class Weights:
@@ -85,7 +77,10 @@ class Weights:
         elif all(n in self.origins or n in constants for n in names):
             sources = [self.origins[n] for n in names if n in self.origins]
             parameters = dict.fromkeys(p for s in sources for p in s.parameters)
-            steps = [*(t for s in sources for t in s.transform), *([] if _changes_nothing(node) else [node.op_type.lower()])]
+            steps = [
+                *(t for s in sources for t in s.transform),
+                *([] if _changes_nothing(node) else [node.op_type.lower()]),
+            ]
             if sources:
                 steps = steps if len(sources) == 1 else list(dict.fromkeys(steps))
                 self.origins |= dict.fromkeys(results, _Origin(tuple(parameters), tuple(steps)))
@@ -119,21 +114,35 @@ class Weights:
         """Name initializers after their parameters, note what they are, and take their values off torch."""
         initializers = list(model.graph.initializers.values())
         taken = {v.name or "" for v in initializers} | _value_names(model)
-        for value in initializers:
-            name, origin = self._origin(value)
+        found = [self._origin(value) for value in initializers]
+        readers = Counter(p for _, origin in found if origin is not None for p in origin.parameters)
+        for value, (name, origin) in zip(initializers, found, strict=True):
             value.metadata_props.clear()
-            value.metadata_props[ROLE] = "temporary" if origin is None else self.roles.get(origin.parameters[0], "temporary")
-            if origin is not None and (tag := self._tag(value, origin)):
-                value.metadata_props[SOURCE] = tag
+            value.metadata_props[ROLE] = "temporary"
+            if origin is not None:
+                first = origin.parameters[0]
+                value.metadata_props[ROLE] = self.roles.get(first, "temporary")
+                if tag := self._tag(value, origin, shared=readers[first] > 1):
+                    value.metadata_props[SOURCE] = tag
             if value.name != name:
                 value.name = unique(name, taken)
         for value in model.graph.initializers.values():
             value.const_value = _plain(value)
+            origin = json.loads(value.metadata_props.get(SOURCE, "{}"))
+            if "batchnorm" in origin.get("transform", ""):
+                _retype(value, self.tensors)
 
-    def _tag(self, value: ir.Value, origin: _Origin) -> str:
-        first, own = origin.parameters[0], value.const_value
-        tensors = [t for name, t in self.tensors.items() if self.tied.get(name, name) == first]
-        return origin.tag(self.tied, [] if own is None else own.shape.numpy(), tensors[0].shape.numpy())
+    def _tag(self, value: ir.Value, origin: _Origin, *, shared: bool) -> str:
+        """Where a value comes from, as JSON; empty for a parameter as it is. ``shared``: others come from it too."""
+        first, *more = origin.parameters
+        same = [name for name, whose in self.tied.items() if whose == first and name != first]
+        tag: dict[str, Any] = {
+            "parameter": first, "transform": "+".join(origin.transform), "others": more, "tied": same, "shared": shared
+        }  # fmt: skip
+        tensor = next(t for name, t in self.tensors.items() if self.tied.get(name, name) == first)
+        if value.shape != tensor.shape and _VIEWS.issuperset(origin.transform):
+            tag["shape"] = list(tensor.shape.numpy())
+        return json.dumps({k: v for k, v in tag.items() if v}) if origin.transform or same or shared else ""
 
     def _origin(self, value: ir.Value) -> tuple[str, _Origin | None]:
         """What an initializer is to be called, and where it comes from."""
@@ -211,6 +220,15 @@ def _plain(value: ir.Value) -> ir.TensorProtocol | None:
     if tensor is None or tensor.dtype == ir.DataType.STRING:
         return tensor
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+
+
+def _retype(value: ir.Value, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+    """Give what was folded the layer's type: rules compute half floats in float32, and leave it at that."""
+    weight, tensor = next(iter(value.uses())).node.inputs[1], value.const_value
+    own = tensors.get(weight.name or "") if weight is not None else None
+    if own is not None and tensor is not None and tensor.dtype != own.dtype:
+        value.const_value = ir.Tensor(tensor.numpy().astype(own.dtype.numpy()), dtype=own.dtype, name=value.name)
+        value.dtype = own.dtype
 
 
 def drop_zero_biases(model: ir.Model, weights: Weights) -> None:

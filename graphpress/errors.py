@@ -75,8 +75,13 @@ class BadRequest(GraphpressError):
     """An argument, path or output folder that cannot be used."""
 
 
+_MOST = 40  # names in a message
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that offers the nearest known name, or lists them when none is near."""
+    """A sentence that offers the nearest known name, or lists them when none is near and they are not too many."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
+    if not close and len(known) > _MOST:
+        return f"None of the {len(known)} known names is near."
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known) or 'none'}."

@@ -11,7 +11,8 @@ from torch import fx
 
 from graphpress import edit
 from graphpress.backends.fx import choice, signature, weights
-from graphpress.backends.fx.builder import Builder, Kernels, Options
+from graphpress.backends.fx.builder import Builder
+from graphpress.backends.fx.options import Kernels, Options
 from graphpress.base import UNUSED
 from graphpress.errors import BadRequest, nearest
 from graphpress.ops.base import DOMAIN

@@ -7,8 +7,7 @@ import dataclasses
 import keyword
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,68 +16,17 @@ import torch
 from torch import fx
 
 from graphpress import edit
-from graphpress.backends.fx import bodies, dtypes, host, host_nodes, peepholes, table, weights
+from graphpress.backends.fx import bodies, dtypes, host, host_nodes, peepholes, precision, table, weights
 from graphpress.backends.fx.host_nodes import Item
 from graphpress.backends.fx.operands import HOST as HOST_KINDS
 from graphpress.backends.fx.operands import Signature, signature
+from graphpress.backends.fx.options import Chosen, Options
 from graphpress.base import SCOPE
 from graphpress.errors import GraphpressError, Unsupported
 
 NODE = "graphpress.node"  # key in the meta of an fx node: name of the graph's node
 VALUE = "graphpress.value"  # likewise: name of the graph's value that it gives
 _MODULE_ATTRIBUTES = frozenset(dir(torch.nn.Module()))
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A kernel for a product of the graph.
-
-    Attributes:
-        node: The product.
-        module: What computes it.
-        source: What the module is called with.
-        quantizer: The node that quantizes ``source`` at run time, and the function that does so for all its readers;
-            the module is called with what it gives as well.
-    """
-
-    node: ir.Node
-    module: torch.nn.Module
-    source: ir.Value
-    quantizer: tuple[ir.Node, Callable[..., Any]] | None = None
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """What kernels stand for.
-
-    Attributes:
-        at: The kernel whose last node this is.
-        replaced: Nodes that need not be computed.
-        refused: Why a quantized product has no kernel, by node name.
-    """
-
-    at: Mapping[ir.Node, Chosen] = field(default_factory=dict)
-    replaced: Collection[ir.Node] = frozenset()
-    refused: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What holds for a whole module.
-
-    Attributes:
-        opset: Of the default domain.
-        straight_through: Quantizers pass gradients on: codes stay floats.
-        learnable: Their scales and zero points are parameters.
-        kernels: What need not be computed as written.
-        asked: Values that are given besides the graph's outputs.
-    """
-
-    opset: int
-    straight_through: bool = False
-    learnable: bool = False
-    kernels: Kernels = field(default_factory=Kernels)
-    asked: Collection[ir.Value] = ()
 
 
 class Builder:
@@ -91,6 +39,7 @@ class Builder:
         self.items: dict[int, Item] = {}
         self.captured: dict[int, ir.Value] = {}
         self.local: set[int] = set()  # constants that live in this graph, not in one around it
+        self.conversions: dict[tuple[ir.Node, int], ir.Value] = {}
         self._made: dict[tuple[int, str], Any] = {}
         self._first: ir.Value | None = None  # the tensor whose device is that of tensors made on the way
 
@@ -161,6 +110,13 @@ class Builder:
             return self._as_number(value, made) if kind in ("Int", "Float") else self._as_list(value, made)
         return made
 
+    def operand(self, node: ir.Node, slot: int, kind: str) -> Any:
+        """An input of a node, in the type of the others where it was made of integers."""
+        found, like = self.wanted(node.inputs[slot], kind), self.conversions.get((node, slot))
+        if like is None or not isinstance(found, fx.Node):
+            return found
+        return self.graph.call_function(precision.as_type, (found, self.wanted(like, "Tensor")))
+
     def _rank(self, value: ir.Value) -> int | None:
         item = self.item(value)
         if item is not None and item.host:
@@ -195,11 +151,19 @@ class Builder:
         if item is None:
             return self._constant(value, kind)
         if kind in HOST_KINDS:
+            item = item if item.host else self._before_cast(value) or item
             return item.ref if item.host else self.graph.call_function(host.ints, (item.ref,))
         if item.host:
             dtype = dtypes.torch_dtype(item.dtype or "INT64")
             return self.graph.call_function(host.tensor, (item.ref, dtype, self.wanted(self.source(), "Tensor")))
         return item.ref
+
+    def _before_cast(self, value: ir.Value) -> Item | None:
+        """The number on the host that was cast to a float, if it was one."""
+        cast = value.producer()
+        if cast is None or cast.domain or cast.op_type != "Cast" or cast.inputs[0] is None:
+            return None
+        return self._host_item(cast.inputs[0])
 
     def _constant(self, value: ir.Value, kind: str) -> Any:
         tensor = ir.convenience.get_const_tensor(value)
@@ -297,6 +261,7 @@ class Builder:
         """Add every node of a graph whose inputs are bound."""
         self.local.update(id(v) for v in graph.initializers.values())
         kernels, linear = self.options.kernels, peepholes.find(graph, self)
+        self.conversions = precision.conversions(graph)
         for node in graph:
             try:
                 if node in kernels.at:
@@ -330,7 +295,8 @@ class Call:
         kinds = [self.signature.wants(i) or "Tensor" for i in range(len(inputs))]
         if self.signature.inputs and not self.signature.rest and len(inputs) > len(self.signature.inputs):
             raise Unsupported(f"has {len(inputs)} inputs, torch's form takes {len(self.signature.inputs)}")
-        found = [self.builder.wanted(v, self._kind(v, k)) for v, k in zip(inputs, kinds, strict=True)]
+        kinds = [self._kind(v, k) for v, k in zip(inputs, kinds, strict=True)]
+        found = [self.builder.operand(self.node, i, kind) for i, kind in enumerate(kinds)]
         if found and not any(isinstance(f, fx.Node) for f in found) and "Operand" in kinds:
             found[0] = self.builder.wanted(inputs[0], "Tensor")  # a function of torch wants one tensor at least
         return found

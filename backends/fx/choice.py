@@ -11,8 +11,8 @@ import torch
 from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.fx import sites
-from graphpress.backends.fx.builder import Chosen, Kernels
 from graphpress.backends.fx.kernels import activations, float8_linear, int8_conv, int8_linear, weight_only
+from graphpress.backends.fx.options import Chosen, Kernels
 from graphpress.backends.fx.sites import Site
 from graphpress.errors import Unsupported
 from graphpress.target import Target

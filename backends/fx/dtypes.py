@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 
 import numpy as np
@@ -51,11 +50,15 @@ def carrier(name: str) -> torch.dtype | None:
     return _CARRIED.get(name)
 
 
-@functools.cache
+_RANGES = {
+    **{f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (2, 4, 8, 16, 32, 64)},
+    **{f"UINT{bits}": (0, 2**bits - 1) for bits in (2, 4, 8, 16, 32, 64)},
+}
+
+
 def integer_range(name: str) -> tuple[int, int]:
     """Lowest and highest value of an integer type."""
-    bits = int("".join(filter(str.isdigit, name)))
-    return (0, 2**bits - 1) if name.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return _RANGES[name]
 
 
 def from_numpy(array: np.ndarray, name: str) -> torch.Tensor:

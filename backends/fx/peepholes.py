@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from graphpress import edit
 from graphpress.backends.fx import weights
-from graphpress.base import EMBEDDING
 
 if TYPE_CHECKING:
     from graphpress.backends.fx.builder import Builder
@@ -28,35 +27,22 @@ class Linear:
 
     def add(self, builder: Builder) -> None:
         """Add the call under the last node's name; what is noted of sites goes by the product's."""
-        x, bias = builder.wanted(self.product.inputs[0], "Tensor"), builder.wanted(self.bias, "Tensor")
+        x, bias = builder.operand(self.product, 0, "Tensor"), builder.wanted(self.bias, "Tensor")
         args = (x, builder.parameter(self.weight), *(() if bias is None else (bias,)))
         builder.bind(self.last.outputs[0], builder.call(self.last, F.linear, args, {}, of=self.product))
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """Rows of a matrix by indices that are never negative: a Gather that was an embedding in torch."""
-
-    node: ir.Node
-
-    def add(self, builder: Builder) -> None:
-        matrix, index = (builder.wanted(v, "Tensor") for v in self.node.inputs)
-        builder.bind(self.node.outputs[0], builder.call(self.node, F.embedding, (index, matrix), {}))
-
-
-def find(graph: ir.Graph, builder: Builder) -> dict[ir.Node, Linear | Embedding | None]:
+def find(graph: ir.Graph, builder: Builder) -> dict[ir.Node, Linear | None]:
     """What stands for some nodes of the builder's graph, by the last of them; None for those not to be computed."""
     kernels, asked = builder.options.kernels, builder.options.asked
-    found: dict[ir.Node, Linear | Embedding | None] = {}
+    found: dict[ir.Node, Linear | None] = {}
     for node in graph:
-        if _is_embedding(node):
-            found[node] = Embedding(node)
         weight = None if node in kernels.at or node in kernels.replaced else _weight(node)
         if weight is not None and id(weight) in builder.local and (linear := _linear(node, weight, asked)) is not None:
             found |= {linear.product: None, linear.last: linear}
-    for node in {v.producer() for n in found for v in n.inputs[1:2] if v is not None and n.op_type != "Gather"}:
-        if node is not None and all(u.node in found for u in node.outputs[0].uses()) and _hidden(node, asked):
-            found[node] = None  # the Transpose of a weight
+    for made in {v.producer() for n in found for v in n.inputs[1:2] if v is not None}:
+        if made is not None and made.op_type == "Transpose" and _hidden(made, asked):
+            found |= {made: None} if all(u.node in found for u in made.outputs[0].uses()) else {}
     return found
 
 
@@ -88,14 +74,6 @@ def _weight(node: ir.Node) -> ir.Value | None:
         return None
     matrix = value.shape is not None and len(value.shape) == 2
     return value if matrix and (weights.form(value) == "transpose") != across else None
-
-
-def _is_embedding(node: ir.Node) -> bool:
-    if EMBEDDING not in node.metadata_props or edit.attribute(node, "axis", 0) != 0:
-        return False
-    matrix, index = node.inputs
-    given = matrix is not None and matrix.shape is not None and index is not None
-    return given and len(matrix.shape) == 2 and index.dtype in (ir.DataType.INT32, ir.DataType.INT64)
 
 
 def _is_bias(value: ir.Value, out: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import operator
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,6 +25,10 @@ Path: TypeAlias = tuple[Any, ...]
 _LEAVES = object()  # a step of a path: all leaves of an argument whose type only pytree knows
 
 
+class Written(str):
+    """A constant that JSON cannot hold, as it is written."""
+
+
 @dataclass(frozen=True)
 class Signature:
     """Arguments with the graph inputs in them, and the result with the graph outputs in it.
@@ -40,7 +46,7 @@ class Signature:
         default: tuple[Any, ...] = ()
         for name, tree in self.inputs:
             if name in self.optional:
-                default = (filled(tree, {}),)
+                default = (None if _parted(tree)[0] == "repr" else filled(tree, {}),)
             elif default:
                 default = (None,)  # behind one that may be left out Python wants one; the check knows better
             made = builder.placeholder(name, *default)
@@ -77,6 +83,7 @@ class Leaf:
 
 
 def look(whole: Any, path: Path) -> Any:
+    """What lies at the end of a path."""
     for step in path:
         whole = pytree.tree_leaves(whole) if step is _LEAVES else whole[step]
     return whole
@@ -88,16 +95,24 @@ def filled(tree: Tree, tensors: Mapping[str, Any]) -> Any:
 
 
 def _map(tree: Tree, leaf: Callable[[Leaf], Any]) -> Any:
-    """What a tree describes, with ``leaf`` of each name in the name's place; None for what JSON cannot hold."""
+    """What a tree describes, with ``leaf`` of each name in the name's place."""
     kind, content = _parted(tree)
     if kind in ("Tensor", "Int"):
         return leaf(Leaf(content, kind))
     if kind in ("value", "repr"):
-        return content if kind == "value" else None
+        return content if kind == "value" else Written(content)
     if kind == "dict":
         return {key: _map(part, leaf) for key, part in content}
+    if kind == "named":
+        return _named(content[0], tuple(content[1]))(*(_map(part, leaf) for part in content[2]))
     parts = [_map(part, leaf) for part in content]
     return parts if kind == "list" else tuple(parts)
+
+
+@functools.cache
+def _named(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
+    """A named tuple like the one that the traced module returned."""
+    return namedtuple(name, fields)
 
 
 def _parted(tree: Tree) -> tuple[str, Any]:
@@ -113,6 +128,8 @@ def _parts(tree: Tree) -> Iterator[tuple[Path, Tree]]:
     kind, content = _parted(tree)
     if kind == "dict":
         yield from (((key,), part) for key, part in content)
+    elif kind == "named":
+        yield from (((i,), part) for i, part in enumerate(content[2]))
     elif kind in ("tuple", "list", "leaves"):
         yield from (((_LEAVES, i) if kind == "leaves" else (i,), part) for i, part in enumerate(content))
 
@@ -194,6 +211,8 @@ class Wanted:
             self._refuse(f"has shape {tuple(found.shape)}, the model wants ({shown})")
 
     def _check_constant(self, found: Any, kind: str, content: Any) -> None:
+        if isinstance(found, Written):
+            return
         if isinstance(found, torch.Tensor) or (repr(found) != content if kind == "repr" else found != content):
             shown = "a tensor" if isinstance(found, torch.Tensor) else repr(found)
             self._refuse(f"is {shown}, and was {content!r} when the module was traced", "Trace it with this value.")

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from graphpress import catalog
 from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.ops import quantization
+from graphpress.base import ATEN
 from graphpress.errors import GraphpressError, Unsupported
 from graphpress.ops.base import DOMAIN
 
@@ -57,7 +58,8 @@ def find(node: ir.Node, opset: int, *, straight_through: bool = False) -> Functi
     if straight_through and ours and node.op_type in quantization.STRAIGHT_THROUGH:
         return quantization.STRAIGHT_THROUGH[node.op_type]
     if node.domain in _STANDARD:
-        for name in (f"{node.op_type}:{_kind(node)}", node.op_type):
+        kinds = (node.metadata_props.get(ATEN, ""), _kind(node))
+        for name in (*(f"{node.op_type}:{k}" for k in kinds if k), node.op_type):
             for since, function in functions().get(name, {}).items():
                 if since <= opset:
                     return function

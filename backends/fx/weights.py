@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from graphpress.backends.fx import dtypes
-from graphpress.base import ROLE, SOURCE
+from graphpress.base import ROLE, SCALED, SOURCE
 
 FOLDED = "_folded"  # what a state dict calls a tensor that is not the source's of its name
 _SAME = {"identity", "cast", "castlike"}
@@ -29,7 +29,7 @@ class Shelf:
         self.root = torch.nn.Module()
         self.learnable = learnable  # scales and zero points of Q/DQ become parameters
         self._paths: dict[int, str] = {}
-        self._computed: list[str] = []
+        self._folded: list[str] = []  # tensors that are not the source's of their name
         self._temporary: list[str] = []
         self._tied: dict[str, str] = {}  # other names of a parameter
 
@@ -47,11 +47,13 @@ class Shelf:
             kept = torch.nn.Parameter(data if data.is_floating_point() else data.float())
             disown_before_update(kept)
         path = place(self.root, value.name or "constant", kept)
-        if value.metadata_props.get(ROLE) == "temporary" and not isinstance(kept, torch.nn.Parameter):
-            self._temporary.append(path)
-        elif kind == "computed":
-            self._computed.append(path)
-        elif isinstance(kept, torch.nn.Parameter):
+        folded = kind == "computed" or SCALED in _steps(value)
+        if not isinstance(kept, torch.nn.Parameter):
+            if folded or value.metadata_props.get(ROLE) == "temporary":
+                self._temporary.append(path)
+        elif folded:
+            self._folded.append(path)
+        else:
             self._tied |= dict.fromkeys(_source(value).get("tied", ()), path)
         return path
 
@@ -64,8 +66,8 @@ class Shelf:
         settle = functools.partial(_settle, tied=self._tied, temporary=self._temporary)
         settle(module)
         module._register_deepcopy_hook(settle)
-        if self._computed:
-            keep_apart(module, self._computed)
+        if self._folded:
+            keep_apart(module, self._folded)
         return module
 
 
@@ -92,15 +94,20 @@ def _source(value: ir.Value) -> dict[str, Any]:
     return dict(json.loads(value.metadata_props.get(SOURCE, "{}")))
 
 
+def _steps(value: ir.Value) -> list[str]:
+    return [s for s in _source(value).get("transform", "").split("+") if s]
+
+
 def form(value: ir.Value) -> str:
-    """What a value is of torch's parameter, as the frontend noted it: "", "transpose", "view", or "computed" from it."""
-    source = _source(value)
-    steps = set(filter(None, source.get("transform", "").split("+")))
-    if steps <= _SAME:
+    """What a value is of torch's parameter, as the frontend noted it: "", "transpose", "view" or "computed" from it."""
+    source, steps = _source(value), [s for s in _steps(value) if s != SCALED]
+    if source.get("shared"):  # several tensors come from the parameter
+        return "computed"
+    if _SAME.issuperset(steps):
         return ""
-    if source["transform"] == "transpose" and value.shape is not None and len(value.shape) == 2:
+    if steps == ["transpose"] and value.shape is not None and len(value.shape) == 2:
         return "transpose"
-    return "view" if "shape" in source else "" if steps <= _VIEWS else "computed"
+    return "view" if "shape" in source else "" if _VIEWS.issuperset(steps) else "computed"
 
 
 def torch_shape(value: ir.Value) -> tuple[int, ...]:

@@ -11,10 +11,11 @@ import onnxruntime as ort
 from graphpress import edit
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds
+from graphpress.backends.macs import Kernel
 from graphpress.backends.ort import lower_float, origin
 from graphpress.backends.ort.groups import quantizers, static_violation
 from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
-from graphpress.backends.ort.profile import CONTROL, Kernel, Profile, profile
+from graphpress.backends.ort.profile import CONTROL, Profile, profile
 from graphpress.base import ORIGIN, SCHEME, Arrays
 from graphpress.errors import BadRequest
 from graphpress.target import Target

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
+from graphpress.base import ROLE, SCALED, SOURCE
 from graphpress.passes.clean.operands import absent, static
 
 # node: JSON {"mean": [...], "std": [...]}, per output channel what training saw of the folded operator's output
@@ -130,6 +131,7 @@ def _write(node: ir.Node, slot: int, array: np.ndarray, what: str) -> None:
     if old is not None and old.is_initializer() and len(old.uses()) == 1:
         old.const_value = ir.Tensor(array, name=old.name)
         old.shape, old.type = ir.Shape(array.shape), ir.TensorType(old.const_value.dtype)
+        _note_change(old)
         return
     assert isinstance(node.graph, ir.Graph)
     new = edit.add_const(
@@ -140,6 +142,15 @@ def _write(node: ir.Node, slot: int, array: np.ndarray, what: str) -> None:
     edit.set_input(node, slot, new)
     if old is not None:
         edit.remove_unused([old])
+
+
+def _note_change(value: ir.Value) -> None:
+    """Of torch's parameter: that it is no longer the one of its name."""
+    if ROLE in value.metadata_props:
+        source = json.loads(value.metadata_props.get(SOURCE, "{}"))
+        steps = [s for s in source.get("transform", "").split("+") if s not in ("", SCALED)]
+        source = {"parameter": value.name} | source | {"transform": "+".join([*steps, SCALED])}
+        value.metadata_props[SOURCE] = json.dumps(source)
 
 
 def _note_statistics(node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> None:

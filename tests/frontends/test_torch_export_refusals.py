@@ -58,9 +58,9 @@ class Cache(nn.Module):
         return x + self.sum
 
 
-class Number(nn.Module):
+class Thing(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
-        return x + 1, 3
+        return x + 1, object()
 
 
 class Print(nn.Module):
@@ -147,7 +147,7 @@ def test_wrong_arguments(args: Any, kwargs: Any, shapes: Any, words: str) -> Non
     [
         (Outer(Fixed()), ({0: B},), "dynamic dimension 'b'", "fixes the size"),
         (Outer(Cache()), None, "buffer 'blocks.1.sum'", "keeps no state"),
-        (Number(), None, "module Number", "returns something else than tensors"),
+        (Thing(), None, "module Thing", "something else than tensors"),
     ],
 )
 def test_what_would_be_lost_is_refused(module: nn.Module, shapes: Any, where: str, words: str) -> None:

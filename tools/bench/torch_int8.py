@@ -52,7 +52,7 @@ def compiled_layer(layer: nn.Module, x: torch.Tensor) -> nn.Module:
     import graphpress as gp
 
     model, _ = gp.compile(gp.trace(layer, (x,)), "w8a8-dynamic", target="torch-cpu", gate=False, prove=False)
-    return gp.lower(model, "torch-cpu")  # type: ignore[no-any-return]
+    return gp.lower(model, "torch-cpu")
 
 
 def bare_kernel(k: int, n: int) -> Callable[[], Any]:

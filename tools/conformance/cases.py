@@ -33,7 +33,7 @@ class Case:
     op: str
     group: str
     model: onnx.ModelProto
-    sets: Sequence[tuple[list[Any], list[Any]]]
+    sets: Sequence[tuple[Sequence[Any], Sequence[Any]]]
     rtol: float
     atol: float
 

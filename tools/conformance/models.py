@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.backends import fx, reference
+from graphpress.backends.ort.session import Session
 from graphpress.errors import BadRequest, GraphpressError, Unsupported
 from graphpress.frontends import onnx_file
 from graphpress.tools.bench import roundtrip
@@ -61,7 +62,7 @@ def _drops(node: ir.Node) -> bool:
     return node.op_type == "Dropout" and len(node.inputs) > 2
 
 
-def _answer(model: ir.Model, session: reference.Session) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def _answer(model: ir.Model, session: Session) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Inputs that the reference takes, and what it gives."""
     for feeds in roundtrip.feeds(session.session.get_inputs()):
         try:

@@ -2,8 +2,8 @@
 
 A function takes the operator's inputs in order and its attributes by their ONNX names. Its annotations say what it
 wants of an input: ``Tensor``; ``Operand``, a tensor or, of a constant of one element, the Python number; ``Index`` and
-``Number``, a number where the host has it, else a tensor; ``Ints``, ``Int``, ``Floats``, ``Float``: Python numbers on the
-host, which shape arithmetic gives without touching a tensor. An input that became one in a later opset goes by the
+``Number``, a number where the host has it, else a tensor; ``Ints``, ``Int``, ``Floats``, ``Float``: Python numbers on
+the host, which shape arithmetic gives without touching a tensor. An input that became one in a later opset goes by the
 attribute's name, so both forms fit one function. A graph is (module, what it captures, types and shapes of its results;
 see ``bodies``). Keywords called ``outputs`` (how many are declared), ``in_types``, ``out_types`` (names of ONNX types,
 None where unknown or absent), ``opset`` (of the domain) and ``like`` (a tensor on the module's device) are facts that

@@ -45,7 +45,7 @@ def convert(x: Tensor, source: str | None, to: str, *, saturate: bool = True, ro
     if source == to:
         return x
     if to == "BOOL":
-        return (x.float() if x.element_size() == 1 and x.is_floating_point() else x) != 0
+        return (x.float() if x.element_size() == 1 and x.is_floating_point() else x).to(torch.bool)
     if to in _FLOAT8:
         return float8(_number(x, source), to, saturate)
     if to == "FLOAT8E8M0":

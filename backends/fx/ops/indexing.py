@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
@@ -45,8 +45,12 @@ def gather_nd(x: Tensor, index: Tensor, *, batch_dims: int = 0) -> Tensor:
     batch = [
         torch.arange(x.shape[i], device=x.device).reshape(-1, *(1,) * (index.dim() - 2 - i)) for i in range(batch_dims)
     ]
-    found: Tensor = torch.ops.aten.index.Tensor(x, [*batch, *index.long().unbind(-1)])
+    found: Tensor = torch.ops.aten.index.Tensor(x, [*batch, *_columns(index.long())])
     return found
+
+
+def _columns(index: Tensor) -> Sequence[Tensor]:
+    return [index.squeeze(-1)] if index.shape[-1] == 1 else index.unbind(-1)
 
 
 def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:

@@ -61,9 +61,8 @@ def transpose(x: Tensor, *, perm: Sequence[int] | None = None) -> Tensor:
 def expand(x: Tensor, shape: Ints) -> Tensor:
     """Broadcast both ways: where ``shape`` says 1, the size stays."""
     new = len(shape) - x.dim()
-    sizes = (*(1,) * new, *x.shape)
     wanted = (*(1,) * -new, *shape)
-    return x.expand([own if isinstance(s, int) and s == 1 else s for own, s in zip(sizes, wanted, strict=True)])
+    return x.expand([-1 if isinstance(s, int) and s == 1 and i >= new else s for i, s in enumerate(wanted)])
 
 
 def constant_of_shape(

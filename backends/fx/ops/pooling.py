@@ -36,30 +36,28 @@ def max_pool(
         raise Unsupported(f"torch pools over one to three axes, not {rank}")
     before, after = windows.pads(x.shape[2:], kernel_shape, strides, dilations, auto_pad, pads)
     given = x if x.is_floating_point() else x.float()  # exact: integers have 8 bits here
+    pool = _MAX[rank - 1]
     if windows.alike(before, after) and all(b <= k // 2 for b, k in zip(before, kernel_shape, strict=True)):
-        found = _MAX[rank - 1](given, kernel_shape, strides, before, dilations, bool(ceil_mode), outputs > 1)
-        before = [0] * rank  # torch's indices do not count its padding
+        found = pool(given, kernel_shape, strides, before, dilations, bool(ceil_mode), outputs > 1)
+        moved = None  # torch's indices do not count its padding
     else:
         if ceil_mode:
             _, after = windows.fitted(x.shape[2:], kernel_shape, strides, dilations, before, after)
-        given = windows.pad(given, before, after, -math.inf)
-        found = _MAX[rank - 1](given, kernel_shape, strides, 0, dilations, False, outputs > 1)
+        given, moved = windows.pad(given, before, after, -math.inf), before
+        found = pool(given, kernel_shape, strides, 0, dilations, False, outputs > 1)
     if outputs == 1:
         return (found.to(x.dtype),)
-    sizes = [n + b for n, b in zip(x.shape[2:], before, strict=True)] if any(before) else x.shape[2:]
-    sizes = given.shape[2:] if given.shape != x.shape else sizes
-    return found[0].to(x.dtype), _places(found[1], x, sizes, before, storage_order)
+    return found[0].to(x.dtype), _places(found[1], x, given.shape[2:], moved, storage_order)
 
 
-def _places(index: Tensor, x: Tensor, sizes: Sizes, before: Sizes, storage_order: int) -> Tensor:
-    """Places in a padded plane of these ``sizes`` as places in all of ``x``."""
-    plane = math.prod(x.shape[2:])
-    start = torch.arange(x.shape[0] * x.shape[1], device=x.device) * plane
+def _places(index: Tensor, x: Tensor, sizes: Sizes, before: Sizes | None, storage_order: int) -> Tensor:
+    """Places in a plane of these ``sizes``, padded unless ``before`` is None, as places in all of ``x``."""
+    start = torch.arange(x.shape[0] * x.shape[1], device=x.device) * math.prod(x.shape[2:])
     start = start.reshape(x.shape[0], x.shape[1], *(1,) * len(sizes))
-    if not storage_order and not any(before) and tuple(sizes) == tuple(x.shape[2:]):
+    if before is None and not storage_order:
         return index + start
     coordinates = []
-    for size, front in zip(reversed(sizes), reversed(before), strict=True):
+    for size, front in zip(reversed(sizes), reversed(before or [0] * len(sizes)), strict=True):
         coordinates.append(index % size - front)
         index = index // size
     order = list(zip(coordinates, reversed(x.shape[2:]), strict=True))  # the last axis first

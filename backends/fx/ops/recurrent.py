@@ -183,7 +183,10 @@ def _state(given: Tensor | None, x: Tensor, r: Tensor) -> Tensor:
 
 def _biases(b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Of the input and of the recurrence."""
-    return (None, None) if b is None else tuple(b.chunk(2, 1))
+    if b is None:
+        return None, None
+    size = b.shape[1] // 2
+    return b.narrow(1, 0, size), b.narrow(1, size, size)
 
 
 def _bias(b: Tensor | None) -> Tensor | None:
@@ -193,8 +196,8 @@ def _bias(b: Tensor | None) -> Tensor | None:
 
 
 def _reordered(t: Tensor, gates: int, order: tuple[int, ...]) -> Tensor:
-    parts = t.chunk(gates, 1)
-    return torch.cat([parts[i] for i in order], 1)
+    size = t.shape[1] // gates
+    return torch.cat([t.narrow(1, i * size, size) for i in order], 1)
 
 
 def _clipped(x: Tensor, clip: float) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 
 from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.operands import Floats, Ints, Tensor
@@ -19,7 +20,7 @@ _aten = torch.ops.aten
 _NEAREST = (_aten.upsample_nearest1d.default, _aten.upsample_nearest2d.default, _aten.upsample_nearest3d.default)
 _LINEAR = (_aten.upsample_linear1d.default, _aten.upsample_bilinear2d.default, _aten.upsample_trilinear3d.default)
 _CUBIC = (None, _aten.upsample_bicubic2d.default, None)
-_FEW = 4  # more taps than this are a product with a matrix
+_FEW = 32  # more taps than this are a product with a matrix, over which an infinity spreads
 _SPLIT = 2.0**29 + 1  # splits a double at the 24 bits of a float32
 
 
@@ -149,6 +150,10 @@ def _known(scale: float) -> bool:
     return isinstance(scale, int | float)
 
 
+def _is_whole(scale: float) -> bool:
+    return _known(scale) and scale == int(scale)
+
+
 # -- all axes at once -------------------------------------------------------------------------------------------------
 
 
@@ -161,13 +166,37 @@ def _resized(x: Tensor, changes: Sequence[Axis], how: How) -> Tensor:
         return x
     kernel = _kernel(x, changes, how)
     if kernel is not None:
-        by_axis = {c.axis: c for c in changes}
-        found = [by_axis.get(axis) for axis in range(2, x.dim())]
-        out = [c.out if c else n for c, n in zip(found, x.shape[2:], strict=True)]
-        scales = [c.scale if c else 1.0 for c in found]
-        options = () if how.mode == "nearest" else (how.coordinates == "align_corners",)
-        result: Tensor = kernel(x, out, *options, *scales)
-        return result
+        return _at_once(kernel, x, changes, how)
+    if how.coordinates == "asymmetric" and how.mode != "nearest" and all(_is_whole(c.scale) for c in changes):
+        longer = [c._replace(size=c.size + 1, out=c.out + 1, length=c.out + 1) for c in changes]
+        cornered = how._replace(coordinates="align_corners")
+        kernel = _kernel(x, longer, cornered)
+        if kernel is not None:
+            return _by_one_more(kernel, x, longer, cornered)
+    return _one_by_one(x, changes, how)
+
+
+def _at_once(kernel: Callable[..., Any], x: Tensor, changes: Sequence[Axis], how: How) -> Tensor:
+    by_axis = {c.axis: c for c in changes}
+    found = [by_axis.get(axis) for axis in range(2, x.dim())]
+    out = [c.out if c else n for c, n in zip(found, x.shape[2:], strict=True)]
+    scales = [c.scale if c else 1.0 for c in found]
+    options = () if how.mode == "nearest" else (how.coordinates == "align_corners",)
+    result: Tensor = kernel(x, out, *options, *scales)
+    return result
+
+
+def _by_one_more(kernel: Callable[..., Any], x: Tensor, longer: Sequence[Axis], how: How) -> Tensor:
+    """Whole steps go from the first corner to the one behind the last, where the last place is again."""
+    axes = [c.axis for c in longer]
+    more = [n for axis in reversed(range(2, x.dim())) for n in (0, int(axis in axes))]
+    y = _at_once(kernel, F.pad(x, more, mode="replicate"), longer, how)
+    for change in longer:
+        y = y.narrow(change.axis, 0, change.out - 1)
+    return y
+
+
+def _one_by_one(x: Tensor, changes: Sequence[Axis], how: How) -> Tensor:
     if how.mode == "nearest":
         for change in changes:
             x = _nearest(x, change, how)
@@ -260,8 +289,15 @@ def _nearest(x: Tensor, change: Axis, how: How) -> Tensor:
         place = torch.ceil(where) if ahead else torch.floor(where)
     else:
         raise Unsupported(f"there is no nearest_mode {how.nearest!r}")
-    y = x.index_select(change.axis, place.clamp(0, change.size - 1).long())
+    y = _taken(x, change.axis, place.clamp(0, change.size - 1).long())
     return _extrapolated(y, where, change, how)
+
+
+def _taken(x: Tensor, axis: int, place: Tensor) -> Tensor:
+    """Places along one axis; along the last one gather is several times as fast on a CPU."""
+    if axis == x.dim() - 1:
+        return x.gather(axis, place.expand(*x.shape[:-1], -1))
+    return x.index_select(axis, place)
 
 
 def _interpolated(x: Tensor, change: Axis, how: How) -> Tensor:
@@ -275,10 +311,11 @@ def _interpolated(x: Tensor, change: Axis, how: How) -> Tensor:
         matrix = weight.new_zeros(change.size, change.out).scatter_add(0, place.t(), weight.t())
         y = (x.movedim(change.axis, -1) @ matrix).movedim(-1, change.axis)
     else:
-        shape = (-1, *(1,) * (x.dim() - change.axis - 1))
-        parts = zip(place.unbind(1), weight.unbind(1), strict=True)
-        terms = [x.index_select(change.axis, p) * w.reshape(shape) for p, w in parts]
-        y = torch.stack(terms).sum(0) if len(terms) > 2 else terms[0] + terms[1]
+        weights = weight.t().reshape(*place.t().shape, *(1,) * (x.dim() - change.axis - 1)).unbind(0)
+        first, *others = [_taken(x, change.axis, p) for p in place.unbind(1)]
+        y = first * weights[0]
+        for term, factor in zip(others, weights[1:], strict=True):
+            y = torch.addcmul(y, term, factor)
     return _extrapolated(y, where, change, how)
 
 

@@ -48,7 +48,10 @@ def halves(totals: Sizes, auto_pad: str) -> tuple[list[int], list[int]]:
 
 def alike(before: Sizes, after: Sizes) -> bool:
     """Whether torch can pad by itself: as much on both sides, known and not negative."""
-    return all(isinstance(p, int) and p >= 0 for p in (*before, *after)) and before == after
+    for p in (*before, *after):  # twice as fast as all() in a function that every convolution calls
+        if not isinstance(p, int) or p < 0:
+            return False
+    return before == after
 
 
 def pad(x: Tensor, before: Sizes, after: Sizes, value: float = 0.0) -> Tensor:

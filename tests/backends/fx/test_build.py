@@ -125,7 +125,7 @@ def test_a_wrong_call_is_one_clear_error(args: tuple[object, ...], kwargs: dict[
 
 def test_an_unknown_operator_names_itself_its_version_its_node_and_the_nearest() -> None:
     model = kit.parse("g (float[2] x) => (float[2] y) { [odd] y = Softsing(x) }")
-    with pytest.raises(Unsupported, match=r"node 'odd': unsupported: ai.onnx::Softsing of version 21. The nearest there is: Softsign"):
+    with pytest.raises(Unsupported, match=r"'odd': unsupported: ai.onnx::Softsing of version 21. .* Softsign"):
         fx.build(model)
 
 
@@ -169,7 +169,9 @@ def test_functions_of_the_model_are_inlined() -> None:
 
 
 def test_names_that_python_or_modules_cannot_have_are_changed() -> None:
-    model = kit.parse("g (float[2] x) => (float[2] y) <float[2] w = {1, 2}, float[2] v = {3, 4}> { a = Add(x, w) y = Add(a, v) }")
+    model = kit.parse(
+        "g (float[2] x) => (float[2] y) <float[2] w = {1, 2}, float[2] v = {3, 4}> { a = Add(x, w) y = Add(a, v) }"
+    )
     model.graph.initializers["w"].name = "training"
     model.graph.initializers["v"].name = "a b/c:0"
     module = fx.build(model)

@@ -130,7 +130,7 @@ def test_codes_and_floats_equal_those_of_onnx_runtime(make: object) -> None:
 
 
 def test_integers_are_exact_where_scales_are_powers_of_two() -> None:
-    """Nothing is rounded then but codes. An odd zero point turns halves the other way in oneDNN, which adds it first."""
+    """Nothing is rounded then but codes. oneDNN adds the zero point first: an odd one turns halves the other way."""
     powers = {"ws": np.full(32, 2.0**-9, np.float32), "s": np.float32(2.0**-5), "so": np.float32(2.0**-4)}
     x = {"x": RNG.normal(size=(64, 64)).astype(np.float32)}
     even, odd = (parity(linear(zero, b=np.zeros(32, np.float32), **powers), TARGET, x) for zero in (118, 117))

@@ -291,3 +291,27 @@ def test_non_max_suppression(center: int, limit: int, overlap: float, score: flo
 def test_no_limit_chooses_no_box() -> None:
     boxes, scores = normal(1, 4, 4), normal(1, 1, 4)
     assert in_torch("NonMaxSuppression", boxes, scores, opset=11).shape == (0, 3)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 2.0), (3.0, 4.0), (0.5, 3.0), (2.5, 2.0)])
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_whole_steps_from_the_corner(scales: tuple[float, float], mode: str) -> None:
+    """Which go by torch's kernel from corner to corner, one place further."""
+    inputs = (normal(2, 3, 4, 5), None, floats(1, 1, *scales))
+    options = {"opset": 19, "constants": [2], "mode": mode, "coordinate_transformation_mode": "asymmetric"}
+    same(in_torch("Resize", *inputs, **options), in_ort("Resize", *inputs, **options), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("antialias", [0, 1])
+def test_an_infinity_stays_where_it_is(antialias: int) -> None:
+    x = np.zeros((1, 1, 4, 40), np.float32)
+    x[..., 3] = np.inf
+    options = {"opset": 19, "constants": [2], "mode": "linear", "antialias": antialias}
+    y = in_torch("Resize", x, None, floats(1, 1, 1, 0.2), **options)
+    assert np.isfinite(y[..., 2:]).all()
+
+
+def test_no_place_is_left() -> None:
+    for mode in ("nearest", "linear", "cubic"):
+        options = {"opset": 19, "constants": [2], "mode": mode, "exclude_outside": int(mode == "cubic")}
+        assert in_torch("Resize", normal(1, 2, 8, 1), None, floats(1, 1, 2, 0.5), **options).shape == (1, 2, 16, 0)
