@@ -76,15 +76,21 @@ def _pad(graph: edit.Scope, node: ir.Node) -> None:
 def _squeeze(graph: edit.Scope, node: ir.Node) -> None:
     """Axes from the front; nothing where an Unsqueeze made them."""
     x, axes = node.inputs[0], _constant(node, 1)
-    if x is None or x.shape is None or axes is None:
+    if x is None or axes is None:
         return
-    wanted = np.sort(axes % len(x.shape))
     maker = x.producer()
     made = None if maker is None or maker.op_type != "Unsqueeze" or maker.domain else _constant(maker, 1)
-    if maker is not None and made is not None and np.array_equal(np.sort(made % len(x.shape)), wanted):
+    rank = len(x.shape) if x.shape is not None else None
+    wanted = _from_front(axes, rank)
+    if maker is not None and made is not None and np.array_equal(_from_front(made, rank), wanted):
         _forward(graph, node, maker.inputs[0])
     elif not np.array_equal(axes, wanted):
         _set(graph, node, 1, wanted)
+
+
+def _from_front(axes: np.ndarray, rank: int | None) -> np.ndarray:
+    """In order; as they are where the rank is not known."""
+    return axes if rank is None else np.sort(axes % rank)
 
 
 def _split(graph: edit.Scope, node: ir.Node) -> None:

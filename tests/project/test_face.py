@@ -56,9 +56,10 @@ def test_it_starts_fast(command: str, seconds: float) -> None:
     assert min(took(*COMMANDS[command]) for _ in range(7)) - bare < seconds
 
 
-def test_the_example_of_the_readme_runs(checkout: Path, tmp_path: Path) -> None:
+def test_the_examples_of_the_readme_run(checkout: Path, tmp_path: Path) -> None:
     readme = checkout / "README.md"
     blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text() if readme.exists() else "", re.M | re.S)
     if not blocks:
         pytest.skip("README.md has no example yet")
-    subprocess.run([sys.executable, "-c", blocks[0]], cwd=tmp_path, check=True)
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)

@@ -140,7 +140,8 @@ class Interpolate(torch.nn.Module):
     "options",
     [
         {"size": (8, 7)}, {"scale_factor": 1.5}, {"size": (8, 7), "mode": "bilinear"},
-        {"scale_factor": (0.7, 1.3), "mode": "bilinear"}, {"scale_factor": 0.6, "mode": "bicubic", "align_corners": True},
+        {"scale_factor": (0.7, 1.3), "mode": "bilinear"},
+        {"scale_factor": 0.6, "mode": "bicubic", "align_corners": True},
         {"scale_factor": 1.7, "mode": "bilinear", "recompute_scale_factor": True},
         {"size": (3, 4), "mode": "bilinear", "antialias": True},
     ],
