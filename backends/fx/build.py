@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from graphpress import edit
-from graphpress.backends.fx import choice, signature, weights
+from graphpress.backends.fx import choice, gradients, signature, weights
 from graphpress.backends.fx.builder import Builder
 from graphpress.backends.fx.options import Kernels, Options
 from graphpress.base import UNUSED
@@ -69,6 +69,8 @@ def build(
     check = signature.Check(call, model)
     module.register_forward_pre_hook(check, with_kwargs=True)
     module._register_deepcopy_hook(lambda copy: copy.register_forward_pre_hook(check, with_kwargs=True))
+    if target is None:  # a module with kernels is no student
+        module.register_forward_hook(gradients.Guard(model))
     module.meta[choice.REFUSED] = dict(kernels.refused)
     return module.eval()
 

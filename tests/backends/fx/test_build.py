@@ -186,3 +186,28 @@ def test_types_that_the_file_does_not_state_are_inferred() -> None:
         }"""
     )  # uint32 in between, where less than nothing is a lot
     assert fx.build(graph)(torch.tensor([1, 2], dtype=torch.uint8)).tolist() == [True, True]
+
+
+def test_backward_through_what_has_no_derivative_names_it() -> None:
+    """torch's own error says only that something does not require grad."""
+    source = (
+        "g (float[2] x) => (float[2] y) { q = Relu(x) [largest] i = ArgMax<axis = 0>(q) [cast] y = Cast<to = 1>(i) }"
+    )
+    module = gp.to_torch(kit.parse(source.replace("float[2] y", "float[1] y")))
+    x = torch.randn(2, requires_grad=True)
+    with pytest.raises(Unsupported, match=r"node 'largest' \(ArgMax\): the operator has no derivative"):
+        module(x).sum().backward()
+    assert not module(x.detach()).requires_grad
+    with torch.no_grad():
+        assert not module(x).requires_grad
+
+
+def test_backward_through_exact_quantizers_names_the_way_out() -> None:
+    source = (
+        "g (float[2] x, float s) => (float[2] y) { [quantize] q = QuantizeLinear(x, s) y = DequantizeLinear(q, s) }"
+    )
+    x, s = torch.randn(2, requires_grad=True), torch.tensor(0.1)
+    with pytest.raises(Unsupported, match=r"node 'quantize'.*straight-through"):
+        gp.to_torch(kit.parse(source), quantizers="exact")(x, s).sum().backward()
+    gp.to_torch(kit.parse(source))(x, s).sum().backward()
+    assert x.grad is not None and x.grad.sum() > 0
