@@ -36,7 +36,8 @@ def trace(
     Initializers have the names of their parameters and buffers. One that was computed from parameters says so in
     ``metadata_props["graphpress.source"]``, as JSON ``{"parameter": "fc.weight", "transform": "transpose"}``. Nodes
     carry their module's path in ``graphpress.scope`` and are called ``<module path>/<operator>``. Outputs are called
-    after the keys of the dict that the module returns, ``output`` or ``output_<i>``.
+    after the keys of the dict that the module returns, ``output`` or ``output_<i>``. How the module is called, what it
+    returns besides tensors and what of its state the graph does not read is noted for the torch backend.
 
     The module is traced in evaluation mode and stays as it is. Its weights are not copied: the graph reads the same
     memory, unless they lie on another device than the CPU. Trace again after training.

@@ -31,7 +31,10 @@ def build(
 
     Parameters and buffers have the names of the graph's initializers; those of a traced module are its own, a linear
     layer's weight is (out, in). They share the graph's memory until a gradient, ``load_state_dict`` or a move to
-    another device gives them their own; call ``weights.disown`` before writing to one by hand.
+    another device gives them their own; call ``weights.disown`` before writing to one by hand. The module and its
+    source take each other's ``state_dict``, but for what was computed from several parameters, such as a weight with a
+    BatchNorm in it (``trace(..., fold_batchnorm=False)`` keeps those apart): a state dict has it as ``<name>_folded``,
+    so that neither takes it for its own.
 
     Args:
         model: Any valid model; it is not changed.
