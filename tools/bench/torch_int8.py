@@ -32,6 +32,7 @@ def _row(k: int, n: int) -> str:
     with torch.no_grad():
         eager = ratio_of(lambda: layer(x), lambda: ours(x))
         bare = ratio_of(lambda: ours(x), bare_kernel(k, n))[1]
+        torch._dynamo.reset()  # every layer is a program of its own
         fast = torch.compile(ours, fullgraph=True)
         bare_compiled = ratio_of(lambda: fast(x), bare_kernel(k, n))[1]
         theirs = torchao_layer(layer)
