@@ -11,7 +11,7 @@ from torch import fx
 
 from graphpress import edit
 from graphpress.backends.fx import choice, gradients, signature, weights
-from graphpress.backends.fx.builder import Builder
+from graphpress.backends.fx.builder import Builder, identifier
 from graphpress.backends.fx.options import Kernels, Options
 from graphpress.base import UNUSED
 from graphpress.errors import BadRequest, nearest
@@ -67,7 +67,7 @@ def build(
     else:
         call.bind_outputs(builder, model)
     unused = model.metadata_props.get(UNUSED, "{}")
-    module = builder.shelf.module(builder.graph, model.graph.name or "GraphModule", unused)
+    module = builder.shelf.module(builder.graph, identifier(model.graph.name or "GraphModule"), unused)
     module.register_load_state_dict_pre_hook(_before_load)
     check = signature.Check(call, model)
     module.register_forward_pre_hook(check, with_kwargs=True)
@@ -91,8 +91,8 @@ def _prepared(model: ir.Model) -> ir.Model:
         return model
     model = model.clone()
     kept = {i: f for i, f in model.functions.items() if f.domain == DOMAIN}
-    for identifier in kept:
-        del model.functions[identifier]
+    for key in kept:
+        del model.functions[key]
     common.InlinePass()(model)
     model.functions.update(kept)
     model.graph.sort()

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import keyword
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from graphpress.base import ROLE, SCALED, SOURCE
 FOLDED = "_folded"  # what a state dict calls a tensor that is not the source's of its name
 _SAME = {"identity", "cast", "castlike"}
 _VIEWS = _SAME | {"reshape", "flatten", "squeeze", "unsqueeze"}
+_UNSAFE = re.compile(r"""["'\\\x00-\x1f\x7f\x85\u2028\u2029{}]""")
 _STATISTICS = {"BatchNormalization": (3, 4), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
 
 
@@ -202,7 +204,11 @@ def place_module(root: torch.nn.Module, name: str, module: torch.nn.Module) -> s
 
 
 def _place(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, list[str]]:
-    """Where something of this name shall be: the module for it, and a path to it that is free."""
+    """Where something of this name shall be: the module for it, and a path to it that is free.
+
+    fx writes names into Python source as they are: what could end a string there must not stand in one.
+    """
+    name = _UNSAFE.sub("_", name)
     *folders, leaf = name.split(".") if all(name.split(".")) else [name.replace(".", "_")]
     path = []
     for folder in folders:

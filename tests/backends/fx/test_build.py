@@ -211,3 +211,14 @@ def test_backward_through_exact_quantizers_names_the_way_out() -> None:
         gp.to_torch(kit.parse(source), quantizers="exact")(x, s).sum().backward()
     gp.to_torch(kit.parse(source))(x, s).sum().backward()
     assert x.grad is not None and x.grad.sum() > 0
+
+
+@pytest.mark.parametrize("hostile", ['w"), exit(1), ("', "w\\", "w\n    raise SystemExit  # "])
+def test_a_name_cannot_put_code_into_the_module(hostile: str) -> None:
+    """fx writes names of attributes into Python source as they are."""
+    model = kit.parse("g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { [n] y = Add(x, w) }")
+    model.graph.initializers["w"].name = hostile
+    model.graph.inputs[0].name = f"x{hostile}"
+    model.graph.name = f"g{hostile}"
+    model.graph.node("n").name = f"n{hostile}"
+    assert fx.build(model)(torch.zeros(2)).tolist() == [1.0, 2.0]
