@@ -69,13 +69,19 @@ def build(
     unused = model.metadata_props.get(UNUSED, "{}")
     module = builder.shelf.module(builder.graph, identifier(model.graph.name or "GraphModule"), unused)
     module.register_load_state_dict_pre_hook(_before_load)
-    check = signature.Check(call, model)
-    module.register_forward_pre_hook(check, with_kwargs=True)
-    module._register_deepcopy_hook(lambda copy: copy.register_forward_pre_hook(check, with_kwargs=True))
-    if target is None:  # a module with kernels is no student
-        module.register_forward_hook(gradients.Guard(model))
+    # A module with kernels is no student: nobody goes backward through it.
+    hooks = signature.Check(call, model), gradients.Guard(model) if target is None else None
+    _watch(module, *hooks)
+    module._register_deepcopy_hook(lambda copy: _watch(copy, *hooks))
     module.meta[choice.REFUSED] = dict(kernels.refused)
     return module.eval()
+
+
+def _watch(module: fx.GraphModule, check: signature.Check, guard: gradients.Guard | None) -> None:
+    """Hooks around each call, which a copy of a GraphModule does not take with it."""
+    module.register_forward_pre_hook(check, with_kwargs=True)
+    if guard is not None:
+        module.register_forward_hook(guard)
 
 
 def _before_load(module: torch.nn.Module, *_: object) -> None:
