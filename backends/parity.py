@@ -19,6 +19,7 @@ from graphpress.backends import reference
 from graphpress.backends.audited import made_up_feeds
 from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.builder import NODE, VALUE
+from graphpress.backends.fx.kernels.base import Kernel
 from graphpress.backends.fx.lower import execute
 from graphpress.base import Arrays
 from graphpress.tables import Table
@@ -128,7 +129,7 @@ class _Lockstep(torch_fx.Interpreter):
             return result
         wanted, kind = self.expected[name], self.types.get(name)
         given = dtypes.to_numpy(result, kind)
-        kernel = n.op == "call_module"
+        kernel = n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), Kernel)
         self.rows.append(
             Row(n.meta.get(NODE) or name, name, kernel, kind or str(wanted.dtype), *_compare(given, wanted))
         )

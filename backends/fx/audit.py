@@ -16,11 +16,13 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphpress import edit
+from graphpress.backends import macs
 from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds
 from graphpress.backends.fx.builder import NODE
 from graphpress.backends.fx.choice import REFUSED
+from graphpress.backends.fx.kernels.base import Kernel
 from graphpress.backends.fx.lower import execute
-from graphpress.backends.macs import Kernel, Shapes, multiply_adds
+from graphpress.backends.macs import Shapes
 from graphpress.base import SCHEME, Arrays
 from graphpress.target import Target
 
@@ -175,17 +177,17 @@ class _Auditor:
         if made is None or node.op_type in (*_CONVERSIONS, "Constant", "Shape"):
             return None
         ran = self.ran[made.name]
-        macs = multiply_adds(node, Kernel(node.name or "", node.op_type, 0.0, [(ran.inputs, ran.outputs)]))
+        work = macs.multiply_adds(node, macs.Kernel(node.name or "", node.op_type, 0.0, [(ran.inputs, ran.outputs)]))
         verdict, reason = self.verdict(node, made)
         share = ran.seconds / self.total
-        if verdict == "float" and not macs and share < _WORTH_A_ROW:
+        if verdict == "float" and not work and share < _WORTH_A_ROW:
             return None
         scheme = node.metadata_props.get(SCHEME, "")
-        return Row(node.name or "", node.op_type, scheme, verdict, ran.kernel, reason, 1e6 * ran.seconds, share, macs)
+        return Row(node.name or "", node.op_type, scheme, verdict, ran.kernel, reason, 1e6 * ran.seconds, share, work)
 
     def verdict(self, node: ir.Node, made: fx.Node) -> tuple[str, str]:
-        if made.op == "call_module":
-            kernel = self.module.get_submodule(str(made.target))
+        kernel = self.module.get_submodule(str(made.target)) if made.op == "call_module" else None
+        if isinstance(kernel, Kernel):
             return kernel.verdict, kernel.reason
         if (why := self.refused.get(node.name or "")) is not None:
             return "fallback", why

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from graphpress import edit
-from graphpress.backends.fx import bodies, dtypes, host, host_nodes, peepholes, precision, table, weights
+from graphpress.backends.fx import bodies, dtypes, host, host_nodes, modes, peepholes, precision, table, weights
 from graphpress.backends.fx.host_nodes import Item
 from graphpress.backends.fx.operands import HOST as HOST_KINDS
 from graphpress.backends.fx.operands import Signature, signature
@@ -202,7 +202,8 @@ class Builder:
         if not self._on_host(node):
             function = table.find(node, self.options.opset, straight_through=self.options.straight_through)
             call = Call(self, node, function)
-            self._bind_outputs(node, self.call(node, function, call.args(), call.kwargs()), call.signature)
+            make = self.switched if "training" in call.signature.facts else self.call
+            self._bind_outputs(node, make(node, function, call.args(), call.kwargs()), call.signature)
 
     def add_kernel(self, tail: ir.Node, chosen: Chosen) -> None:
         """Add the kernel that stands for the nodes of a site, under the product's name, in the place of the last."""
@@ -227,6 +228,13 @@ class Builder:
             "call_function", function, tuple(args), kwargs, name=identifier(node.name or node.op_type)
         )
         made.meta[NODE] = (of or node).name
+        return made
+
+    def switched(self, node: ir.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
+        """As ``call``, of a function that is told whether the module trains."""
+        path = weights.place_module(self.shelf.root, identifier(node.name or ""), modes.Switched(function, kwargs))
+        made = self.graph.create_node("call_module", path, tuple(args), name=identifier(node.name or node.op_type))
+        made.meta[NODE] = node.name
         return made
 
     def _bind_outputs(self, node: ir.Node, made: fx.Node, spec: Signature) -> None:
@@ -285,7 +293,6 @@ class Call:
 
     def __init__(self, builder: Builder, node: ir.Node, function: Callable[..., Any]) -> None:
         self.builder, self.node, self.signature = builder, node, signature(function)
-        self.subgraphs = {a.name: a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH}
 
     def args(self) -> list[Any]:
         """The inputs, each in the form that is wanted of it."""

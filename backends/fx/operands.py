@@ -19,7 +19,7 @@ Int: TypeAlias = int
 Floats: TypeAlias = Sequence[float]
 Float: TypeAlias = float
 
-FACTS = frozenset({"outputs", "in_types", "out_types", "opset", "like"})
+FACTS = frozenset({"outputs", "in_types", "out_types", "opset", "like", "training"})
 HOST = frozenset({"Ints", "Int", "Floats", "Float"})
 
 

@@ -43,6 +43,8 @@ class Shelf:
 
     def _put(self, value: ir.Value) -> str:
         data, kind = share(value), form(value)
+        if any(u.node.op_type == "BatchNormalization" and u.idx in (3, 4) for u in value.uses()):
+            data = data.clone()  # training updates statistics in place
         data = data.t() if kind == "transpose" else data.reshape(torch_shape(value)) if kind == "view" else data
         kept: torch.Tensor = data
         if trainable(value, self.learnable):

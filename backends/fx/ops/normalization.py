@@ -19,9 +19,14 @@ from graphpress.backends.fx.operands import Float, Int, Tensor
 
 def batch_normalization(
     x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
-    *, epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0, outputs: int = 1,
+    *, epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0, outputs: int = 1, training: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """By the statistics given; in training by those of the batch, whose running means are the further outputs."""
+    """By the statistics given; in training by those of the batch, whose running means are the further outputs.
+
+    A node for inference follows the module: while that trains, the statistics given are updated as torch does it.
+    """
+    if not training_mode and training:
+        return (F.batch_norm(x, mean, variance, scale, bias, True, 1 - momentum, epsilon),)
     if not training_mode:
         return (_by_statistics(x, scale, bias, mean, variance, epsilon),)
     y, running_mean, running_variance, _, _ = _by_batch(x, scale, bias, mean, variance, epsilon, momentum)
@@ -30,11 +35,13 @@ def batch_normalization(
 
 def batch_normalization_9(
     x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
-    *, epsilon: float = 1e-5, momentum: float = 0.9, outputs: int = 1,
+    *, epsilon: float = 1e-5, momentum: float = 0.9, outputs: int = 1, training: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Opsets 9 to 13: training is meant where further outputs are asked for."""
     if outputs == 1:
-        return (_by_statistics(x, scale, bias, mean, variance, epsilon),)
+        return batch_normalization(
+            x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum, training=training
+        )
     return _by_batch(x, scale, bias, mean, variance, epsilon, momentum)
 
 
@@ -208,10 +215,11 @@ hardmax_1 = _flat("hardmax_1", hardmax)
 
 
 def dropout(
-    x: Tensor, ratio: Float = 0.5, training_mode: Int = 0, *, seed: int | None = None, outputs: int = 1
-) -> tuple[Tensor, ...]:
-    """(x, mask of what is kept): nothing is dropped outside of training."""
-    if not training_mode or ratio == 0:
+    x: Tensor, ratio: Float = 0.5, training_mode: Int = 0,
+    *, seed: int | None = None, outputs: int = 1, training: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """(x, mask of what is kept): nothing is dropped unless the node or the module is in training."""
+    if not (training_mode or training) or ratio == 0:
         return x, torch.ones_like(x, dtype=torch.bool)
     generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
     mask = torch.rand(x.shape, generator=generator, device=x.device) >= ratio
@@ -219,9 +227,12 @@ def dropout(
     return (wide * mask / (1 - ratio)).to(x.dtype), mask
 
 
-def dropout_7(x: Tensor, *, ratio: float = 0.5, opset: int = 7, outputs: int = 1) -> tuple[Tensor, ...]:
+def dropout_7(
+    x: Tensor, *, ratio: float = 0.5, opset: int = 7, outputs: int = 1, training: bool = False
+) -> tuple[Tensor, ...]:
     """Opsets 7 to 11, whose models are for inference. Up to opset 9 the mask has the type of the data."""
-    return x, torch.ones_like(x, dtype=torch.bool if opset >= 10 else x.dtype)
+    y, mask = dropout(x, ratio, training=training)
+    return y, mask if opset >= 10 else mask.to(x.dtype)
 
 
 def dropout_1(x: Tensor, *, ratio: float = 0.5, is_test: int = 0, outputs: int = 1) -> tuple[Tensor, ...]:
