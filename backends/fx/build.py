@@ -36,6 +36,8 @@ def build(
     BatchNorm in it (``trace(..., fold_batchnorm=False)`` keeps those apart): a state dict has it as ``<name>_folded``,
     so that neither takes it for its own.
 
+    ``train()`` lets BatchNormalization use and update its statistics and Dropout drop, where the graph has them.
+
     Args:
         model: Any valid model; it is not changed.
         outputs: Values of the main graph to give, as a tuple, instead of the graph's outputs.

@@ -6,8 +6,8 @@ wants of an input: ``Tensor``; ``Operand``, a tensor or, of a constant of one el
 the host, which shape arithmetic gives without touching a tensor. An input that became one in a later opset goes by the
 attribute's name, so both forms fit one function. A graph is (module, what it captures, types and shapes of its results;
 see ``bodies``). Keywords called ``outputs`` (how many are declared), ``in_types``, ``out_types`` (names of ONNX types,
-None where unknown or absent), ``opset`` (of the domain) and ``like`` (a tensor on the module's device) are facts that
-the builder fills in. An operator that may have several outputs returns a tuple and says so in its annotation. All of it
+None where unknown or absent), ``opset`` (of the domain), ``like`` (a tensor on the module's device) and ``training``
+(whether the module trains; see ``modes``) are facts that the builder fills in. An operator that may have several outputs returns a tuple and says so in its annotation. All of it
 is differentiable torch code that runs on any device.
 
 ``OPS`` maps an op type to its function, or ``"Softmax@1"`` to what it was from opset 1 on until the next entry.
