@@ -7,8 +7,8 @@ the host, which shape arithmetic gives without touching a tensor. An input that 
 attribute's name, so both forms fit one function. A graph is (module, what it captures, types and shapes of its results;
 see ``bodies``). Keywords called ``outputs`` (how many are declared), ``in_types``, ``out_types`` (names of ONNX types,
 None where unknown or absent), ``opset`` (of the domain), ``like`` (a tensor on the module's device) and ``training``
-(whether the module trains; see ``modes``) are facts that the builder fills in. An operator that may have several outputs returns a tuple and says so in its annotation. All of it
-is differentiable torch code that runs on any device.
+(whether the module trains; see ``modes``) are facts that the builder fills in. An operator that may have several
+outputs returns a tuple and says so in its annotation. All of it is differentiable torch code that runs on any device.
 
 ``OPS`` maps an op type to its function, or ``"Softmax@1"`` to what it was from opset 1 on until the next entry.
 Entries like ``"Add:carried"`` come first where an input has a type that torch holds in a wider one, those like
