@@ -75,6 +75,10 @@ class Context:
         seed: Seed of everything random.
         progress: Shows progress of long loops.
         calibrate: Stands in for ``calibration.collect``, with the same arguments.
+        differentiate: Builds a torch module of a model that passes gradients (``backends.fx.build``, with the same
+            arguments); None where torch may not be used. Raises Unsupported where torch is not installed.
+        deploy: Lowers a portable model for the target and gives a runner of it there, on as many threads as users have.
+        evaluate: The user's metric of a runner, higher is better, where there is one.
     """
 
     target: Target | None = None
@@ -84,6 +88,9 @@ class Context:
     seed: int = 0
     progress: Progress = quiet
     calibrate: Callable[..., Calibration] | None = None
+    differentiate: Callable[..., Any] | None = None
+    deploy: Callable[[ir.Model], Runner] | None = None
+    evaluate: Callable[[Runner], float] | None = None
 
 
 @dataclass(frozen=True, order=True)

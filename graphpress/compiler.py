@@ -230,7 +230,8 @@ class _Job:
 
         return Context(
             target=self.target, data=self.data, run=partial(ort.execute, threads=1), oracle=reference.execute,
-            seed=self.seed, progress=self.progress, calibrate=self.calibrate,
+            seed=self.seed, progress=self.progress, calibrate=self.calibrate, differentiate=_differentiate,
+            deploy=lambda model: self.engine.execute(self.engine.lower(model, self.target)), evaluate=self.evaluate,
         )  # fmt: skip
 
     def once(self, recipe: Recipe) -> Compiled:
@@ -328,6 +329,10 @@ class _Job:
             self.diagnose(compiled, report)
         if feeds is not None:
             report.latency = compare_latency(self.original(), self.engine.execute(compiled.lowered), feeds)
+
+
+def _differentiate(*args: Any, **options: Any) -> Any:
+    return engine.of_runtime("fx").build(*args, **options)
 
 
 def top1(data: CalibrationData) -> Evaluate:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.base import BY, ORIGIN
+from graphpress.base import BY, ORIGIN, ROLE, SCALED, SOURCE
 from graphpress.errors import StaleSite, Unsupported, nearest
 
 Scope: TypeAlias = ir.Graph | ir.Function
@@ -230,6 +231,41 @@ def replace(old: ir.Value, by: ir.Value) -> None:
 def set_input(node: ir.Node, slot: int, value: ir.Value) -> None:
     """Let input ``slot`` of ``node`` read ``value``."""
     node.replace_input_with(slot, value)
+
+
+def set_constant(node: ir.Node, slot: int, array: np.ndarray, what: str) -> None:
+    """Put ``array`` in place of the constant at input ``slot``, or where none is yet.
+
+    A constant that this node alone reads keeps its name; a shared one is left to the others. A parameter that came from
+    torch notes that it is no longer the one of its name.
+
+    Args:
+        array: Of the final element type.
+        what: Named after the node, a constant that is new: ``<node>.<what>``.
+    """
+    old = node.inputs[slot] if slot < len(node.inputs) else None
+    if old is not None and old.is_initializer() and len(old.uses()) == 1:
+        overwrite(old, array)
+        return
+    assert isinstance(node.graph, ir.Graph)
+    name = old.name if old is not None and old.name else f"{node.name}.{what}"
+    new = add_const(node.graph, ir.Tensor(array), name)
+    if slot >= len(node.inputs):
+        node.resize_inputs(slot + 1)
+    set_input(node, slot, new)
+    if old is not None:
+        remove_unused([old])
+
+
+def overwrite(value: ir.Value, array: np.ndarray) -> None:
+    """Give an initializer, for all its readers, another array; see ``set_constant``."""
+    value.const_value = ir.Tensor(array, name=value.name)
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)
+    if ROLE in value.metadata_props:
+        source = json.loads(value.metadata_props.get(SOURCE, "{}"))
+        steps = [s for s in source.get("transform", "").split("+") if s not in ("", SCALED)]
+        source = {"parameter": value.name} | source | {"transform": "+".join([*steps, SCALED])}
+        value.metadata_props[SOURCE] = json.dumps(source)
 
 
 def remove(dead: Iterable[ir.Node]) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.base import ROLE, SCALED, SOURCE
 from graphpress.passes.clean.operands import absent, static
 
 # node: JSON {"mean": [...], "std": [...]}, per output channel what training saw of the folded operator's output
@@ -77,10 +76,10 @@ def fold(target: Linear, scale: np.ndarray, shift: np.ndarray) -> str | None:
         bias = (_bias(node, target) * scale + shift / _beta(node)).astype(weight.dtype)
     if not (np.isfinite(scaled).all() and np.isfinite(bias).all()):
         return "the folded weights would not be finite"
-    _write(node, 1, scaled, "weight")
+    edit.set_constant(node, 1, scaled, "weight")
     if bias.any() or not absent(node, 2):
         assert node.op_type != "MatMul", "a MatMul has no bias"
-        _write(node, 2, bias, "bias")
+        edit.set_constant(node, 2, bias, "bias")
     _note_statistics(node, scale, shift)
     return None
 
@@ -123,34 +122,6 @@ _SCALE: dict[str, Callable[[ir.Node, np.ndarray, np.ndarray], np.ndarray]] = {
     "Gemm": _scale_gemm,
     "MatMul": _scale_matmul,
 }
-
-
-def _write(node: ir.Node, slot: int, array: np.ndarray, what: str) -> None:
-    """Put ``array`` in place of the constant at ``slot``, under its name where it is this node's alone."""
-    old = None if absent(node, slot) else node.inputs[slot]
-    if old is not None and old.is_initializer() and len(old.uses()) == 1:
-        old.const_value = ir.Tensor(array, name=old.name)
-        old.shape, old.type = ir.Shape(array.shape), ir.TensorType(old.const_value.dtype)
-        _note_change(old)
-        return
-    assert isinstance(node.graph, ir.Graph)
-    new = edit.add_const(
-        node.graph, ir.Tensor(array), old.name if old is not None and old.name else f"{node.name}.{what}"
-    )
-    if slot >= len(node.inputs):
-        node.resize_inputs(slot + 1)
-    edit.set_input(node, slot, new)
-    if old is not None:
-        edit.remove_unused([old])
-
-
-def _note_change(value: ir.Value) -> None:
-    """Of torch's parameter: that it is no longer the one of its name."""
-    if ROLE in value.metadata_props:
-        source = json.loads(value.metadata_props.get(SOURCE, "{}"))
-        steps = [s for s in source.get("transform", "").split("+") if s not in ("", SCALED)]
-        source = {"parameter": value.name} | source | {"transform": "+".join([*steps, SCALED])}
-        value.metadata_props[SOURCE] = json.dumps(source)
 
 
 def _note_statistics(node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> None:

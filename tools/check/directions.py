@@ -1,4 +1,5 @@
-"""Who may import whom: core <- ops <- quantizers <- pass families; core, ops <- frontends, backends; the face sees all.
+"""Who may import whom: core <- ops <- quantizers, structure <- pass families <- searches and recovery; core, ops <-
+frontends, backends; the face sees all. Allocation and recovery decide and repair what the other families write.
 
 The imports are read from the source, so one inside a function or under TYPE_CHECKING counts as well.
 """
@@ -11,12 +12,14 @@ from collections.abc import Collection, Iterator
 from graphpress.tools.check.rooms import Source
 
 FACE = {"graphpress", *(f"graphpress.{name}" for name in ("bundle", "compiler", "engine", "fallback", "inspection"))}
-ALL = {"core", "ops", "quantizers", "frontends", "backends", "face"}  # and every pass family
+ABOVE = {"passes.allocate", "passes.recover"}  # families that stand on the others
+ALL = {"core", "ops", "quantizers", "structure", "frontends", "backends", "face"}  # and every pass family
 MAY: dict[str, set[str]] = {
     "core": {"core"},
     "ops": {"core", "ops"},
     "quantizers": {"core", "ops", "quantizers"},
-    "family": {"core", "ops", "quantizers"},
+    "structure": {"core", "ops", "structure"},
+    "family": {"core", "ops", "quantizers", "structure"},
     "frontends": {"core", "ops", "frontends"},
     "backends": {"core", "ops", "backends"},
     "face": ALL,
@@ -31,7 +34,7 @@ def room(module: str) -> str:
         return "face"
     if top == "passes":
         family = rest.partition(".")[0]
-        return "quantizers" if family == "quantizers" else f"passes.{family}"
+        return family if family in {"quantizers", "structure"} else f"passes.{family}"
     return top if top in {"ops", "frontends", "backends", "tools"} else "core"
 
 
@@ -62,7 +65,9 @@ def violations(sources: Collection[Source]) -> list[str]:
             if name.partition(".")[0] != "graphpress":
                 continue
             there = room(name)
-            seen = there in allowed or there == here or (here in {"face", "tools"} and there.startswith("passes."))
+            family = there.startswith("passes.")
+            above = here in {"face", "tools"} or (here in ABOVE and there not in ABOVE)
+            seen = there in allowed or there == here or (family and above)
             if not seen:
                 wrong[f"{source.path}:{line}: {here} may not import {name} ({there})"] = None
     return list(wrong)

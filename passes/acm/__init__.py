@@ -1,0 +1,1 @@
+"""Adaptive Computation Modules: layers whose work depends on the token (arXiv:2312.10193)."""

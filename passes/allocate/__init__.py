@@ -1,0 +1,1 @@
+"""Mixed precision: sensitivity, cost, and the search for the best plan under constraints."""

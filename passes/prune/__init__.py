@@ -1,0 +1,1 @@
+"""Weights set to zero in patterns that hardware or storage can use."""

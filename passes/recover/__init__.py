@@ -1,0 +1,1 @@
+"""Accuracy won back after a lossy rewrite: second-order rounding, and training against the model before."""
