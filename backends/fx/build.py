@@ -13,8 +13,9 @@ from graphpress import edit
 from graphpress.backends.fx import choice, gradients, signature, weights
 from graphpress.backends.fx.builder import Builder, identifier
 from graphpress.backends.fx.options import Kernels, Options
-from graphpress.base import UNUSED
+from graphpress.base import PARAMETERS, UNUSED
 from graphpress.errors import BadRequest, nearest
+from graphpress.ops import packing
 from graphpress.ops.base import DOMAIN
 from graphpress.target import Target
 
@@ -56,7 +57,7 @@ def build(
         raise BadRequest(
             "is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes)
         )
-    model = _prepared(model)
+    model = _prepared(packing.unpacked(model))
     kernels = choice.choose(model, target, device) if target is not None and quantizers == "exact" else Kernels()
     wanted = [_value(model, name) for name in outputs] if outputs is not None else None
     options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable", kernels, wanted or ())
@@ -75,7 +76,8 @@ def build(
     hooks = signature.Check(call, model), gradients.Guard(model) if target is None else None
     _watch(module, *hooks)
     module._register_deepcopy_hook(lambda copy: _watch(copy, *hooks))
-    module.meta[choice.REFUSED] = dict(kernels.refused)
+    module.meta |= {choice.REFUSED: dict(kernels.refused), choice.DENSE: dict(kernels.dense)}
+    module.meta[PARAMETERS] = builder.shelf.kept
     return module.eval()
 
 

@@ -30,6 +30,7 @@ class Shelf:
     def __init__(self, learnable: bool = False) -> None:
         self.root = torch.nn.Module()
         self.learnable = learnable  # scales and zero points of Q/DQ become parameters
+        self.kept: dict[str, tuple[str, str]] = {}  # of a parameter, by its name in the graph: path and ``form``
         self._paths: dict[int, str] = {}
         self._folded: list[str] = []  # tensors that are not the source's of their name
         self._temporary: list[str] = []
@@ -59,6 +60,8 @@ class Shelf:
             self._folded.append(path)
         else:
             self._tied |= dict.fromkeys(_source(value).get("tied", ()), path)
+        if isinstance(kept, torch.nn.Parameter):
+            self.kept[value.name or ""] = path, kind
         return path
 
     def module(self, graph: fx.Graph, name: str = "GraphModule", unused: str = "{}") -> fx.GraphModule:

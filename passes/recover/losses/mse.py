@@ -1,0 +1,39 @@
+"""``mse``: squared distance of values, as a share of the teacher's mean square."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graphpress.errors import BadRequest
+from graphpress.passes.recover.losses.base import Seen
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Mse:
+    """mean (s - t)^2 / mean t^2 over all elements of a value, then the mean over the values.
+
+    The division makes one factor fit values of any scale; it is by the whole value, so that no channel is favoured.
+
+    Attributes:
+        on: Names of the values, of the main graph; empty: the outputs.
+    """
+
+    on: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return self.on
+
+    def __call__(self, seen: Seen) -> torch.Tensor:
+        pairs = seen.pairs(self.on)
+        if not pairs:
+            raise BadRequest("no output is of floats", where="loss 'mse'", fix="Name values with its option 'on'.")
+        terms = [(s - t).square().mean() / t.square().mean().clamp_min(1e-12) for s, t in pairs]
+        return sum(terms[1:], start=terms[0]) / len(terms)
+
+
+LOSS = Mse

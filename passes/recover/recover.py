@@ -1,0 +1,225 @@
+"""The pass that wins accuracy back by training: 2:4, quantized and substituted models, towards the model before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from graphpress import checkpoint
+from graphpress.base import Context, Pass, PassReport
+from graphpress.calibration import CalibrationData
+from graphpress.errors import BadRequest
+from graphpress.passes.recover import blockwise, end_to_end, parameters
+from graphpress.passes.recover.job import Job
+from graphpress.passes.recover.losses.base import Weighted, make
+from graphpress.passes.recover.parameters import Trainable
+from graphpress.passes.recover.samples import Samples, split, tensors
+from graphpress.passes.recover.schedule import Settings
+from graphpress.passes.recover.state import Store
+from graphpress.passes.recover.student import told
+from graphpress.types import Numerics
+
+Option = float | int | str | bool | list[str]
+# Learning rates of adamw that served best on held-back calibration data, by the bits of the coarsest weights.
+_RATES = {2: 1e-3, 3: 5e-4, 4: 2e-4, 8: 2e-5, 32: 2e-4}
+
+
+@dataclass(frozen=True)
+class Recover(Pass):
+    """Train the parameters of the rewritten graph towards the graph before it, on calibration data.
+
+    Weights that are to be quantized are trained behind their Q -> DQ, straight through the rounding (arXiv:1902.08153);
+    zeros of layers with an n:m pattern stay zero. What is kept is the best on a held-back part of the data: the loss
+    there never ends higher than it began. The same seed and steps give the same bytes, also where the training was
+    interrupted and went on; ``seconds`` makes the result depend on the machine.
+
+    Attributes:
+        mode: ``end_to_end`` trains all at once on the outputs; ``blocks`` one block after another on its own output.
+        losses: What is made small, by name, each with its options and ``weight``: kl {temperature, axis, on},
+            mse {on}, labels {axis, on}. Empty: mse.
+        train: ``weights``, ``scales`` (of Q/DQ, learned as in LSQ), or ``all`` of both.
+        steps: Updates; in blocks mode for each block.
+        seconds: Time limit of the training; in blocks mode shared by all blocks.
+        lr: Learning rate; None: by the bits of the weights.
+        optimizer: adamw, adam or sgd.
+        schedule: Of the rate: cosine, linear or constant.
+        warmup: Share of the training over which the rate rises.
+        weight_decay: See ``Settings``.
+        clip: Largest norm of the gradient; None: any.
+        batch_size: Samples in a step.
+        samples: Most samples of the calibration data to use.
+        held_back: Share of these that decides what is kept.
+        inputs: In blocks mode, whose values a block is trained on: those of the ``student``, trained up to there, or of
+            the ``teacher``, which makes blocks independent.
+        keep_zeros: Hold all zeros of all weights, not only those of layers that say that they have a pattern.
+        teacher: Path of the model to train towards; None: the model before the first lossy pass.
+        state: A file that keeps the state every few seconds: an interrupted call, made again, goes on.
+        device: Where to train, as torch calls it.
+    """
+
+    mode: Literal["blocks", "end_to_end"] = "end_to_end"
+    losses: Mapping[str, Mapping[str, Option]] = field(default_factory=dict)
+    train: Literal["weights", "scales", "all"] = "weights"
+    steps: int | None = 300
+    seconds: float | None = None
+    lr: float | None = None
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    batch_size: int = 8
+    samples: int = 1024
+    held_back: float = 0.125
+    inputs: Literal["student", "teacher"] = "student"
+    keep_zeros: bool = False
+    teacher: str | None = None
+    state: str | None = None
+    device: str = "cpu"
+
+    name = "recover"
+    numerics = Numerics.LOSSY
+
+    def __post_init__(self) -> None:
+        for option in ("batch_size", "samples"):
+            if getattr(self, option) < 1:
+                raise _wrong(option, f"{getattr(self, option)} is not positive")
+        if not 0 < self.held_back < 1:
+            raise _wrong("held_back", f"{self.held_back} is not between 0 and 1")
+        self._settings(32, 0)
+        loss = self._loss()
+        if self.mode == "blocks" and (other := [n for n in loss.terms if n != "mse"]):
+            raise _wrong("losses", f"{other[0]} compares outputs of the model, blocks are compared by mse alone")
+        if self.mode == "blocks" and loss.features:
+            raise _wrong("losses", "in blocks mode mse compares what the blocks give", "Leave its option 'on' out.")
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        """Train, and write what was learned into the initializers.
+
+        Raises:
+            BadRequest: No data, no teacher, no torch backend, nothing to train, or an option that does not fit.
+            Unsupported: torch is not installed, or an operator has no form in it.
+            Diverged: The loss became NaN; ``model`` holds the best parameters that were measured.
+        """
+        job = self._job(model, ctx, report)
+        values = [model.graph.initializers[n] for n in job.names]
+        old = [(v.const_value, dict(v.metadata_props)) for v in values]
+        try:
+            before, after = end_to_end.run(job) if self.mode == "end_to_end" else blockwise.run(job, self.inputs)
+        finally:
+            report.changed = sum(v.const_value is not t for v, (t, _) in zip(values, old, strict=True))
+        if not after <= before:
+            for value, (tensor, notes) in zip(values, old, strict=True):
+                value.const_value = tensor
+                value.metadata_props.update(notes)
+            after, report.changed = before, 0
+        self._tell(job, before, after, report)
+
+    def _job(self, model: ir.Model, ctx: Context, report: PassReport) -> Job:
+        found = parameters.find(model)
+        names = self._names(found, report)
+        bits = parameters.bits(model)
+        if ctx.data is None:
+            raise BadRequest("training needs calibration data", where="recover", fix="Give data=.")
+        data = ctx.data.bind(model).take(self.samples, ctx.seed)
+        teacher = self._teacher(model, ctx)
+        rest, held = split(data, self.held_back, ctx.seed)
+        job = Job(
+            model=model, teacher=teacher, ctx=ctx, names=names, scales=set(names) & set(found.scales),
+            free=parameters.zeros(model, [n for n in names if n in found.weights], self.keep_zeros),
+            limits=parameters.limits(model),
+            loss=self._loss(), settings=self._settings(bits, ctx.seed),
+            samples=Samples(rest, self.batch_size, ctx.seed, self.device), held=[], device=self.device,
+        )  # fmt: skip
+        wanted = [*job.outputs, *job.loss.features]
+        taught = job.taught(wanted)
+        job.held = [
+            batch if taught is None else told(batch, taught(batch))
+            for batch in tensors(held, self.batch_size, self.device)
+        ]
+        job.store = self._store(model, teacher, data, ctx)
+        return job
+
+    def _names(self, found: Trainable, report: PassReport) -> list[str]:
+        """What to train; a Skip for each weight that cannot be.
+
+        Raises:
+            BadRequest: There is nothing, or all weights are integers.
+        """
+        weights = found.weights if self.train in ("weights", "all") else []
+        names = [*weights, *(found.scales if self.train in ("scales", "all") else [])]
+        if self.train != "scales":
+            for name, why in found.refused.items():
+                report.skip(name, why)
+        integers = bool(found.refused) and not found.matrices and self.train != "scales"
+        if not names or integers:
+            why = next(iter(found.refused.values()), "the graph has no float parameters of that kind")
+            raise BadRequest(f"nothing to train: {why}", where="recover: option 'train'")
+        return names
+
+    def _teacher(self, model: ir.Model, ctx: Context) -> ir.Model | None:
+        teacher = ctx.teacher
+        if self.teacher is not None:
+            teacher = _load(self.teacher)
+        if teacher is None and set(self._loss().terms) == {"labels"}:
+            return None
+        if teacher is None:
+            raise BadRequest(
+                "there is no model to train towards", where="recover",
+                fix="Set its option 'teacher', give Context(teacher=..), or train with labels alone.",
+            )  # fmt: skip
+        mine, its = ([v.name for v in m.graph.outputs] for m in (model, teacher))
+        if mine != its:
+            raise BadRequest(f"the teacher's outputs are {its}, the model's {mine}", where="recover: option 'teacher'")
+        return teacher
+
+    def _loss(self) -> Weighted:
+        return make(self.losses or {"mse": {}}, "recover: option 'losses'")
+
+    def _settings(self, bits: int, seed: int) -> Settings:
+        lr = self.lr if self.lr is not None else _RATES[min(b for b in _RATES if b >= bits)]
+        return Settings(
+            steps=self.steps, seconds=self.seconds, lr=lr, optimizer=self.optimizer, schedule=self.schedule,
+            warmup=self.warmup, weight_decay=self.weight_decay, clip=self.clip, seed=seed,
+        )  # fmt: skip
+
+    def _store(self, model: ir.Model, teacher: ir.Model | None, data: CalibrationData, ctx: Context) -> Store | None:
+        """The state file; it belongs to these models, these data and these options."""
+        if self.state is None:
+            return None
+        said = {k: v for k, v in self.options().items() if k != "state"}
+        sha = hashlib.sha256(json.dumps([said, ctx.seed], sort_keys=True, default=str).encode())
+        for one in (model, teacher):
+            sha.update(checkpoint.key(one, {}, data.digest()).encode() if one is not None else b"")
+        return Store(Path(self.state), sha.hexdigest())
+
+    def _tell(self, job: Job, before: float, after: float, report: PassReport) -> None:
+        for name, why in job.left.items():
+            report.skip(name, why)
+        if not report.changed:
+            report.skip("the model", "training did not lower the loss on the held-back samples: it is as before")
+        report.metrics |= {
+            "loss before": before, "loss after": after, "steps": float(sum(o.steps for o in job.outcomes)),
+            "seconds": round(sum(o.seconds for o in job.outcomes), 1), "parameters": float(len(job.names)),
+            "learning rate": job.settings.lr,
+        }  # fmt: skip
+        if self.mode == "blocks":
+            better = sum(o.improved for o in job.outcomes)
+            report.metrics["blocks improved"] = f"{better} of {len(job.outcomes)}"
+
+
+def _load(path: str) -> ir.Model:
+    try:
+        return ir.load(path)
+    except Exception as e:  # whatever the reader makes of a file that is no model
+        raise BadRequest(f"is no readable model: {e}", where=f"recover: option 'teacher' {path!r}") from e
+
+
+def _wrong(option: str, what: str, fix: str = "") -> BadRequest:
+    return BadRequest(what, where=f"recover: option {option!r}", fix=fix)

@@ -1,0 +1,127 @@
+"""The state of a training on disk: one safetensors file, tensors beside JSON, no pickle, never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from graphpress.errors import BadRequest
+
+if TYPE_CHECKING:
+    import torch
+
+Facts: TypeAlias = dict[str, Any]
+_META, _RUN, _DONE = "graphpress.recovery", "run", "done"
+_INTERVAL = 5.0  # seconds between two saves at least; and saving takes at most a twentieth of the time
+
+
+@dataclass
+class Saved:
+    """Tensors and JSON-able facts of one training."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass
+class Store:
+    """The file of one job: the training under way, and what those before it ended with (blocks, phases).
+
+    Attributes:
+        path: The file; its folder must exist.
+        key: What the state belongs to (model, data, options): a file with another key is not resumed but replaced.
+        interval: Seconds between two saves at least.
+    """
+
+    path: Path
+    key: str
+    interval: float = _INTERVAL
+    running: tuple[str, Saved] | None = None
+    finished: dict[str, Saved] = field(default_factory=dict)
+    _next: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Read the file if there is one.
+
+        Raises:
+            BadRequest: The file is something else; it is not touched. Or its folder does not exist.
+        """
+        self._next += self.interval
+        if not self.path.parent.is_dir():
+            raise BadRequest("its folder does not exist", where=f"state {str(self.path)!r}")
+        if not self.path.exists():
+            return
+        tensors, facts = _read(self.path)
+        if facts["key"] != self.key:
+            return
+        if facts["running"] is not None:
+            name, said = facts["running"]
+            self.running = name, Saved(_under(tensors, _RUN), said)
+        self.finished = {
+            name: Saved(_under(tensors, f"{_DONE}:{i}"), said) for i, (name, said) in enumerate(facts["finished"])
+        }
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return time.monotonic() >= self._next
+
+    def under_way(self, name: str) -> Saved | None:
+        """The state of the training of that name, if it is the one that was interrupted."""
+        return self.running[1] if self.running is not None and self.running[0] == name else None
+
+    def save(self, name: str, saved: Saved) -> None:
+        """Put down how far the training of that name has come."""
+        self.running = name, saved
+        self._write()
+
+    def finish(self, name: str, saved: Saved) -> None:
+        """Put down what the training of that name ended with."""
+        self.running, self.finished[name] = None, saved
+        self._write()
+
+    def _write(self) -> None:
+        start = time.monotonic()
+        tensors = {f"{_DONE}:{i}:{k}": t for i, s in enumerate(self.finished.values()) for k, t in s.tensors.items()}
+        running = None
+        if self.running is not None:
+            name, saved = self.running
+            running = (name, saved.facts)
+            tensors |= {f"{_RUN}:{k}": t for k, t in saved.tensors.items()}
+        facts = {"key": self.key, "running": running, "finished": [(n, s.facts) for n, s in self.finished.items()]}
+        _save(self.path, tensors, json.dumps(facts))
+        now = time.monotonic()
+        self._next = now + max(self.interval, 20 * (now - start))
+
+
+def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(f"{prefix}:"): t for k, t in tensors.items() if k.startswith(f"{prefix}:")}
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], Facts]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()[_META])
+            return {k: file.get_tensor(k) for k in file.keys()}, facts  # noqa: SIM118, a file is no dict
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+        raise BadRequest(
+            "the file is no state of a recovery", where=f"state {str(path)!r}", fix="Delete it or name another."
+        ) from e
+
+
+def _save(path: Path, tensors: Mapping[str, torch.Tensor], facts: str) -> None:
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        plain = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+        save_file(plain, partial, {_META: facts})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
