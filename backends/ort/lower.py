@@ -14,6 +14,7 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.backends.ort import (
     emit,
+    lower_acm,
     lower_attention,
     lower_float,
     lower_gather,
@@ -25,10 +26,12 @@ from graphpress.backends.ort import (
 from graphpress.backends.ort.session import Session, execute
 from graphpress.base import STAGE, TARGET
 from graphpress.errors import Unsupported
+from graphpress.ops import packing
 from graphpress.target import Target
 from graphpress.types import Stage
 
 RULES: tuple[Callable[[ir.Node, Target, emit.Shared], bool], ...] = (
+    lower_acm.apply,
     lower_matmul.apply,
     lower_nbits.apply,
     lower_lstm.apply,
@@ -52,10 +55,12 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
         if result.metadata_props.get(TARGET) != target.name:
             raise Unsupported(f"the model was lowered for {result.metadata_props.get(TARGET)!r}", where=target.name)
         return result
+    patterns = packing.unpack(result)
     shared = emit.Shared()
     for node in list(edit.nodes(result)):
         if node.graph is not None:
             any(rule(node, target, shared) for rule in RULES)
+    packing.pack_all(result, patterns)
     used = {n.op_identifier() for n in edit.nodes(result)}
     for identifier in result.functions.keys() - used:
         del result.functions[identifier]
