@@ -11,22 +11,30 @@ import torch
 from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.fx import sites
-from graphpress.backends.fx.kernels import activations, float8_linear, int8_conv, int8_linear, weight_only
+from graphpress.backends.fx.kernels import activations, float8_linear, int8_conv, int8_linear, sparse24, weight_only
 from graphpress.backends.fx.options import Chosen, Kernels
 from graphpress.backends.fx.sites import Site
+from graphpress.base import SPARSITY
 from graphpress.errors import Unsupported
 from graphpress.target import Target
 
 REFUSED = "graphpress.refused"  # key in the meta of a module: Kernels.refused
+DENSE = "graphpress.dense"  # likewise: Kernels.dense
 
 
 def choose(model: ir.Model, target: Target, device: str) -> Kernels:
-    """The kernels for a model, and why a quantized product has none."""
+    """The kernels for a model, and why a quantized or pruned product has none."""
     found: dict[ir.Node, Chosen] = {}
     placed: list[Site] = []
     refused: dict[str, str] = {}
+    dense: dict[str, str] = {}
     for node in edit.nodes(model):
         site = sites.find(node)
+        if site is None and SPARSITY in node.metadata_props:
+            try:
+                found[node] = _sparse(node, device)
+            except Unsupported as e:
+                dense[node.name or ""] = e.what
         if site is None:
             continue
         try:
@@ -34,7 +42,30 @@ def choose(model: ir.Model, target: Target, device: str) -> Kernels:
             placed.append(site)
         except Unsupported as e:
             refused[node.name or ""] = f"{e.what}: computed exactly from its codes, in float"
-    return Kernels(found, sites.replaced(placed), refused)
+    return Kernels(found, sites.replaced(placed), refused, dense)
+
+
+def _sparse(node: ir.Node, device: str) -> Chosen:
+    """A sparse product for a pruned float layer.
+
+    Raises:
+        Unsupported: There is none; says why.
+    """
+    weight, source = edit.constant(node.inputs[1]), node.inputs[0]
+    if weight is None or source is None or node.op_type not in ("MatMul", "Gemm"):
+        raise Unsupported(f"torch multiplies matrices sparse, not {node.op_type}")
+    if node.op_type == "Gemm" and not sites.plain(node):
+        raise Unsupported("a Gemm that scales or transposes its input (alpha, beta, transA)")
+    bias = edit.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if len(node.inputs) > 2 and node.inputs[2] is not None and (bias is None or bias.ndim != 1):
+        raise Unsupported("the bias is no constant vector")
+    if weight.dtype.kind != "f":
+        raise Unsupported(f"a weight of {weight.dtype}")
+    rows = _tensor(weight if node.op_type == "Gemm" and edit.attribute(node, "transB", 0) else weight.T)
+    assert rows is not None
+    if (why := sparse24.available(rows, device)) is not None:
+        raise Unsupported(why)
+    return Chosen(node, sparse24.Sparse24Linear(rows, _tensor(bias)), source)
 
 
 def _chosen(site: Site, target: Target, device: str) -> Chosen:
@@ -52,6 +83,8 @@ def _chosen(site: Site, target: Target, device: str) -> Chosen:
     if site.x is None:
         assert node.inputs[0] is not None
         return Chosen(node, _weight_only(site, weight), node.inputs[0])
+    if site.x.bits != 8:
+        raise Unsupported(f"activations are quantized to {site.x.bits} bits, integer kernels take 8")
     if weight["scale"].dim() > 1:
         raise Unsupported("weights have a scale for each group, an integer kernel takes one for each channel")
     kernel = int8_conv if node.op_type == "Conv" else int8_linear

@@ -84,7 +84,7 @@ def find(node: ir.Node) -> Site | None:
         return None
     weight = canonical.weight(node.inputs[1]) or _float8(node.inputs[1])
     x = canonical.activation(node.inputs[0])
-    if weight is None or not _plain(node) or (x is not None and not _per_tensor(x)):
+    if weight is None or not plain(node) or (x is not None and not _per_tensor(x)):
         return None
     bias, fine = _own_bias(node)
     if not fine:
@@ -152,7 +152,7 @@ def _float8(value: ir.Value | None) -> Weight | None:
     return Weight(node) if fits else None
 
 
-def _plain(node: ir.Node) -> bool:
+def plain(node: ir.Node) -> bool:
     """Whether a Gemm is a product plus a bias; a Conv has constant geometry always."""
     given = [edit.attribute(node, n, d) for n, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
     return node.op_type != "Gemm" or given == [1.0, 1.0, 0]

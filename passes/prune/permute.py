@@ -1,0 +1,173 @@
+"""Order channels so that a mask keeps more: a rewrite that changes no output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.base import Context, Pass, PassReport
+from graphpress.errors import BadRequest
+from graphpress.moments import collect_moments
+from graphpress.passes.prune import masks
+from graphpress.passes.prune.pattern import checked
+from graphpress.passes.prune.search import Search
+from graphpress.passes.structure import linear
+from graphpress.passes.structure.channel_flow import follow
+from graphpress.passes.structure.channel_ports import permute, sources
+from graphpress.passes.structure.channels import Channels, Port
+from graphpress.types import Numerics, Stage
+
+
+@dataclass(frozen=True)
+class Permute(Pass):
+    """Permute the channels that layers read so that an n:m mask keeps a larger sum of magnitudes.
+
+    All readers of a value and all producers that an Add joins get one order, and so do the biases, norms, depthwise
+    convolutions and tables between them (Pool and Yu, Channel Permutations for N:M Sparsity, NeurIPS 2021).
+    Channels that something else reads by their place stay, as a skip with the reason.
+
+    Attributes:
+        n, m: The pattern: n of each m neighbours along the reduction axis are kept.
+        score: What is to be kept: ``magnitude`` |w|, or ``energy`` w^2 E[x^2], which is what the layer's output loses
+            where inputs do not go together; needs data, and lowers the loss of all masks more.
+        stripes: Groups of m columns searched exhaustively at a time: 0 (swaps of two columns only), 2 or 3.
+        escapes: Random disturbances of each group after the search has come to rest.
+        samples: Most samples of the data to look at.
+    """
+
+    n: int = 2
+    m: int = 4
+    score: Literal["magnitude", "energy"] = "magnitude"
+    stripes: Literal[0, 2, 3] = 2
+    escapes: int = 30
+    samples: int = 128
+
+    name = "permute"
+    numerics = Numerics.EXACT
+    needs = (Stage.FLOAT,)
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        checked(self.n, self.m, self.name)
+        channels = follow(model)
+        work = _Work(channels, self.m, self._energies(model, ctx, channels))
+        search = Search(self.n, self.m, self.stripes * self.m, self.escapes, seed=ctx.seed)
+        new = np.arange(len(work.roots))
+        before = work.kept(new, self.n)
+        free = [g for g in channels.groups() if len(g) >= 2 * self.m]
+        moved = [g for g in ctx.progress(free, "permute", len(free)) if work.order(g, search, new)]
+        report.changed = permute(channels.ports, work.roots, new)
+        for port in channels.ports:
+            if port.reads and not np.isin(work.roots[port.atoms.ravel()], np.concatenate([[-1], *free])).any():
+                report.skip(port.node, channels.why_stuck(port.atoms))
+        known = {p.node for p in channels.ports if p.reads}
+        for view in linear.layers(list(model.graph)):
+            if view.node not in known and view.shape[1] >= 2 * self.m:
+                report.skip(view.node, "its input comes from no layer that is followed")
+        if report.changed:
+            after = work.kept(new, self.n)
+            report.metrics |= {"groups": float(len(moved)), "kept before": before, "kept after": after}
+
+    def _energies(self, model: ir.Model, ctx: Context, channels: Channels) -> Mapping[str, np.ndarray]:
+        """Mean square of each column that a layer reads, in the order of its weight."""
+        names = [p.node.name or "" for p in channels.ports if p.reads]
+        if self.score == "magnitude" or not names:
+            return {}
+        if ctx.data is None or ctx.run is None:
+            raise BadRequest(
+                "energy needs calibration data", where="permute: option 'score'",
+                fix="Give data (--data), or choose score: magnitude.",
+            )  # fmt: skip
+        data = ctx.data.take(self.samples, ctx.seed)
+        seen = collect_moments(model, names, data, ctx.run, progress=ctx.progress)
+        return {name: np.diagonal(seen[name].matrix[0]) for name in seen}
+
+
+@dataclass
+class _Work:
+    """The layers that read channels, as matrices of scores [rows, places].
+
+    Attributes:
+        energies: By layer, the mean square of each of its columns; where there is none magnitudes are the score.
+    """
+
+    channels: Channels
+    m: int
+    energies: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        self.roots = self.channels.roots()
+        readers = [p for p in self.channels.ports if p.reads]
+        self.readers = [(self.roots[p.atoms.ravel()], self.score(p)) for p in readers]
+
+    def score(self, port: Port) -> np.ndarray:
+        """[rows, places] of one layer."""
+        view = linear.linear(port.node)
+        assert isinstance(view, linear.Linear)
+        weight = view.weight().astype(np.float32)
+        energy = self.energies.get(port.node.name or "")
+        if energy is not None:
+            weight = weight**2 * energy.reshape(1, *weight.shape[1:]).astype(np.float32)
+        return masks.columns_last(np.abs(weight))
+
+    def kept(self, new: np.ndarray, n: int) -> float:
+        """What masks keep in all layers together, under an order."""
+        return sum(
+            masks.kept(weight[:, sources(atoms, new)], n, self.m)
+            for atoms, weight in self.readers
+            if weight.shape[1] % self.m == 0
+        )
+
+    def order(self, group: np.ndarray, search: Search, new: np.ndarray) -> bool:
+        """Search an order of a group and note it in ``new``; whether there is a better one."""
+        stripes: np.ndarray | None = None
+        rows: list[np.ndarray] = []
+        for places, weight in self._views(group):
+            atoms, columns = places
+            if stripes is None:
+                stripes = atoms
+            if _partition(atoms) == _partition(stripes):
+                order = np.argsort(atoms.ravel(), kind="stable")
+                at = np.searchsorted(atoms.ravel()[order], stripes.ravel())
+                rows.append(weight[:, columns.ravel()[order][at]])
+        if stripes is None:
+            return False
+        flat = stripes.ravel()
+        found = search.order(np.concatenate(rows))
+        new[flat] = flat[found]
+        return not np.array_equal(found, np.arange(len(flat)))
+
+    def _views(self, group: np.ndarray) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], np.ndarray]]:
+        """Stripes that hold this group only, as atoms and columns [stripes, m]; the layer with most rows first."""
+        for atoms, weight in sorted(self.readers, key=lambda r: -len(r[1])):
+            if len(atoms) % self.m:
+                continue
+            stripes = atoms.reshape(-1, self.m)
+            whole = np.flatnonzero(np.isin(stripes, group).all(axis=1))
+            columns = np.arange(len(atoms)).reshape(-1, self.m)
+            # An atom that stands several times (Flatten) gives a view for each time.
+            while len(whole):
+                taken, left = _first(stripes, whole)
+                if len(np.unique(stripes[taken])) < stripes[taken].size:
+                    break
+                if len(taken) > 1:
+                    yield (stripes[taken], columns[taken]), weight
+                whole = left
+
+
+def _first(stripes: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of these stripes those whose atoms are met for the first time, and the others."""
+    seen: set[int] = set()
+    taken, left = [], []
+    for s in whole.tolist():
+        mine = set(stripes[s].tolist())
+        (left if mine & seen else taken).append(s)
+        seen |= mine
+    return np.array(taken, int), np.array(left, int)
+
+
+def _partition(stripes: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(sorted(s)) for s in stripes.tolist()}
