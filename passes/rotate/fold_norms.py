@@ -1,0 +1,180 @@
+"""``fold-norms``: norms without gain and bias of their own, LayerNormalization as RMSNormalization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.base import Context, Pass, PassReport
+from graphpress.passes.rotate.centre import centre
+from graphpress.passes.rotate.ledger import Ledger
+from graphpress.passes.structure.carry import Carried, Weight, by_node, follow
+from graphpress.passes.structure.linear import Linear, layers, linear
+from graphpress.passes.structure.norms import Norm, find_norms
+from graphpress.passes.structure.place import whole
+from graphpress.types import Numerics, Stage
+
+
+@dataclass(frozen=True)
+class FoldNorms(Pass):
+    """Move gains and biases of norms into the linear layers that read them, and make RMSNormalization of
+    LayerNormalization by centring what writes the stream (SliceGPT, arXiv:2401.15024, section 3.2).
+
+    After it a residual stream can change basis: ``rotate``. A constant scale behind a layer (LayerScale) goes into that
+    layer. Weights that others read as well are copied. A norm whose output is read by anything else than linear layers,
+    such as the sum of a post-norm encoder, is left as it is.
+
+    Attributes:
+        centre: Make RMSNormalization of LayerNormalization; may raise the opset to 23.
+    """
+
+    name: ClassVar[str] = "fold-norms"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
+    needs: ClassVar[tuple[Stage, ...]] = (Stage.FLOAT,)
+
+    centre: bool = True
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        untied = 0
+        for graph in [g for g in edit.graphs(model) if isinstance(g, ir.Graph)]:
+            scales, ledger = Ledger(), Ledger()
+            report.changed += _fold_scales(graph, scales)
+            scales.write()
+            norms = find_norms(graph)
+            for norm in norms:
+                _fold(norm, by_node(norms), ledger, report)
+            if self.centre:
+                centre(model, graph, ledger, report)
+            ledger.write()
+            untied += scales.untied + ledger.untied
+        if untied:
+            report.metrics["untied weights"] = untied
+
+
+def _fold(norm: Norm, norms: dict[ir.Node, Norm], ledger: Ledger, report: PassReport) -> None:
+    gain, bias = norm.gain_array(), norm.bias_array()
+    plain = gain is None or bool((gain == 1).all())
+    if plain and (bias is None or not bias.any()):
+        return
+    place = whole(norm.output, -1)
+    carried = follow(norm.output, place, norms) if place is not None else "its width is not known"
+    why = carried if isinstance(carried, str) else _obstacle(norm, carried, bias)
+    if why:
+        if not norm.uniform():
+            report.skip(norm.node, f"keeps its gain: {why}")
+        return
+    assert isinstance(carried, Carried)
+    for reader in carried.side("reader"):
+        if bias is not None and bias.any():
+            _shift(reader, bias)
+        if gain is not None:
+            ledger.change(reader, _Scale(gain), mixes=False)
+    _strip(norm)
+    report.changed += 1
+    report.metrics["norms folded"] = float(report.metrics.get("norms folded", 0)) + 1
+
+
+def _obstacle(norm: Norm, carried: Carried, bias: np.ndarray | None) -> str:
+    if carried.blocks:
+        block = carried.blocks[0]
+        return f"{block.where}: {block.why}"
+    if set(carried.norms) != {norm} or carried.norms[norm] != {"output"}:
+        return "another norm reads it without a layer between"
+    if carried.side("writer"):
+        return f"{carried.side('writer')[0].name} is added to it, so the sum would have to be scaled as a whole"
+    if bias is None or not bias.any():
+        return ""
+    if carried.shifts:
+        return f"its bias does not pass {carried.shifts[0].name}"
+    return next((f"its bias does not pass {r.name}: {why}" for r in carried.side("reader") if (why := _edge(r))), "")
+
+
+def _edge(reader: Weight) -> str:
+    view = linear(reader.node)
+    if isinstance(view, str):
+        return view
+    padded = any(edit.attribute(reader.node, "pads") or ())
+    same = edit.attribute(reader.node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return "its border is padded with zeros" if padded or same else ""
+
+
+def _shift(reader: Weight, bias: np.ndarray) -> None:
+    """Add what the norm's bias makes of it to the bias of a layer."""
+    view = linear(reader.node)
+    assert isinstance(view, Linear)
+    weight = view.weight().astype(np.float64)
+    shift = weight.reshape(len(weight), weight.shape[1] // len(bias), len(bias), -1).sum((1, 3)) @ bias
+    old = view.bias()
+    view.set_bias(shift if old is None else old + shift)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scale:
+    """Each run of channels times the gain."""
+
+    gain: np.ndarray
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return (array.reshape(*array.shape[:-1], -1, len(self.gain)) * self.gain).reshape(array.shape)
+
+
+def _strip(norm: Norm) -> None:
+    """Leave a gain of ones and no bias."""
+    if norm.fused:
+        scale = edit.constant(norm.node.inputs[1])
+        assert scale is not None
+        edit.set_constant(norm.node, 1, np.ones_like(scale), "scale")
+        if norm.bias is not None:
+            old = norm.node.inputs[2]
+            norm.node.resize_inputs(2)
+            edit.remove_unused([old])
+        return
+    for step in (norm.bias, norm.gain):  # the last one first
+        if step is not None:
+            node, slot = step
+            source = node.inputs[1 - slot]
+            assert source is not None
+            inputs = list(node.inputs)
+            edit.replace(node.outputs[0], source)
+            edit.remove([node])
+            edit.remove_unused(inputs)
+
+
+def _fold_scales(graph: ir.Graph, ledger: Ledger) -> int:
+    """Products of a layer's output with a constant vector of its channels, folded into the layer."""
+    by_output = {view.output: view for view in layers(list(graph)) if view.node.op_type != "Conv"}
+    count = 0
+    for node in list(graph):
+        found = _layer_scale(node, by_output)
+        if found is None:
+            continue
+        view, scale = found
+        change = _Scale(scale)
+        ledger.add(view.node, 1, 1 if view.transposed else 0, len(scale), change, mixes=False)
+        if view.bias() is not None:
+            holder = view.add or view.node
+            slot = 2 if view.add is None else next(i for i, v in enumerate(holder.inputs) if edit.is_constant(v))
+            ledger.add(holder, slot, -1, len(scale), change, mixes=False)
+        inputs = list(node.inputs)
+        edit.replace(node.outputs[0], view.output)
+        edit.remove([node])
+        edit.remove_unused(inputs)
+        count += 1
+    return count
+
+
+def _layer_scale(node: ir.Node, by_output: dict[ir.Value, Linear]) -> tuple[Linear, np.ndarray] | None:
+    if node.op_type != "Mul" or node.domain != "":
+        return None
+    for slot in (0, 1):
+        value, scale = node.inputs[slot], edit.constant(node.inputs[1 - slot])
+        view = by_output.get(value) if value is not None else None
+        if view is None or value is None or scale is None or len(value.uses()) != 1 or value.is_graph_output():
+            continue
+        if scale.size == view.shape[0] and scale.shape[-1:] == (scale.size,) and scale.size > 1:
+            return view, scale.astype(np.float64).reshape(-1)
+    return None

@@ -1,0 +1,195 @@
+"""``rotate``: residual streams, values, keys and MLP hidden values in a basis without outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.base import Context, Pass, PassReport
+from graphpress.passes.rotate.bases import Choice, Kind
+from graphpress.passes.rotate.ledger import Ledger, turn
+from graphpress.passes.rotate.online import Online, merged
+from graphpress.passes.rotate.witness import witness
+from graphpress.passes.structure.carry import Carried, Weight, by_node
+from graphpress.passes.structure.heads import before_copies, find_heads
+from graphpress.passes.structure.norms import Norm, find_norms
+from graphpress.passes.structure.pairs import find_pairs
+from graphpress.passes.structure.place import Place
+from graphpress.passes.structure.streams import Stream, find_streams
+from graphpress.types import Numerics, Stage
+
+_SHOWN = 3  # reasons a stream is not rotated, at most
+
+
+@dataclass(frozen=True)
+class Rotate(Pass):
+    """Change the basis of what is quantized so that no channel stands out; the function stays the same (QuaRot,
+    arXiv:2404.00456; SpinQuant, arXiv:2405.16406).
+
+    Run ``fold-norms`` before it. Residual streams and values are turned by their weights alone; keys and MLP hidden
+    values cost a ``graphpress::Hadamard`` node each. Everything is merged in float64 and rounded once.
+
+    Attributes:
+        residual: R1: turn each residual stream.
+        values: R2: turn the values of each attention head, and back in the output projection.
+        keys: R3: turn queries and keys at run time, after their rotary embedding.
+        down: R4: turn what an MLP's last layer reads at run time, and back in its weight.
+        kind: ``hadamard`` (with random signs where it is merged), ``orthogonal`` (random; merged only), ``block``
+            (Hadamard blocks down the diagonal), or ``auto``: a Hadamard matrix where one of the order is known, else
+            the largest blocks.
+        block_size: Of kind block: the order of the blocks; None: the largest power of two that divides the channels.
+        seed: Of the random signs and matrices; None: the seed of the run.
+    """
+
+    name: ClassVar[str] = "rotate"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
+    needs: ClassVar[tuple[Stage, ...]] = (Stage.FLOAT,)
+
+    residual: bool = True
+    values: bool = True
+    keys: bool = False
+    down: bool = False
+    kind: Kind = "auto"
+    block_size: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        Choice(self.kind, self.block_size)
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        before = model.clone() if ctx.oracle is not None and ctx.data is not None else model
+        rng = np.random.default_rng(ctx.seed if self.seed is None else self.seed)
+        job = _Job(Choice(self.kind, self.block_size), rng, Online(model), report)
+        for graph in [g for g in edit.graphs(model) if isinstance(g, ir.Graph)]:
+            norms = by_node(find_norms(graph))
+            if self.residual:
+                for stream in find_streams(graph, norms):
+                    job.stream(stream)
+            if self.values:
+                job.values(graph, norms)
+            if self.keys:
+                job.keys(graph)
+            if self.down:
+                job.down(graph)
+        report.changed += job.ledger.write() + job.online.made
+        for name, count in job.counts.items():
+            report.metrics[name] = count
+        if job.ledger.untied:
+            report.metrics["untied weights"] = job.ledger.untied
+        if report.changed:
+            _prove(before, model, job, ctx)
+
+
+@dataclass(eq=False)
+class _Job:
+    choice: Choice
+    rng: np.random.Generator
+    online: Online
+    report: PassReport
+    ledger: Ledger = field(default_factory=Ledger)
+    turned: set[ir.Value] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=dict)
+    witnesses: dict[str, None] = field(default_factory=dict)
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def stream(self, stream: Stream) -> None:
+        obstacles = [f"{b.where}: {b.why}" for b in stream.carried.blocks]
+        obstacles += [why for n in stream.norms if (why := _kept(n))]
+        obstacles = obstacles or ([] if stream.writers else ["no weight writes it"])
+        if obstacles:
+            more = f", and {len(obstacles) - _SHOWN} more" if len(obstacles) > _SHOWN else ""
+            self.report.skip(stream.seed, f"residual stream: {'; '.join(obstacles[:_SHOWN])}{more}")
+            return
+        basis = self.choice.basis(stream.width, self.rng)
+        if isinstance(basis, str):
+            self.report.skip(stream.seed, f"residual stream: {basis}")
+            return
+        self.turn(stream.carried, basis)
+        self.count("residual streams turned")
+
+    def turn(self, carried: Carried, basis: np.ndarray) -> None:
+        for weight in carried.weights:
+            self.ledger.change(weight, turn(basis, weight.place))
+        self.turned |= carried.members.keys()
+        for weight in carried.side("reader"):
+            self.witnesses[weight.node.outputs[0].name or ""] = None
+
+    def values(self, graph: ir.Graph, norms: Mapping[ir.Node, Norm]) -> None:
+        for heads in find_heads(graph):
+            carried = heads.values(norms)
+            if carried.members.keys() <= self.turned:
+                continue  # of another attention that shares its values
+            why = _fixed(carried, self.turned)
+            basis = why or self.choice.basis(heads.value_size, self.rng)
+            if isinstance(basis, str):
+                self.report.skip(heads.node, f"values: {basis}")
+                continue
+            self.turn(carried, basis)
+            self.count("value heads turned")
+
+    def keys(self, graph: ir.Graph) -> None:
+        for heads in find_heads(graph):
+            edges = [before_copies(*heads.query), before_copies(*heads.key)]
+            factors = self.choice.factors(heads.size)
+            why = next((e for e in (*edges, factors) if isinstance(e, str)), "")
+            if why or isinstance(factors, str):
+                self.report.skip(heads.node, f"keys: {why}")
+                continue
+            for edge in edges:
+                assert not isinstance(edge, str)
+                self.online.insert([edge[:2]], factors, heads.node)
+            self.count("key heads turned")
+
+    def down(self, graph: ir.Graph) -> None:
+        for pair in find_pairs(graph):
+            factors = self.choice.factors(pair.width)
+            if isinstance(factors, str):
+                self.report.skip(pair.down[0].node, f"down projection: {factors}")
+                continue
+            matrix = merged(factors)
+            for view in pair.down:
+                place = Place(-1, len(matrix), 0, pair.width)
+                self.ledger.change(
+                    Weight(view.node, 1, 0 if view.transposed else 1, place, "reader"), turn(matrix, place)
+                )
+            self.online.insert([(view.node, 0) for view in pair.down], factors, pair.down[0].node)
+            self.count("down projections turned")
+
+
+def _kept(norm: Norm) -> str:
+    """Why a norm does not turn with its stream."""
+    if norm.centred:
+        return f"{norm.name} is a LayerNormalization still"
+    return "" if norm.uniform() else f"{norm.name} has a gain of its own still"
+
+
+def _fixed(carried: Carried, turned: set[ir.Value]) -> str:
+    """Why the values of a head cannot change basis, or ""."""
+    if carried.blocks:
+        return f"{carried.blocks[0].where}: {carried.blocks[0].why}"
+    if carried.norms:
+        return f"{next(iter(carried.norms)).name} normalizes them"
+    if carried.members.keys() & turned:
+        return "they are part of a stream that is turned already"
+    for side in ("writer", "reader"):
+        if not any(not w.constant for w in carried.weights if w.side == side):
+            return f"no linear layer is their {side}"
+    return ""
+
+
+def _prove(before: ir.Model, model: ir.Model, job: _Job, ctx: Context) -> None:
+    turned = {v.name for v in job.turned}
+    inner = {o.name for n in model.graph for o in n.outputs if o.name in job.witnesses} - turned
+    outputs = [o.name or "" for o in model.graph.outputs]
+    names = list(dict.fromkeys([*(n for n in job.witnesses if n in inner), *outputs]))
+    found = witness(before, model, names, ctx)
+    job.report.metrics["witness"] = found if isinstance(found, str) else f"{found[0]:.1e} of RMS at {found[1]}"
+    if not isinstance(found, str):
+        job.report.metrics["largest deviation"] = found[0]

@@ -1,0 +1,135 @@
+"""Finite fields, Hadamard matrices, and the orthogonal matrices made of them."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphpress.errors import BadRequest
+from graphpress.passes.rotate.bases import Choice
+from graphpress.passes.rotate.galois import jacobsthal, prime_power
+from graphpress.passes.rotate.orders import exists, hadamard, largest_order, order_factors
+
+# The orders up to 260 that neither Sylvester nor Paley nor their products reach.
+UNKNOWN = {92, 116, 156, 172, 184, 188, 232, 236, 260}
+
+
+def test_prime_powers() -> None:
+    assert {q: prime_power(q) for q in (1, 2, 4, 6, 9, 12, 25, 27, 49, 97, 121, 343)} == {
+        1: None, 2: (2, 1), 4: (2, 2), 6: None, 9: (3, 2), 12: None, 25: (5, 2), 27: (3, 3), 49: (7, 2), 97: (97, 1),
+        121: (11, 2), 343: (7, 3),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("q", [3, 5, 7, 11, 13])
+def test_in_prime_fields_the_character_is_legendres(q: int) -> None:
+    squares = {i * i % q for i in range(1, q)}
+    wanted = [[0 if i == j else 1 if (i - j) % q in squares else -1 for j in range(q)] for i in range(q)]
+    np.testing.assert_array_equal(jacobsthal(q), wanted)
+
+
+@pytest.mark.parametrize("q", [9, 25, 27, 49, 81, 121, 125])
+def test_in_fields_of_prime_powers_jacobsthal_has_its_laws(q: int) -> None:
+    """J J^T = q I - 1 1^T, rows sum to zero, symmetric for q = 1 mod 4 and skew for q = 3 mod 4."""
+    j = jacobsthal(q)
+    np.testing.assert_array_equal(j @ j.T, q * np.eye(q) - 1)
+    np.testing.assert_array_equal(j.sum(1), 0)
+    np.testing.assert_array_equal(j.T, j if q % 4 == 1 else -j)
+
+
+def test_every_order_up_to_260_is_right_or_named_unknown() -> None:
+    for n in range(1, 261):
+        possible = n in (1, 2) or n % 4 == 0
+        assert exists(n) == (possible and n not in UNKNOWN), n
+        if exists(n):
+            h = hadamard(n)
+            assert set(np.unique(h)) <= {-1.0, 1.0}
+            np.testing.assert_array_equal(h @ h.T, n * np.eye(n))
+
+
+@pytest.mark.parametrize(("order", "field"), [(52, 25), (28, 27), (20, 9), (344, 343)])
+def test_orders_from_fields_that_are_no_prime_fields(order: int, field: int) -> None:
+    assert prime_power(field) is not None and order in (field + 1, 2 * (field + 1))
+    h = hadamard(order)
+    np.testing.assert_array_equal(h @ h.T, order * np.eye(order))
+
+
+def test_widths_of_known_models_split_into_two_small_factors() -> None:
+    pairs = {n: order_factors(n) for n in (704, 768, 3072, 1152, 11008, 14336, 4096, 172 * 4)}
+    assert pairs[704] == (16, 44) and pairs[4096] == (64, 64) and pairs[3072] == (48, 64)
+    for n, (a, b) in pairs.items():
+        assert a * b == n and exists(a) and exists(b)
+        small = [x + n // x for x in range(1, n + 1) if n % x == 0 and exists(x) and exists(n // x)]
+        assert a + b == min(small)
+
+
+def test_an_unknown_order_names_its_neighbours() -> None:
+    with pytest.raises(BadRequest, match="nearest orders are 168 and 176"):
+        hadamard(172)
+    with pytest.raises(BadRequest, match="nearest orders are 88 and 96"):
+        order_factors(92)
+    with pytest.raises(BadRequest, match="nearest orders are 8 and 12"):
+        hadamard(11)
+
+
+def test_the_block_of_an_unknown_order_is_its_largest_known_divisor() -> None:
+    assert [largest_order(n) for n in (172, 11, 92, 36, 6, 260)] == [4, 1, 4, 36, 2, 52]
+
+
+SIZES = st.sampled_from([1, 2, 4, 6, 12, 20, 44, 52, 64, 92, 172, 704])
+
+
+@given(st.sampled_from(["auto", "orthogonal", "block"]), SIZES, st.integers(0, 99))
+def test_bases_are_orthogonal(kind, size: int, seed: int) -> None:
+    basis = Choice(kind, None).basis(size, np.random.default_rng(seed))
+    if isinstance(basis, str):
+        assert kind != "orthogonal" and (size & -size == 1 or largest_order(size) == 1)
+        return
+    assert np.abs(basis @ basis.T - np.eye(size)).max() <= 1e-12
+    again = Choice(kind, None).basis(size, np.random.default_rng(seed))
+    np.testing.assert_array_equal(basis, again)
+
+
+@given(SIZES)
+def test_online_factors_are_orthogonal_and_divide(size: int) -> None:
+    factors = Choice("auto", None).factors(size)
+    if isinstance(factors, str):
+        assert largest_order(size) == 1
+        return
+    matrix = np.kron(*factors)
+    assert size % len(matrix) == 0 and len(matrix) == (size if exists(size) else largest_order(size))
+    assert np.abs(matrix @ matrix.T - np.eye(len(matrix))).max() <= 1e-12
+
+
+def test_blocks_mix_only_their_own_channels() -> None:
+    basis = Choice("block", 4).basis(12, np.random.default_rng(0))
+    outside = np.kron(np.eye(3), np.ones((4, 4))) == 0
+    assert not basis[outside].any() and (np.abs(basis[~outside]) == 0.5).all()
+    assert Choice("block", None).block(24) == 8
+
+
+def test_signs_are_random_and_a_hadamard_matrix_can_be_insisted_on() -> None:
+    one, two = (Choice("hadamard", None).basis(16, np.random.default_rng(s)) for s in (0, 1))
+    assert (one != two).any() and set(np.unique(np.abs(one))) == {0.25}
+    with pytest.raises(BadRequest, match="nearest orders are 168 and 176"):
+        Choice("hadamard", None).basis(172, np.random.default_rng(0))
+    with pytest.raises(BadRequest, match="nearest orders are 8 and 12"):
+        Choice("block", 10)
+    with pytest.raises(BadRequest, match="has no blocks"):
+        Choice("auto", 8)
+    assert "do not divide" in Choice("block", 8).basis(12, np.random.default_rng(0))
+
+
+def test_random_orthogonal_matrices_are_uniform_enough() -> None:
+    """Of the Haar measure: entries have mean 0 and variance 1/n; QR without its sign rule would fail the first."""
+    n, draws = 4, 2000
+    rng = np.random.default_rng(0)
+    all_ = np.array([Choice("orthogonal", None).basis(n, rng) for _ in range(draws)])
+    error = 1 / np.sqrt(n * draws)
+    for i, j in itertools.product(range(n), range(n)):
+        assert abs(all_[:, i, j].mean()) < 5 * error
+    np.testing.assert_allclose(all_.var(0), 1 / n, atol=0.03)
