@@ -108,6 +108,7 @@ _INTEGERS: dict[str, tuple[int, int, int, int]] = {
     "int16": (16, -32768, 32767, 21),
     "uint16": (16, 0, 65535, 21),
     "int4": (4, -8, 7, 21),
+    "int3": (3, -4, 3, 21),
     "uint4": (4, 0, 15, 21),
     "int2": (2, -2, 1, 25),
     "uint2": (2, 0, 3, 25),
@@ -119,7 +120,8 @@ class Scheme:
     """How one tensor is stored: integer type, granularity, and how its scale is found.
 
     Attributes:
-        dtype: Storage type: int8, uint8, int16, uint16, int4, uint4, int2, uint2.
+        dtype: Storage type: int8, uint8, int16, uint16, int4, uint4, int2, uint2; int3 for weights, which ONNX does not
+            have: half the codes of an int4 tensor. Activations at run time by token: int8 or int4, in int8 tensors.
         granularity: How many scales; axes are of the stored tensor.
         symmetric: zero_point fixed at the middle of the range (0 for signed types).
         dynamic: The scale is computed at run time (activations only).
@@ -156,8 +158,13 @@ class Scheme:
         return self.qmin < 0
 
     @property
+    def storage(self) -> str:
+        """The ONNX type of the codes: what a runtime sees and a file holds."""
+        return "int4" if self.dtype == "int3" else self.dtype
+
+    @property
     def ir_dtype(self) -> ir.DataType:
-        return ir.DataType[self.dtype.upper()]
+        return ir.DataType[self.storage.upper()]
 
     @property
     def opset(self) -> int:
@@ -167,6 +174,20 @@ class Scheme:
     def __str__(self) -> str:
         flags = ["sym" if self.symmetric else "asym"] + (["dynamic"] if self.dynamic else [self.observer])
         return f"{self.dtype} {self.granularity} {' '.join(flags)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Scheme:
+        """The inverse of ``str``: ``int4 per_group:0:64 sym mse``, ``int8 per_token sym dynamic``.
+
+        Raises:
+            BadRequest: It says anything else.
+        """
+        dtype, granularity, sign, found, *rest = [*text.split(), "", "", "", ""]
+        if any(rest) or sign not in ("sym", "asym") or not found:
+            raise BadRequest(f"{text!r} is no scheme", fix="Write it as 'int4 per_group:0:64 sym mse'.")
+        dynamic = found == "dynamic"
+        kept = {} if dynamic else {"observer": found}
+        return cls(dtype, Granularity.parse(granularity), sign == "sym", dynamic, **kept)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"granularity": str(self.granularity)}

@@ -1,4 +1,9 @@
-"""``graphpress::DynamicQuantizeToken(x) -> (q, scale)``: one symmetric int8 scale for each row of the last axis."""
+"""``graphpress::DynamicQuantizeToken(x, bits=8) -> (q, scale)``: one symmetric scale for each row of the last axis.
+
+``q`` is int8 whatever the bits. With 8 bits the largest magnitude of a row becomes 127. Below, where a code is worth
+more, all codes are used and no element is further than half a step from its own: the largest is 2^(bits-1) - 1/2 steps,
+as for weights (``graphpress.scale``).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from onnxscript import opset18 as op
 from onnxscript import script
 from onnxscript.values import Opset
 
+from graphpress import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 
 if TYPE_CHECKING:
@@ -18,13 +24,29 @@ if TYPE_CHECKING:
 _dialect = Opset(DOMAIN, VERSION)
 
 
+BITS = range(2, 9)
+
+
 @script(_dialect, default_opset=op)
-def DynamicQuantizeToken(x):  # type: ignore[no-untyped-def]  # noqa: N802
+def DynamicQuantizeToken(x, bits: int = 8):  # type: ignore[no-untyped-def]  # noqa: N802
     """Quantize rows; a row of zeros gets the smallest normal scale, so q is 0 and nothing is divided by 0."""
+    width = op.Cast(bits, to=1)
+    half = op.Pow(2.0, op.Sub(width, 1.0))
+    steps = op.Sub(half, op.Where(op.Less(width, 8.0), 0.5, 1.0))  # type: ignore[arg-type]  # become Constants
     largest = op.ReduceMax(op.Abs(x), [-1], keepdims=1)  # type: ignore[arg-type]  # becomes a Constant
-    scale = op.Max(op.Div(largest, 127.0), 1.1754944e-38)
-    q = op.Cast(op.Round(op.Div(x, scale)), to=3)
+    scale = op.Max(op.Div(largest, steps), 1.1754944e-38)
+    q = op.Cast(op.Min(op.Round(op.Div(x, scale)), op.Sub(half, 1.0)), to=3)
     return q, scale
+
+
+def bits_of(node: ir.Node) -> int:
+    """The bits of the codes."""
+    return int(edit.attribute(node, "bits", 8))
+
+
+def steps(bits: int) -> float:
+    """How many steps the largest magnitude of a row is."""
+    return 127.0 if bits == 8 else 2.0 ** (bits - 1) - 0.5
 
 
 def _function() -> ir.Function:
@@ -34,7 +56,8 @@ def _function() -> ir.Function:
 def _verify(node: ir.Node) -> None:
     expect(node, len(node.inputs) == 1 and node.inputs[0] is not None, "takes one input")
     expect(node, len(node.outputs) == 2, "gives two outputs, integers and scales")
-    expect(node, not node.attributes, "takes no attributes")
+    expect(node, set(node.attributes) <= {"bits"}, "takes no attribute but bits")
+    expect(node, bits_of(node) in BITS, f"takes 2 to 8 bits, not {bits_of(node)}")
     (x,), (q, scale) = node.inputs, node.outputs
     assert x is not None
     expect(node, x.dtype in (None, ir.DataType.FLOAT), f"takes float32, not {x.dtype}")
@@ -46,9 +69,9 @@ def _verify(node: ir.Node) -> None:
 def _kernel() -> Callable[..., Any]:
     import torch
 
-    def dynamic_quantize_token(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale = (x.abs().amax(-1, keepdim=True) / 127.0).clamp_min(torch.finfo(torch.float32).tiny)
-        return torch.round(x / scale).to(torch.int8), scale
+    def dynamic_quantize_token(x: torch.Tensor, *, bits: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = (x.abs().amax(-1, keepdim=True) / steps(bits)).clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.round(x / scale).clamp_max(2 ** (bits - 1) - 1).to(torch.int8), scale
 
     return dynamic_quantize_token
 

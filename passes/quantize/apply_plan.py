@@ -16,6 +16,7 @@ from graphpress.ops.dynamic_quantize_token import OP as TOKEN
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.activations import Activations
 from graphpress.passes.quantize.emit import Emitter
+from graphpress.passes.quantize.options import TOKEN_TYPES
 from graphpress.passes.quantize.weights import fit_weights
 from graphpress.passes.quantizers.affine import QParams
 from graphpress.types import Kind, Numerics, Plan, Role, Scheme, Site, Stage
@@ -49,6 +50,7 @@ class ApplyPlan(Pass):
             Unsupported: A scheme needs an opset that the model cannot be converted to.
         """
         plan = self.plan if isinstance(self.plan, Plan) else _load(self.plan)
+        _check(plan)
         values = _locate(model, plan)
         if (version := _opset(plan, values)) > edit.opset(model):
             edit.require_opset(model, version)
@@ -76,6 +78,16 @@ def _load(path: str) -> Plan:
         raise BadRequest(e.strerror or "cannot be read", where=f"plan {path!r}") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BadRequest(f"not a plan: {e}", where=f"plan {path!r}", fix="Write it with Plan.to_json.") from e
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what has no canonical form."""
+    for site, scheme in plan.items():
+        if scheme.dtype != scheme.storage and site.role is not Role.WEIGHT:
+            raise BadRequest(f"{scheme.dtype} is for weights", where=f"site {site}", fix="Take int4.")
+        if scheme.granularity.kind is Kind.TOKEN and scheme.dtype not in TOKEN_TYPES:
+            known = " or ".join(TOKEN_TYPES)
+            raise BadRequest(f"activations by token are {known}, not {scheme.dtype}", where=f"site {site}")
 
 
 def _metrics(plan: Plan) -> dict[str, float | str]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
-from graphpress.passes.quantizers.affine import QParams
+from graphpress.passes.quantizers.affine import QParams, dequantize
 from graphpress.types import Kind, Scheme
 
 
@@ -45,7 +45,10 @@ class Emitter:
             return
         key = (value, group, scheme, node.graph)
         if key not in self._pairs:
-            self._pairs[key] = self._pair(value, group, params, scheme, node, after=None)[1].outputs[0]
+            q, dq = self._pair(value, group, params, scheme, node, after=None)
+            if scheme.dtype != scheme.storage:
+                _within(q, value, params, scheme)
+            self._pairs[key] = dq.outputs[0]
         edit.set_input(node, slot, self._pairs[key])
 
     def dynamic(self, node: ir.Node, slot: int, scheme: Scheme) -> None:
@@ -54,8 +57,8 @@ class Emitter:
         assert value is not None
         key = (value, scheme, node.graph)
         if key not in self._pairs:
-            build = self._by_token if scheme.granularity.kind is Kind.TOKEN else _by_tensor
-            self._pairs[key] = build(node, value)
+            by_token = scheme.granularity.kind is Kind.TOKEN
+            self._pairs[key] = self._by_token(node, value, scheme.bits) if by_token else _by_tensor(node, value)
         edit.set_input(node, slot, self._pairs[key])
 
     def _pair(
@@ -88,9 +91,10 @@ class Emitter:
             )
         return self._constants[key]
 
-    def _by_token(self, node: ir.Node, value: ir.Value) -> ir.Value:
+    def _by_token(self, node: ir.Node, value: ir.Value, bits: int) -> ir.Value:
         attach(self.model, TOKEN)
-        made = edit.new_node(TOKEN.name, [value], before=node, origin=node, outputs=2, domain=DOMAIN)
+        attributes = {} if bits == 8 else {"bits": bits}
+        made = edit.new_node(TOKEN.name, [value], attributes, before=node, origin=node, outputs=2, domain=DOMAIN)
         q, scale = made.outputs
         edit.like(q, value, ir.DataType.INT8)
         scale.type = value.type
@@ -98,6 +102,14 @@ class Emitter:
         to_float = edit.new_node("Cast", [q], {"to": ir.DataType.FLOAT}, before=node, origin=node)
         scaled = edit.new_node("Mul", [edit.like(to_float.outputs[0], value), scale], before=node, origin=node)
         return edit.like(scaled.outputs[0], value)
+
+
+def _within(q: ir.Node, value: ir.Value, params: QParams, scheme: Scheme) -> None:
+    """Clip a weight to the codes of its scheme, as Q saturates at those of the storage type."""
+    array = edit.constant(value)
+    assert array is not None, "a type that ONNX lacks is for weights"
+    low, high = (dequantize(np.full(array.shape, end, np.int16), params, scheme) for end in (scheme.qmin, scheme.qmax))
+    edit.set_constant(q, 0, np.clip(array.astype(np.float32), low, high).astype(array.dtype), "weight")
 
 
 def _by_tensor(node: ir.Node, value: ir.Value) -> ir.Value:

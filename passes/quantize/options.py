@@ -11,6 +11,10 @@ from graphpress.types import PER_TENSOR, PER_TOKEN, Granularity, Kind, Scheme
 
 Mode: TypeAlias = Literal["static", "dynamic", "weight"]
 Integer: TypeAlias = Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
+WeightInteger: TypeAlias = Integer | Literal["int3"]
+Kernels: TypeAlias = Literal["required", "preferred"]
+
+TOKEN_TYPES = ("int8", "int4")  # of activations that are quantized by token
 
 
 @dataclass(frozen=True)
@@ -20,18 +24,22 @@ class Options:
     Attributes:
         mode: ``static`` (activation ranges from calibration data), ``dynamic`` (found at run time) or ``weight``
             (activations stay float).
-        weight: Storage type of weights.
+        weight: Storage type of weights. int3 is stored as int4.
         weight_granularity: How many scales a weight has.
         group_size: Elements that share a scale where weight_granularity is per_group; a power of two from 16 to 256.
         weight_symmetric: Weights without a zero point.
         weight_observer: How the range of a weight is found: minmax, mse.
-        activation: Storage type of activations; None: the one that is fast on the target, or int8 for per_token.
+        activation: Storage type of activations; None: the one that is fast on the target, or int8 for per_token, which
+            also takes int4.
         activation_granularity: per_tensor, or per_token (dynamic only: one scale for each row of the last axis).
         activation_symmetric: Activations without a zero point. Asymmetric ones absorb a Relu.
         observer: How the range of an activation is found: minmax, moving_average, percentile, mse, entropy.
         attention: Quantize MatMul and Gemm of two computed tensors as well; None: where mode is static.
         embeddings: Quantize the tables of Gather as well (weights only).
         fallback: Modes to try, in order, for an operator that the target cannot run in ``mode``.
+        kernels: ``required``: what the target has no low-bit kernel for gets another format or stays float.
+            ``preferred``: it is quantized as asked all the same, for its size or to learn what it costs in accuracy,
+            and computed in float; the report names it.
         op_types: Only these operators; empty: all that can be, except Softmax, whose input loses too much in 8 bits.
         ignore: Selectors of nodes that stay float: exact names, globs, or ``re:`` and a regular expression.
         sites: Overrides all of the above: selector of nodes, or a site such as ``conv1[1] weight``, to ``float`` or to
@@ -39,7 +47,7 @@ class Options:
     """
 
     mode: Mode = "static"
-    weight: Integer = "int8"
+    weight: WeightInteger = "int8"
     weight_granularity: Literal["per_tensor", "per_channel", "per_group"] = "per_channel"
     group_size: int = 64
     weight_symmetric: bool = True
@@ -51,6 +59,7 @@ class Options:
     attention: bool | None = None
     embeddings: bool = True
     fallback: tuple[Mode, ...] = ()
+    kernels: Kernels = "required"
     op_types: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     sites: Mapping[str, str] = field(default_factory=dict)
@@ -60,14 +69,15 @@ class Options:
             raise _wrong("activation_granularity", "per_token scales are found at run time", "Set mode: dynamic.")
         if self.mode == "weight" and self.activation is not None:
             raise _wrong("activation", "mode weight leaves activations float", "Set mode: static or dynamic.")
-        if self.mode == "dynamic" and self.activation not in (None, self._dynamic):
-            raise _wrong("activation", f"{self.activation_granularity} scales found at run time are {self._dynamic}")
+        if self.mode == "dynamic" and self.activation not in (None, *self._dynamic):
+            known = " or ".join(self._dynamic)
+            raise _wrong("activation", f"{self.activation_granularity} scales found at run time are {known}")
         if self.group_size not in (16, 32, 64, 128, 256):
             raise _wrong("group_size", f"{self.group_size} is none of 16, 32, 64, 128, 256")
 
     @property
-    def _dynamic(self) -> str:
-        return "int8" if self.activation_granularity == "per_token" else "uint8"
+    def _dynamic(self) -> tuple[str, ...]:
+        return TOKEN_TYPES if self.activation_granularity == "per_token" else ("uint8",)
 
     def weight_scheme(self, granularity: Granularity) -> Scheme:
         """How a weight is stored."""
@@ -81,7 +91,7 @@ class Options:
         if mode == "static":
             return Scheme(self.activation or native, PER_TENSOR, self.activation_symmetric, observer=self.observer)
         if self.activation_granularity == "per_token" and not recurrent:
-            return Scheme("int8", PER_TOKEN, dynamic=True)
+            return Scheme(self.activation or "int8", PER_TOKEN, dynamic=True)
         return Scheme("uint8", PER_TENSOR, symmetric=False, dynamic=True)
 
 

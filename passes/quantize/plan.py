@@ -113,6 +113,9 @@ class _Planner:
                 for slot, g in zip(slots, combination, strict=True)
             }
             why = self._refused(node, mode, {**fixed, **weights})
+            if why is not None and self.options.kernels == "preferred":
+                self._skip(node, f"quantized, but for size or accuracy only: {why}")
+                return {**fixed, **weights}
             if why is None:
                 if first:
                     self.skips.append(Skip(str(next(iter(weights))), f"{combination[0]} instead: {first}"))
@@ -146,6 +149,8 @@ class _Planner:
             return "quantization at run time takes float32 only"
         if self.options.activation_granularity != "per_token":
             return None
+        if self.target is not None and node.op_type not in ("MatMul", "Gemm", *anatomy.RECURRENT):
+            return "it does not sum along the last axis, so a scale for each row cannot leave the sum"
         if len(computed) > 1:
             return "both operands are computed, and scales by row of the second cannot leave the sum"
         return "its tokens stand in columns (transA)" if edit.attribute(node, "transA", 0) else None

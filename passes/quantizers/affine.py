@@ -44,7 +44,7 @@ def from_range(lo: np.ndarray | float, hi: np.ndarray | float, scheme: Scheme) -
     return QParams(scale, zero.astype(np.int32).astype(_storage(scheme)))
 
 
-def fit(weight: np.ndarray, scheme: Scheme) -> QParams:
+def fit(weight: np.ndarray, scheme: Scheme, importance: np.ndarray | None = None) -> QParams:
     """Parameters for a constant tensor.
 
     ``minmax`` reaches its extremes. ``mse`` shrinks both ends of each channel's or group's range by the ratio between
@@ -53,6 +53,7 @@ def fit(weight: np.ndarray, scheme: Scheme) -> QParams:
 
     Args:
         weight: Any shape and floating type.
+        importance: What a squared error of each element costs, for ``mse``: positive, broadcasts to ``weight``.
 
     Raises:
         BadRequest: NaN or infinity in the weight, an observer that is not for weights, an axis the weight lacks.
@@ -66,7 +67,12 @@ def fit(weight: np.ndarray, scheme: Scheme) -> QParams:
     rows = groups.reshape(math.prod(groups.shape[:-1]), groups.shape[-1])
     if not np.isfinite(rows).all():
         raise BadRequest("the weight holds NaN or infinity", where=str(scheme), fix="Repair the model.")
-    params = _keep_grid(rows, from_range(*ranges[scheme.observer](rows, scheme), scheme), scheme)
+    costs = None
+    if importance is not None:
+        costs = _groups(np.broadcast_to(np.asarray(importance, np.float32), np.shape(weight)), scheme).reshape(
+            rows.shape
+        )
+    params = _keep_grid(rows, from_range(*ranges[scheme.observer](rows, scheme, costs), scheme), scheme)
     return QParams(_arrange(params.scale, groups, scheme), _arrange(params.zero_point, groups, scheme))
 
 
@@ -135,25 +141,26 @@ def _spread(parameter: np.ndarray, x: np.ndarray, scheme: Scheme) -> np.ndarray:
     return np.repeat(parameter, size, axis=axis)[(slice(None),) * axis + (slice(x.shape[axis]),)]
 
 
-def _extremes(rows: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+def _extremes(rows: np.ndarray, scheme: Scheme, costs: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     return rows.min(axis=1, initial=0), rows.max(axis=1, initial=0)
 
 
-def _least_error(rows: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+def _least_error(rows: np.ndarray, scheme: Scheme, costs: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     count = max(1, _BLOCK // max(rows.shape[1], 1))
-    found = [_shrink(rows[i : i + count], scheme) for i in range(0, len(rows), count)]
+    parts = [slice(i, i + count) for i in range(0, len(rows), count)]
+    found = [_shrink(rows[p], scheme, None if costs is None else costs[p]) for p in parts]
     lo, hi = zip(*found, strict=True) if found else ([np.zeros(0)], [np.zeros(0)])
     return np.concatenate(lo), np.concatenate(hi)
 
 
-def _shrink(rows: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+def _shrink(rows: np.ndarray, scheme: Scheme, costs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     lo, hi = _extremes(rows, scheme)
-    best, least = np.ones(len(rows), np.float32), _error(rows, lo, hi, scheme)
+    best, least = np.ones(len(rows), np.float32), _error(rows, lo, hi, scheme, costs)
     for base, steps in ((0.0, _COARSE[1:]), (1.0, _FINE)):
         center = base * best
         for step in steps:
             ratio = center + np.float32(step)
-            error = np.where(ratio <= 1, _error(rows, lo * ratio, hi * ratio, scheme), np.inf)
+            error = np.where(ratio <= 1, _error(rows, lo * ratio, hi * ratio, scheme, costs), np.inf)
             best, least = np.where(error < least, ratio, best), np.minimum(error, least)
     return lo * best, hi * best
 
@@ -173,8 +180,10 @@ def _keep_grid(rows: np.ndarray, params: QParams, scheme: Scheme) -> QParams:
     return QParams(np.where(fits, np.float32(step), params.scale), zeros)
 
 
-def _error(rows: np.ndarray, lo: np.ndarray, hi: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Squared error of quantizing each row with its range, in slices of what fits the cache."""
+def _error(
+    rows: np.ndarray, lo: np.ndarray, hi: np.ndarray, scheme: Scheme, costs: np.ndarray | None = None
+) -> np.ndarray:
+    """Squared error (times its cost) of quantizing each row with its range, in slices of what fits the cache."""
     scale, zero = (p[:, None] for p in scale_and_zero(lo, hi, scheme))
     low, high = (np.float32(end) - zero.astype(np.float32) for end in (scheme.qmin, scheme.qmax))
     total = np.zeros(len(rows))
@@ -185,5 +194,6 @@ def _error(rows: np.ndarray, lo: np.ndarray, hi: np.ndarray, scheme: Scheme) -> 
         np.clip(codes, low, high, out=codes)
         codes *= scale
         codes -= part
-        total += np.einsum("ij,ij->i", codes, codes)
+        weighted = codes if costs is None else codes * costs[:, i : i + _BLOCK]
+        total += np.einsum("ij,ij->i", weighted, codes)
     return total

@@ -1,0 +1,166 @@
+"""SmoothQuant: channels whose activations are loud are made quiet, and their weights louder by as much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit
+from graphpress.base import Context, Pass, PassReport
+from graphpress.errors import BadRequest
+from graphpress.moments import stream
+from graphpress.passes.equalize.scaling import Carrier, carrier
+from graphpress.passes.equalize.search import Loss, Rows, factors
+from graphpress.passes.structure.linear import Linear, layers
+from graphpress.types import PER_TOKEN, Numerics, Scheme, Stage, per_channel, per_group
+
+ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
+
+
+@dataclass(frozen=True)
+class Smooth(Pass):
+    """Divide the channels of what linear layers read by factors, and multiply their weights' columns with them.
+
+    ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`` over all readers of X. The division goes into what makes X: the gain
+    of a norm, the rows of a layer before, also through an elementwise product and attention's values; where it cannot,
+    the layers are a Skip. Exact in real arithmetic. Source: Xiao et al., "SmoothQuant", 2022, eq. 4.
+
+    Attributes:
+        alpha: How much of the loudness goes to the weights, 0 to 1; ``auto``: for each X what leaves the least error at
+            the outputs of its readers, quantized as the options below say, of 0, 0.1, .. 1 and no factors at all.
+        activation: Storage type of activations that the search assumes.
+        activation_granularity: Likewise: per_tensor (static), per_token.
+        observer: How the range of activations per tensor is found, likewise.
+        weight: Storage type of weights, likewise.
+        group_size: Elements that share a scale of a weight, likewise; 0: one scale for each channel.
+        samples: Of the calibration data.
+        batch_size: Samples at a time.
+    """
+
+    alpha: float | Literal["auto"] = "auto"
+    activation: Literal["int8", "uint8", "int4"] = "uint8"
+    activation_granularity: Literal["per_tensor", "per_token"] = "per_tensor"
+    observer: str = "mse"
+    weight: Literal["int8", "uint8", "int4", "uint4", "int3", "int2", "uint2"] = "int8"
+    group_size: int = 0
+    samples: int = 128
+    batch_size: int = 8
+
+    name = "smooth"
+    numerics = Numerics.CLOSE
+    needs = (Stage.FLOAT,)
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        """Rewrite weights and gains of ``model``.
+
+        Raises:
+            BadRequest: There is no data or nothing to run it on; an alpha out of range.
+            CalibrationError: The data does not fit the model.
+        """
+        if ctx.data is None or ctx.run is None:
+            raise BadRequest(
+                "needs to see activations", where="smooth",
+                fix="Give calibration data (--data), or leave smooth out of the recipe.",
+            )  # fmt: skip
+        if self.alpha != "auto" and not 0 <= self.alpha <= 1:
+            raise BadRequest(f"{self.alpha} is not between 0 and 1", where="smooth: option 'alpha'")
+        places = find(model, report)
+        seen = self._observe(model, ctx, places) if places else {}
+        for place in ctx.progress(places, "smooth", len(places)):
+            rows = seen.get(place.value.name or "")
+            if rows is None or not rows.count:
+                report.skip(place.value, "it was never seen: it is in a body that repeats, or that never ran")
+                continue
+            alpha = self._settle(place, rows)
+            report.changed += alpha is not None
+            said = f"places with {'no factors' if alpha is None else f'alpha {alpha:g}'}"
+            report.metrics[said] = float(report.metrics.get(said, 0)) + 1
+
+    def _observe(self, model: ir.Model, ctx: Context, places: Sequence[Place]) -> dict[str, Rows]:
+        assert ctx.data is not None and ctx.run is not None
+        data = ctx.data.bind(model).take(self.samples, ctx.seed)
+        names = [p.value.name or "" for p in places]
+        batches = -(-len(data) // self.batch_size)
+        seen: dict[str, Rows] = {}
+        for values in stream(model, names, data, ctx.run, batch_size=self.batch_size, progress=ctx.progress).batches:
+            for name, array in values.items():
+                if array.size:
+                    seen.setdefault(name, Rows(batches)).update(array)
+        return seen
+
+    def _settle(self, place: Place, rows: Rows) -> float | None:
+        """Choose alpha and rewrite one place; None: left as it is."""
+        weight = np.concatenate([r.weight() for r in place.readers]).astype(np.float32)
+        labels = place.carrier.labels
+        loudest = [m[labels].max(axis=0) for m in (rows.largest, np.abs(weight).max(axis=0))]
+
+        def spread(alpha: float) -> np.ndarray:
+            """The factor of each channel of the value."""
+            found = np.empty(labels.size)
+            found[labels] = factors(*loudest, alpha)
+            return found
+
+        alpha = self._best(Loss(np.concatenate(rows.kept), weight, *self._schemes()), spread)
+        if alpha is not None:
+            columns = spread(alpha)
+            place.carrier.divide(factors(*loudest, alpha))
+            for reader in place.readers:
+                reader.set_weight(reader.weight() * columns)
+        return alpha
+
+    def _best(self, loss: Loss, spread: Callable[[float], np.ndarray]) -> float | None:
+        if self.alpha != "auto":
+            return self.alpha
+        best, least = None, loss(np.ones(loss.rows.shape[1]))
+        for alpha in ALPHAS:
+            if (found := loss(spread(alpha))) < least:
+                best, least = alpha, found
+        return best
+
+    def _schemes(self) -> tuple[Scheme, Scheme]:
+        if self.activation_granularity == "per_token":
+            activation = Scheme(self.activation, PER_TOKEN, dynamic=True)
+        else:
+            activation = Scheme(self.activation, symmetric=False, observer=self.observer)
+        grain = per_group(1, self.group_size) if self.group_size else per_channel(0)
+        weight = Scheme(self.weight, grain)
+        return activation, weight if weight.bits >= 8 else replace(weight, observer="mse")
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A value that only linear layers read, and what can divide its channels."""
+
+    value: ir.Value
+    readers: tuple[Linear, ...]
+    carrier: Carrier
+
+
+def find(model: ir.Model, report: PassReport) -> list[Place]:
+    """Places in order of the graph; a Skip for each layer that has none."""
+    by_value: dict[ir.Value, list[Linear]] = {}
+    for layer in layers(list(edit.nodes(model))):
+        by_value.setdefault(layer.input, []).append(layer)
+    found = []
+    for value, readers in by_value.items():
+        made = _carrier(value, readers)
+        if isinstance(made, str):
+            for layer in readers:
+                report.skip(layer.node, made)
+        else:
+            found.append(Place(value, tuple(readers), made))
+    return found
+
+
+def _carrier(value: ir.Value, readers: Sequence[Linear]) -> Carrier | str:
+    if any(r.node.op_type == "Conv" for r in readers):
+        return "channels of a convolution do not stand on the last axis"
+    nodes = {r.node for r in readers}
+    other = next((u.node for u in value.uses() if u.node not in nodes), None)
+    if other is not None:
+        return f"{other.op_type} {other.name!r} reads {value.name!r} too"
+    return carrier(value, len(readers))

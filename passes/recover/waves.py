@@ -1,0 +1,156 @@
+"""The order in which layers are settled, each on what those before it give, and the values that are kept on the way."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import edit, npz
+from graphpress.base import Arrays, Executor
+from graphpress.cut import cut
+from graphpress.moments import ahead
+
+MEMORY = 1 << 30  # bytes of kept values; more lie in a temporary folder
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Layers that do not depend on one another.
+
+    Attributes:
+        nodes: The layers, as positions in the list that was given.
+        live: Names of the values that the graph from the first of them on reads; all layers of earlier waves are
+            before that.
+    """
+
+    nodes: tuple[int, ...]
+    live: tuple[str, ...]
+
+
+def waves(graph: ir.Graph, layers: Sequence[ir.Node]) -> list[Wave]:
+    """Waves of layers of a graph; each as early as what it reads allows."""
+    order = list(graph)
+    place = {node: i for i, node in enumerate(order)}
+    pending = sorted(range(len(layers)), key=lambda i: place[layers[i]])
+    found = []
+    while pending:
+        start = place[layers[pending[0]]]
+        tainted: set[ir.Value] = set()
+        waiting = {layers[i] for i in pending}
+        for node in order[start:]:
+            if node in waiting or any(v in tainted for v in reads(node)):
+                tainted.update(node.outputs)
+        ready = tuple(i for i in pending if not any(v in tainted for v in reads(layers[i])))
+        found.append(Wave(ready, _live(order, start, _ancestors(order, [layers[i] for i in pending]))))
+        pending = [i for i in pending if i not in ready]
+    return found
+
+
+def _ancestors(order: Sequence[ir.Node], layers: Sequence[ir.Node]) -> set[ir.Node]:
+    """The nodes that the layers' inputs are computed with, and the layers."""
+    found, wanted = set(layers), {v for n in layers for v in reads(n)}
+    for node in reversed(order):
+        if node in found or any(o in wanted for o in node.outputs):
+            found.add(node)
+            wanted.update(reads(node))
+    return found
+
+
+def _live(order: Sequence[ir.Node], start: int, needed: set[ir.Node]) -> tuple[str, ...]:
+    made = {o for n in order[start:] for o in n.outputs}
+    read = dict.fromkeys(v for n in order[start:] if n in needed for v in reads(n))
+    return tuple(v.name or "" for v in read if v not in made and not edit.is_constant(v))
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads of its graph, through the bodies that it holds too."""
+    found = [v for v in node.inputs if v is not None]
+    for body in edit.subgraphs(node):
+        inner = [v for n in body.all_nodes() for v in n.inputs if v is not None] + list(body.outputs)
+        found += [v for v in inner if v.graph is node.graph]
+    return found
+
+
+@dataclass
+class Prefix:
+    """The values of a graph at one place of its order, batch by batch, on the graph as it stands.
+
+    Attributes:
+        model: Its nodes before that place do not change any more.
+        execute: Builds runners of parts of the model.
+        names: The values that are kept.
+        store: The batches.
+    """
+
+    model: ir.Model
+    execute: Executor
+    names: tuple[str, ...]
+    store: Store
+
+    @classmethod
+    def of(cls, model: ir.Model, execute: Executor, batches: Iterable[Arrays]) -> Prefix:
+        """At the very start."""
+        names = tuple(v.name or "" for v in model.graph.inputs if not edit.is_constant(v))
+        return cls(model, execute, names, Store.of(batches))
+
+    def advance(self, names: Sequence[str]) -> None:
+        """Go on to the place where ``names`` are live."""
+        self.store = Store.of(self._computed(names))
+        self.names = tuple(names)
+
+    def values(self, names: Sequence[str]) -> Iterator[Arrays]:
+        """These values of every batch, which the kept ones are enough to compute."""
+        return self._computed(names)
+
+    def _computed(self, names: Sequence[str]) -> Iterator[Arrays]:
+        kept = [n for n in names if n in self.names]
+        new = [n for n in names if n not in self.names]
+        run = self._runner(new) if new else lambda batch: {}
+        return ahead(lambda batch: {n: batch[n] for n in kept} | run(batch), self.store)
+
+    def _runner(self, new: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
+        part = cut(self.model, self.names, new)
+        example = next(iter(self.store))
+        for value in part.graph.inputs:
+            if value.dtype is None:
+                value.type = ir.TensorType(ir.DataType.from_numpy(example[value.name or ""].dtype))
+        runner = self.execute(part, new)
+        return lambda batch: runner({n: batch[n] for n in runner.input_names})
+
+
+@dataclass
+class Store:
+    """Batches of arrays in memory, those beyond ``MEMORY`` in a folder that goes with the store."""
+
+    batches: list[Arrays | Path] = field(default_factory=list)
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, batches: Iterable[Arrays], memory: int = MEMORY) -> Store:
+        made, held = cls(), 0
+        for batch in batches:
+            held += sum(a.nbytes for a in batch.values())
+            made.batches.append(dict(batch) if held <= memory else made._put(batch))
+        return made
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Arrays]:
+        for batch in self.batches:
+            yield npz.read(batch) if isinstance(batch, Path) else batch
+
+    def _put(self, batch: Arrays) -> Path:
+        if self.folder is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="graphpress-values-"))
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        path = self.folder / f"{len(self.batches):06}.npz"
+        npz.save(path, {n: np.ascontiguousarray(a) for n, a in batch.items()})
+        return path
