@@ -1,0 +1,165 @@
+"""The pass that decides the format of every operator with weights: Pareto search over measured costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from graphpress.base import Context, Pass, PassReport, Skip
+from graphpress.errors import BadRequest
+from graphpress.passes.allocate import budgets
+from graphpress.passes.allocate import model as tables
+from graphpress.passes.allocate.choose import Wish, choose
+from graphpress.passes.allocate.formats import DEFAULT
+from graphpress.passes.allocate.latency import Clock, Times, alternate
+from graphpress.passes.allocate.parts import Parts
+from graphpress.passes.allocate.picture import picture
+from graphpress.passes.allocate.probe import Probe
+from graphpress.passes.allocate.problem import Problem
+from graphpress.passes.allocate.sensitivity import Measurer, Sensitivity
+from graphpress.passes.allocate.space import Space, explore
+from graphpress.passes.allocate.store import Store
+from graphpress.passes.allocate.ties import KINDS
+from graphpress.passes.allocate.trial import Bench, Trial
+from graphpress.passes.quantize.apply_plan import ApplyPlan
+from graphpress.recall import Recall
+from graphpress.types import Numerics, Stage
+
+CHECKED = 256  # samples that compiled plans are compared on: they are few, and what was searched on flatters them
+
+
+@dataclass(frozen=True)
+class Allocate(Pass):
+    """Give each operator with weights the format that serves a budget best, and write that plan as ``quantize`` does.
+
+    The accuracy that each format at each operator costs, its bytes and its latency on the target are measured; the
+    search is exact on these figures; the best plans are compiled and measured, and the best of them is taken. Latency
+    is measured where it is asked for, as objective or budget. "Leave it in float" is always a candidate.
+
+    Attributes:
+        formats: What to choose from besides float: names such as w8a8, w8a8-dynamic, w4a16-g64, w2a16-g32-asym.
+        objective: What to make least: drop, latency or size; auto: drop if latency or size is limited, else latency
+            (size where there is no target to run on).
+        max_latency: Of one sample on the target: a share of the float graph's (0.6x), or milliseconds.
+        max_size: Of all stored tensors: a share of the float graph's (0.3x), or bytes.
+        max_drop: Loss allowed, in points of the metric where there is one, else in the unit of the sensitivity.
+        sensitivity: kl (divergence of the outputs in nats), metric (points lost), fisher (an estimate of kl from one
+            backward pass; needs torch).
+        samples: Calibration samples that sensitivity is measured on, at most.
+        seconds: Time for that; operators that it does not reach are estimated by fisher. None: no limit.
+        measure: About how many plans to compile and measure.
+        ties: What makes operators one decision: scales, weights, inputs, residual.
+        ignore: Selectors of operators that stay float.
+        cache: A folder for what was measured: accuracy by model, data and format, latency by machine, runtime version
+            and shape. None: nothing is kept.
+    """
+
+    formats: tuple[str, ...] = DEFAULT
+    objective: Literal["auto", "drop", "latency", "size"] = "auto"
+    max_latency: float | str | None = None
+    max_size: float | str | None = None
+    max_drop: float | None = None
+    sensitivity: Literal["kl", "metric", "fisher"] = "kl"
+    samples: int = 32
+    seconds: float | None = 60.0
+    measure: int = 3
+    ties: tuple[str, ...] = KINDS
+    ignore: tuple[str, ...] = ()
+    cache: str | None = None
+
+    name = "allocate"
+    numerics = Numerics.LOSSY
+    needs = (Stage.FLOAT,)
+    gives = Stage.QDQ
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        """Rewrite ``model`` by the plan found.
+
+        Raises:
+            BadRequest: No budget, one that no plan keeps, no data, a format or tie that does not exist, a metric that
+                fails, or a latency that nothing can measure.
+        """
+        ctx = replace(ctx, calibrate=ctx.calibrate or Recall())
+        timed = self._check(ctx)
+        space = explore(model, ctx.target, self.formats, self.ignore, self.ties)
+        parts, probe = Parts(space, ctx), Probe(model, ctx, self.samples)
+        found = Measurer(parts, ctx, self.sensitivity, self.samples, self.seconds, self._store("sensitivity")).run()
+        problem = self._problem(parts, probe, ctx, found, timed)
+        wish = self._wish(problem, ctx, timed)
+        bench = Bench(parts, problem, ctx, Probe(model, ctx, max(CHECKED, self.samples)), timed)
+        taken = choose(bench, wish)
+        report.skips += [*space.skips, *(Skip(n, f"{f}: {why}") for (n, f), why in found.refused.items())]
+        ApplyPlan(taken.plan).run(model, ctx, report)
+        report.metrics |= _metrics(problem, taken, bench, found, space)
+        report.front = picture(problem, bench, taken, "latency" if timed else "size")
+
+    def _check(self, ctx: Context) -> bool:
+        """Refuse what cannot be asked before any work is done; whether latency is to be measured."""
+        for option in ("max_latency", "max_size"):
+            budgets.absolute(getattr(self, option), 1.0, option)
+        budgets.drop(self.max_drop)
+        if (self.max_latency, self.max_size, self.max_drop) == (None, None, None):
+            raise BadRequest(
+                "there is no budget", where="allocate", fix="Give max_latency (0.6x), max_size (0.3x) or max_drop."
+            )
+        if self.samples < 1 or self.measure < 1:
+            raise BadRequest("must be at least 1", where="allocate: options 'samples' and 'measure'")
+        alone = self.max_latency is None and self.max_size is None
+        timed = self.max_latency is not None or self.objective == "latency"
+        timed |= self.objective == "auto" and alone and ctx.deploy is not None
+        if timed and ctx.deploy is None:
+            raise BadRequest(
+                "latency needs a target to be measured on", where="allocate", fix="Limit max_size instead."
+            )
+        return timed
+
+    def _store(self, name: str) -> Store:
+        return Store(self.cache, name)
+
+    def _problem(self, parts: Parts, probe: Probe, ctx: Context, found: Sensitivity, timed: bool) -> Problem:
+        space, times, latency = parts.space, Times(), 0.0
+        if timed:
+            assert ctx.deploy is not None
+            values = probe.one([v for p in parts.parts.values() for v in (*p.inputs, *p.outputs)])
+            static = dict.fromkeys(space.light, (space.static or "",))
+            times = Clock(parts, ctx, self._store("latency"), values).run({**_possible(space, found), **static})
+            feeds = next(probe.data.batches(1))
+            latency = alternate({"float": (ctx.deploy(space.model), feeds)}, 0.5)["float"]
+        return tables.build(parts, tables.Tables(found, tables.sizes(parts), times, latency))
+
+    def _wish(self, problem: Problem, ctx: Context, timed: bool) -> Wish:
+        limits = {
+            "latency": budgets.absolute(self.max_latency, problem.latency, "max_latency"),
+            "size": budgets.absolute(self.max_size, problem.size, "max_size"),
+        }
+        held = {k: v for k, v in limits.items() if v is not None}
+        objective: str = self.objective
+        if objective == "auto":
+            objective = "drop" if held else ("latency" if timed else "size")
+        return Wish(objective, held, budgets.drop(self.max_drop), ctx.evaluate is not None, self.measure)
+
+
+def _possible(space: Space, found: Sensitivity) -> dict[str, tuple[str, ...]]:
+    """Formats of each operator that can be written there."""
+    return {n: tuple(f for f in row if (n, f) not in found.refused) for n, row in space.wanted().items()}
+
+
+def _metrics(problem: Problem, taken: Trial, bench: Bench, found: Sensitivity, space: Space) -> dict[str, float | str]:
+    used = list(taken.formats.values())
+    counts = {f"operators in {f}": float(used.count(f)) for f in dict.fromkeys(used)}
+    all_of = sum(len(v) for v in space.wanted().values())
+    said: dict[str, Any] = {
+        "groups": float(len(space.groups)), "plans compiled": float(len(bench.trials)),
+        "size": taken.measured.size / problem.size, "size predicted": taken.predicted.size / problem.size,
+        "divergence": taken.measured.drop, "divergence predicted": taken.predicted.drop,
+    }  # fmt: skip
+    if bench.timed:
+        said["latency"] = taken.measured.latency / problem.latency
+        said["latency predicted"] = taken.predicted.latency / problem.latency
+    if taken.lost is not None:
+        said["metric lost"] = taken.lost
+    if found.estimated:
+        said["sensitivity"] = f"estimated for {len(found.estimated)} of {all_of}: the time was up"
+    return {**said, **counts}

@@ -1,0 +1,155 @@
+"""Which plan is taken: the search proposes, compiled models decide.
+
+With the loss as objective, plans are searched within the budgets and, as predictions of latency are not exact and
+losses do not quite add up, within some a little tighter and looser; uniform formats that fit are tried too. The best
+that holds the budgets when measured is taken. With a loss in points of the user's metric as budget, the divergence
+allowed is found by bisection: the metric of compiled plans says which way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from graphpress.errors import BadRequest
+from graphpress.passes.allocate.problem import Problem
+from graphpress.passes.allocate.solve import UNITS, Infeasible, solve
+from graphpress.passes.allocate.trial import Bench, Trial
+
+MARGINS = (1.0, 0.96, 1.04, 0.92, 0.88)
+LATENCY_NOISE = 1.01  # a measured latency this much over the budget still holds it
+_LOWEST = 1e-7  # divergence under which a plan counts as no loss
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for.
+
+    Attributes:
+        objective: drop, size or latency: the least of it.
+        budgets: Largest size in bytes and latency in ms.
+        drop: Largest loss: points of the metric if ``points``, else in the unit of the sensitivity.
+        points: There is a metric.
+        measure: About how many plans to compile.
+    """
+
+    objective: str
+    budgets: Mapping[str, float]
+    drop: float | None
+    points: bool
+    measure: int
+
+    def holds(self, trial: Trial) -> bool:
+        """Whether a compiled plan keeps all budgets."""
+        got, budgets = trial.measured, self.budgets
+        latency = got.latency <= budgets.get("latency", math.inf) * LATENCY_NOISE
+        return latency and got.size <= budgets.get("size", math.inf) and self.holds_drop(trial)
+
+    def holds_drop(self, trial: Trial) -> bool:
+        """Whether it loses no more than allowed."""
+        if self.drop is None:
+            return True
+        lost = trial.lost if self.points else trial.measured.drop
+        return lost is not None and lost <= self.drop + 1e-9
+
+    def value(self, trial: Trial) -> tuple[float, float]:
+        """What is to be least, then the loss."""
+        return trial.measured.get(self.objective), trial.measured.drop
+
+
+def choose(bench: Bench, wish: Wish) -> Trial:
+    """The best compiled plan that holds the budgets.
+
+    Raises:
+        BadRequest: None does; the message has the tightest that was reached, predicted or measured.
+    """
+    if wish.objective == "drop" or not wish.points or wish.drop is None:
+        _around(bench, wish)
+    else:
+        _bisect(bench, wish)
+    good = [t for t in bench.trials.values() if wish.holds(t)]
+    if not good:
+        raise _missed(bench, wish)
+    return min(good, key=wish.value)
+
+
+def _around(bench: Bench, wish: Wish) -> None:
+    """Solve within the budgets, and a little beside them, until enough plans are compiled and one holds."""
+    drop = {} if wish.drop is None or wish.points else {"drop": wish.drop}
+    budgets = {**wish.budgets, **drop}
+    bench.run(solve(bench.problem, wish.objective, budgets).chosen)
+    for chosen in _uniform(bench.problem):
+        totals = bench.problem.totals(chosen)
+        if all(totals.get(k) <= b for k, b in budgets.items()):
+            bench.run(chosen)
+    count = len(bench.trials) - 1
+    for margin in MARGINS[1:] if budgets else ():
+        if len(bench.trials) - count >= wish.measure and any(wish.holds(t) for t in bench.trials.values()):
+            return
+        _try(bench, wish.objective, {k: b * margin for k, b in budgets.items()})
+    for _ in range(3):  # predicted too low: ask for as much less
+        if any(wish.holds(t) for t in bench.trials.values()):
+            return
+        over = {k: _over(bench, k, b) for k, b in budgets.items()}
+        _try(bench, wish.objective, {k: b / max(over[k], 1.0) for k, b in budgets.items()})
+
+
+def _uniform(problem: Problem) -> Iterator[list[int]]:
+    """One format everywhere it can be, for each format; operators without weights with the majority."""
+    named = [[c.format for c in v.choices] for v in problem.variables]
+    for name in dict.fromkeys(
+        n for v, names in zip(problem.variables, named, strict=True) if not v.free for n in names
+    ):
+        integers = any(c.gives for v in problem.variables if not v.free for c in v.choices if c.format == name)
+        pairs = zip(problem.variables, named, strict=True)
+        yield [int(integers) if v.free else (names.index(name) if name in names else 0) for v, names in pairs]
+
+
+def _over(bench: Bench, kind: str, budget: float) -> float:
+    """How far the nearest trial so far lies above what it was predicted to be."""
+    nearest = min(bench.trials.values(), key=lambda t: abs(t.measured.get(kind) - budget))
+    predicted = nearest.predicted.get(kind)
+    return nearest.measured.get(kind) / predicted if predicted > 0 else 1.0
+
+
+def _try(bench: Bench, objective: str, budgets: Mapping[str, float]) -> Trial | None:
+    try:
+        return bench.run(solve(bench.problem, objective, budgets).chosen)
+    except Infeasible:
+        return None
+
+
+def _bisect(bench: Bench, wish: Wish) -> None:
+    """Find the largest divergence whose plan still loses no more points than allowed."""
+    lowest = solve(bench.problem, "drop", wish.budgets).totals.drop
+    cheapest = solve(bench.problem, wish.objective, wish.budgets)
+    low, high = max(lowest, _LOWEST), max(cheapest.totals.drop, _LOWEST)
+    if wish.holds_drop(bench.run(cheapest.chosen)):
+        return
+    middle: Callable[[float, float], float] = lambda a, b: math.sqrt(a * b)  # noqa: E731
+    for _ in range(max(wish.measure, 4)):
+        at = middle(low, high)
+        trial = _try(bench, wish.objective, {**wish.budgets, "drop": at})
+        if trial is not None and wish.holds_drop(trial):
+            low = at
+        else:
+            high = at
+    if not any(wish.holds(t) for t in bench.trials.values()):
+        _try(bench, "drop", wish.budgets)
+
+
+def _missed(bench: Bench, wish: Wish) -> BadRequest:
+    trials = list(bench.trials.values())
+    said = []
+    for kind, budget in wish.budgets.items():
+        least = min(t.measured.get(kind) for t in trials)
+        if least > budget:
+            said.append(f"{kind} {budget:.6g}{UNITS[kind]} asked, {least:.6g}{UNITS[kind]} is the least measured")
+    if wish.drop is not None and not any(wish.holds_drop(t) for t in trials):
+        least = min((t.lost if wish.points and t.lost is not None else t.measured.drop) for t in trials)
+        said.append(f"drop {wish.drop:.6g} asked, {least:.6g} is the least measured within the other budgets")
+    what = "; ".join(said) or "each budget is held by some plan, all of them by none"
+    return BadRequest(
+        f"no compiled plan keeps the budgets: {what}", where="allocate", fix="Loosen one, or allow more formats."
+    )

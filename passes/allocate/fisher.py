@@ -1,0 +1,108 @@
+"""A second-order estimate of sensitivity from one backward pass.
+
+For small changes dy of an operator's result, KL(p || p') = 1/2 E[(g . dy)^2] + o(|dy|^2), with g the gradient at that
+result of log p(c) and c drawn from the float model's own distribution p: the Fisher matrix instead of a Hessian, so it
+is never negative (HAWQ, arXiv:1905.03696, with the exact inner product in place of trace times norm). An output of
+values has 1/2 E[(g . dy)^2] with g of a random sign's inner product with it, scaled to a share of its power.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.base import Context
+from graphpress.cut import cut
+from graphpress.errors import BadRequest
+from graphpress.passes.allocate.divergence import Kind, kinds, temperature
+from graphpress.passes.allocate.formats import FLOAT
+from graphpress.passes.allocate.parts import Parts
+from graphpress.passes.allocate.probe import Probe, Values
+
+if TYPE_CHECKING:
+    import torch
+
+
+def estimate(
+    parts: Parts, ctx: Context, probe: Probe, wanted: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """Operator -> format -> estimate, in the units of ``divergence``; some 2 |samples| values decide each.
+
+    Raises:
+        BadRequest: There is no torch to differentiate with.
+        Unsupported: An operator has no form in it.
+    """
+    if ctx.differentiate is None:
+        raise BadRequest(
+            "the estimate needs torch", where="allocate: option 'sensitivity'",
+            fix="Run `pip install 'graphpress[torch]'`, or use kl without a time limit.",
+        )  # fmt: skip
+    made = {n: parts.parts[n] for n in wanted}
+    edges = [v for p in made.values() for v in (*p.inputs, *p.outputs)]
+    backward = Backward(parts.space.model, ctx, [v for p in made.values() for v in p.outputs])
+    sums: dict[str, dict[str, list[float]]] = {}
+    for values in probe.chunks(edges):
+        gradients, rows = backward(values)
+        for node in ctx.progress(made, "second-order estimate", len(made)):
+            gradient = {v: gradients[v] for v in made[node].outputs if v in gradients}
+            before = parts.run(node, FLOAT, values)
+            for name in wanted[node]:
+                after = parts.run(node, name, values)
+                changes = (_inner(g, after[v], before[v], rows) for v, g in gradient.items())
+                total = sum(changes, np.zeros(1))
+                sums.setdefault(node, {}).setdefault(name, []).append(float(np.mean(total**2)) / 2)
+    return {n: {f: float(np.mean(v)) for f, v in row.items()} for n, row in sums.items()}
+
+
+def _inner(gradient: np.ndarray, after: np.ndarray, before: np.ndarray, rows: float) -> np.ndarray:
+    """g . dy of each sample, one number where the first axis does not count samples."""
+    change = gradient * (after.astype(np.float64) - before)
+    return np.asarray(change.reshape(len(change) if change.ndim else 1, -1).sum(1)) / np.sqrt(rows)
+
+
+class Backward:
+    """Gradients of sampled log-likelihoods at some values of the main graph."""
+
+    def __init__(self, model: ir.Model, ctx: Context, names: Sequence[str]) -> None:
+        self.kinds = kinds(model)
+        self.inputs = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
+        self.names = [n for n in dict.fromkeys(names) if n not in self.kinds]
+        self.outputs = [*self.names, *self.kinds]
+        assert ctx.differentiate is not None
+        self.module: Any = ctx.differentiate(cut(model, self.inputs, self.outputs), self.outputs)
+        self.seed = ctx.seed
+
+    def __call__(self, feeds: Values) -> tuple[Values, float]:
+        """(gradient by value, rows of the outputs in a sample), the inputs of the graph being among ``feeds``."""
+        import torch
+
+        given = [torch.from_numpy(np.ascontiguousarray(feeds[n])) for n in self.inputs]
+        given = [x.requires_grad_() if x.is_floating_point() else x for x in given]
+        with torch.enable_grad():
+            found = dict(zip(self.outputs, self.module(*given), strict=True))
+            torch.manual_seed(self.seed)
+            terms = [_likelihood(found[n], kind) for n, kind in self.kinds.items()]
+            wanted = {n: y for n, y in found.items() if y.requires_grad}
+            got = torch.autograd.grad(sum(t for t, _ in terms), list(wanted.values()), allow_unused=True)
+        rows = max(r for _, r in terms)
+        return {n: g.numpy().astype(np.float64) for n, g in zip(wanted, got, strict=True) if g is not None}, rows
+
+
+def _likelihood(y: torch.Tensor, kind: Kind) -> tuple[torch.Tensor, float]:
+    """A scalar whose squared gradients give the curvature, and how many rows of a sample it sums."""
+    import torch
+
+    y = y.double()
+    if kind is Kind.VALUES:
+        sign = torch.randint(0, 2, y.shape).double() * 2 - 1
+        samples = y.shape[0] if y.ndim else 1
+        power = (y.detach() ** 2).sum() / max(samples, 1)
+        return (y * sign).sum() * torch.sqrt(2 / power.clamp_min(1e-30)), 1.0
+    logits = y if kind is Kind.LOGITS else torch.log(y.clamp_min(1e-12))
+    logs = torch.log_softmax(logits / temperature(y.ndim), -1)
+    flat = logs.reshape(-1, logs.shape[-1])
+    drawn = torch.multinomial(flat.detach().exp(), 1)
+    return flat.gather(1, drawn).sum(), len(flat) / max(y.shape[0], 1)

@@ -1,0 +1,43 @@
+"""Formats by name: ``w4a16-g64`` is 4-bit weights in groups of 64 with float activations."""
+
+from __future__ import annotations
+
+import re
+
+from graphpress.errors import BadRequest, nearest
+from graphpress.passes.quantize.options import Options
+
+FLOAT = "float"
+DEFAULT = ("w8a8", "w8a8-dynamic", "w8a16", "w4a8", "w4a16-asym", "w4a16-g64", "w2a16-g32-asym")
+_NAME = re.compile(r"w(?P<bits>2|4|8)a(?P<activation>8|16)(?P<run>-dynamic|-token)?(-g(?P<group>\d+))?(?P<asym>-asym)?")
+
+
+def parse(name: str) -> Options:
+    """The options of quantization that a name stands for.
+
+    ``w2``, ``w4``, ``w8``: bits of the weights, per channel or, with ``-g64``, in groups; ``-asym`` gives them zero
+    points. ``a16``: activations stay float. ``a8``: 8 bits with calibrated ranges, or ranges found at run time, per
+    tensor (``-dynamic``) or per row (``-token``). Ranges are those of least squared error, for 8-bit weights the
+    extremes.
+
+    Raises:
+        BadRequest: The name says nothing of that kind, or a group size that there is not.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None or (found["run"] and found["activation"] == "16"):
+        raise BadRequest(
+            "is no format", where=f"allocate: option 'formats', {name!r}",
+            fix=f"{nearest(name, DEFAULT)} A name is w2|w4|w8, a8|a16, then any of -dynamic or -token, -g64, -asym.",
+        )  # fmt: skip
+    bits, asym = int(found["bits"]), bool(found["asym"])
+    mode = "weight" if found["activation"] == "16" else ("dynamic" if found["run"] else "static")
+    return Options(
+        mode=mode,  # type: ignore[arg-type]
+        weight=f"{'u' if asym else ''}int{bits}",  # type: ignore[arg-type]
+        weight_granularity="per_group" if found["group"] else "per_channel",
+        group_size=int(found["group"] or 64),
+        weight_symmetric=not asym,
+        weight_observer="minmax" if bits == 8 else "mse",
+        activation_granularity="per_token" if found["run"] == "-token" else "per_tensor",
+        observer="mse",
+    )

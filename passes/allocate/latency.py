@@ -1,0 +1,222 @@
+"""Latency of each format at each operator, measured on the target at real shapes; and of conversions at its edges.
+
+Of a statically quantized operator the integer kernel alone is timed, codes in and codes out, and the conversions apart:
+whether they are needed depends on the neighbours. What differs in storage only (weights that are restored to float when
+the model is loaded) is not timed twice. Runs of all formats alternate, and medians count.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.base import Context, Runner
+from graphpress.cut import cut
+from graphpress.passes.allocate.formats import FLOAT
+from graphpress.passes.allocate.parts import Parts
+from graphpress.passes.allocate.probe import Values
+from graphpress.passes.allocate.space import Schemes
+from graphpress.passes.allocate.store import Store
+from graphpress.types import Role
+
+SECONDS = 0.04  # for each runner of an operator
+_LEAST = 7  # runs of each
+_IDLE = "idle"
+_UP, _DOWN = "quantize input", "dequantize output"
+_PACKAGE = {"ort": "onnxruntime", "fx": "torch"}
+
+
+@dataclass
+class Times:
+    """Milliseconds. ``parts``: operator -> format -> time; ``up``, ``down``: value -> time to (de)quantize it."""
+
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    up: dict[str, float] = field(default_factory=dict)
+    down: dict[str, float] = field(default_factory=dict)
+    cached: int = 0
+
+
+@dataclass
+class Clock:
+    """Times the parts of a model.
+
+    Attributes:
+        parts: The operators.
+        ctx: Has ``deploy``.
+        store: Times known from before on this machine.
+        values: What lies at the edges of the parts, on one sample.
+    """
+
+    parts: Parts
+    ctx: Context
+    store: Store
+    values: Values
+
+    def run(self, wanted: Mapping[str, tuple[str, ...]]) -> Times:
+        """Times of operators in the formats wanted of each, in float always."""
+        times, before = Times(), self.store.found
+        where = machine(self.ctx)
+        for node in self.ctx.progress(wanted, "latency", len(wanted)):
+            self._one(node, wanted[node], where, times)
+        times.cached = self.store.found - before
+        self.store.save()
+        return times
+
+    def _one(self, node: str, formats: tuple[str, ...], where: str, times: Times) -> None:
+        twins = {f: FLOAT for f in formats if self._restored(node, f)}
+        timed = [FLOAT, *(f for f in formats if f not in twins)]
+        keys = {f: (where, self._signature(node, f)) for f in timed}
+        known = {f: self.store.get(*keys[f]) for f in timed}
+        static = next((f for f in timed if _static(self.parts.schemes(node, f) if f != FLOAT else {})), None)
+        edges = self._edges(node, static) if static else {}
+        edge_keys = {e: (where, e, m.graph.inputs[0].shape, self._shape(v)) for e, (m, v) in edges.items()}
+        known_edges = {e: self.store.get(*k) for e, k in edge_keys.items()}
+        if None in known.values() or None in known_edges.values():
+            makers: dict[str, Callable[[], tuple[Runner, Values]]] = {f: lambda f=f: self._made(node, f) for f in timed}  # type: ignore[misc]
+            makers |= {e: lambda m=m: self._ready(m) for e, (m, _) in edges.items()}  # type: ignore[misc]
+            makers[_IDLE] = self._idle
+            got = alternate({k: make() for k, make in makers.items()})
+            got |= {e: max(got[e] - got[_IDLE], 0.0) for e in edges}  # of two runs, calling them cancels out
+            known = {f: self.store.put(got[f], *keys[f]) for f in timed}
+            known_edges = {e: self.store.put(got[e], *edge_keys[e]) for e in edges}
+        row = {f: ms for f, ms in known.items() if ms is not None}
+        times.parts[node] = row | {f: row[twin] for f, twin in twins.items()}
+        for edge, ms in known_edges.items():
+            (times.up if edge == _UP else times.down)[edges[edge][1]] = ms or 0.0
+
+    def _restored(self, node: str, name: str) -> bool:
+        """Whether the format stores weights low-bit and computes in float: no kernel reads them."""
+        target, sites = self.ctx.target, self.parts.schemes(node, name)
+        if target is None or any(s.role is not Role.WEIGHT for s in sites):
+            return False
+        found = self.parts.space.nodes()[node]
+        fits = (c for c in target.find(found.op_type, "weight") if c.violation(found, sites) is None)
+        return next((not c.kernel for c in fits), False)
+
+    def _made(self, node: str, name: str) -> tuple[Runner, Values]:
+        return self._ready(bare(self.parts.folded(node, name)) if name != FLOAT else self.parts.parts[node].model)
+
+    def _ready(self, model: ir.Model) -> tuple[Runner, Values]:
+        """The runner on the target and its inputs; codes are those of the values that they stand for."""
+        assert self.ctx.deploy is not None
+        feeds = {v.name or "": self._feed(v) for v in model.graph.inputs}
+        return self.ctx.deploy(model), feeds
+
+    def _idle(self) -> tuple[Runner, Values]:
+        """A model that does nothing: what a call costs."""
+        assert self.ctx.deploy is not None
+        value = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
+        node = ir.node("Neg", [value], name="idle")
+        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", value.shape, value.type
+        graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 21}, name="idle")
+        return self.ctx.deploy(ir.Model(graph, ir_version=10)), {"x": np.zeros(1, np.float32)}
+
+    def _feed(self, value: ir.Value) -> np.ndarray:
+        known = self.values.get(value.name or "")
+        if known is not None:
+            return known
+        source = self.values[value.metadata_props[_CODES_OF]]
+        assert value.dtype is not None
+        info = np.iinfo(value.dtype.numpy())
+        low, high = float(source.min(initial=0)), float(source.max(initial=0))
+        steps = np.rint((source - low) / max(high - low, 1e-9) * (int(info.max) - int(info.min))) + info.min
+        return steps.astype(value.dtype.numpy())
+
+    def _edges(self, node: str, name: str) -> dict[str, tuple[ir.Model, str]]:
+        """Q of the first input and DQ of the first output of the quantized part, and the values they convert."""
+        model, found = self.parts.folded(node, name), {}
+        for q in model.graph:
+            if q.op_type == "QuantizeLinear" and q.inputs[0] in model.graph.inputs and _UP not in found:
+                found[_UP] = cut(model, [_name(q.inputs[0])], [_name(q.outputs[0])]), _name(q.inputs[0])
+        out = model.graph.outputs[0]
+        dq = out.producer()
+        codes = dq.inputs[0] if dq is not None and dq.op_type == "DequantizeLinear" else None
+        if codes is not None and codes.producer() is not None:
+            part = cut(model, [_name(codes)], [_name(out)])
+            part.graph.inputs[0].metadata_props[_CODES_OF] = _name(out)
+            found[_DOWN] = part, _name(out)
+        return found
+
+    def _signature(self, node: str, name: str) -> str:
+        """Operator, attributes, shapes and schemes: what the time depends on."""
+        model = self.parts.parts[node].model
+        said = []
+        for n in model.graph:
+            shapes = [v.const_value.shape if v is not None and v.const_value is not None else "" for v in n.inputs]
+            said.append(f"{n.op_type} {sorted(map(str, n.attributes.values()))} {shapes}")
+        feeds = [self._shape(v) for v in self.parts.parts[node].inputs]
+        schemes = "" if name == FLOAT else [f"{s.slot} {s.role} {v}" for s, v in self.parts.schemes(node, name).items()]
+        return f"{said} {feeds} {schemes}"
+
+    def _shape(self, value: str) -> str:
+        array = self.values[value]
+        return f"{array.shape} {array.dtype}"
+
+
+_CODES_OF = "graphpress.codes_of"  # on an input of a part: the float value that its codes stand for
+
+
+def _name(value: ir.Value | None) -> str:
+    return value.name or "" if value is not None else ""
+
+
+def _static(sites: Schemes) -> bool:
+    return any(s.role is not Role.WEIGHT and not v.dynamic for s, v in sites.items())
+
+
+def bare(model: ir.Model) -> ir.Model:
+    """A copy without Q at its inputs and DQ at its outputs: codes in, codes out."""
+    clone = model.clone()
+    graph = clone.graph
+    for i, value in enumerate(list(graph.inputs)):
+        users = {u.node for u in value.uses()}
+        if len(users) == 1 and (q := users.pop()).op_type == "QuantizeLinear" and q.inputs[0] is value:
+            codes = q.outputs[0]
+            given = ir.Value(name=f"{value.name}_codes", shape=value.shape, type=codes.type)
+            given.metadata_props[_CODES_OF] = value.name or ""
+            codes.replace_all_uses_with(given)
+            graph.inputs[i] = given
+            graph.remove(q, safe=True)
+    for i, value in enumerate(list(graph.outputs)):
+        dq = value.producer()
+        if dq is None or dq.op_type != "DequantizeLinear" or dq.inputs[0] is None or dq.inputs[0].producer() is None:
+            continue
+        if len(value.uses()) == 0:
+            graph.outputs[i] = dq.inputs[0]
+            graph.remove(dq, safe=True)
+    return clone
+
+
+def alternate(runners: Mapping[str, tuple[Runner, Values]], seconds: float = SECONDS) -> dict[str, float]:
+    """Median milliseconds of each runner, all of them run in turns."""
+    for run, feeds in runners.values():
+        run(feeds)
+        run(feeds)
+    seen: dict[str, list[float]] = {k: [] for k in runners}
+    end = time.perf_counter() + seconds * len(runners)
+    while time.perf_counter() < end or any(len(v) < _LEAST for v in seen.values()):
+        for name, (run, feeds) in runners.items():
+            start = time.perf_counter()
+            run(feeds)
+            seen[name].append(1e3 * (time.perf_counter() - start))
+    return {k: statistics.median(v) for k, v in seen.items()}
+
+
+def machine(ctx: Context) -> str:
+    """What a time holds for: processor, its cores, target, version of the runtime."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    cores = sum(line.startswith("processor") for line in lines)
+    package = _PACKAGE.get(ctx.target.runtime, "") if ctx.target else ""
+    version = metadata.version(package) if package else ""
+    target = ctx.target.name if ctx.target else ""
+    return f"{model or platform.processor()} {cores} {platform.machine()} {target} {version}"

@@ -1,0 +1,145 @@
+"""From measured tables to the problem that the search solves, with the conversions between neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphpress import report as reports
+from graphpress.passes.allocate.formats import FLOAT
+from graphpress.passes.allocate.latency import Times
+from graphpress.passes.allocate.parts import Parts
+from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, Variable
+from graphpress.passes.allocate.sensitivity import Sensitivity
+from graphpress.passes.allocate.space import Group
+from graphpress.passes.quantize import anatomy
+from graphpress.types import Role
+
+INTEGER = "integer"  # the other choice of an operator without weights
+
+
+@dataclass
+class Tables:
+    """What was measured: drops, bytes by operator and format, times (empty where nothing was timed)."""
+
+    sensitivity: Sensitivity
+    sizes: dict[str, dict[str, int]]
+    times: Times
+    latency: float = 0.0  # of the float model, ms
+
+
+def sizes(parts: Parts) -> dict[str, dict[str, int]]:
+    """Bytes that each operator stores in each format, scales, zero points and integer biases included (formula C3)."""
+    found: dict[str, dict[str, int]] = {}
+    for node, formats in parts.space.wanted().items():
+        found[node] = {FLOAT: reports.stored_bytes(parts.parts[node].model)}
+        for name in formats:
+            if not isinstance(parts.quantized(node, name), str):
+                found[node][name] = reports.stored_bytes(parts.folded(node, name))
+    return found
+
+
+def build(parts: Parts, tables: Tables) -> Problem:
+    """Variables in order of the graph: groups by their first operator, then what may join static ones."""
+    space = parts.space
+    static = space.static
+    place = {n.name: i for i, n in enumerate(space.model.graph)}
+    variables = [_variable(parts, tables, g) for g in space.groups]
+    if static is not None and tables.times.parts:
+        variables += [_free(node, tables.times) for node in space.light if node in tables.times.parts]
+    variables.sort(key=lambda v: place[v.nodes[0]])
+    links = _links(parts, variables, tables.times) if static is not None and tables.times.parts else []
+    size = reports.stored_bytes(space.model)
+    return Problem(tuple(variables), tuple(links), float(size), tables.latency)
+
+
+def _variable(parts: Parts, tables: Tables, group: Group) -> Variable:
+    choices = [Choice(FLOAT)]
+    for name in group.formats[1:]:
+        if any((n, name) in tables.sensitivity.refused for n in group.nodes):
+            continue
+        drop = sum(tables.sensitivity.drops[n][name] for n in group.nodes)
+        shared = _shared(parts, group)
+        size = sum(tables.sizes[n][name] - tables.sizes[n][FLOAT] for n in group.nodes if n not in shared)
+        times = [tables.times.parts[n] for n in group.nodes if n in tables.times.parts]
+        latency = sum(t[name] - t[FLOAT] for t in times)
+        reads = any(parts.space.is_static(n, name) for n in group.nodes)
+        gives = any(s.role is Role.OUTPUT for n in group.nodes for s in parts.schemes(n, name))
+        choices.append(Choice(name, drop, float(size), latency, reads, gives))
+    return Variable(group.name, group.nodes, tuple(choices))
+
+
+def _shared(parts: Parts, group: Group) -> set[str]:
+    """Operators whose weight another one of the group, before it, holds already."""
+    seen: set[str] = set()
+    found = set()
+    for node in group.nodes:
+        held = {n for n, v in parts.parts[node].model.graph.initializers.items() if len(v.shape or ()) > 1}
+        if held and held <= seen:
+            found.add(node)
+        seen |= held
+    return found
+
+
+def _free(node: str, times: Times) -> Variable:
+    row = times.parts[node]
+    name = next(f for f in row if f != FLOAT)
+    integer = Choice(INTEGER, latency=row[name] - row[FLOAT], reads=True, gives=True)
+    return Variable(node, (node,), (Choice(FLOAT), integer), free=True)
+
+
+def _links(parts: Parts, variables: list[Variable], times: Times) -> Iterator[Link]:
+    """One link for each value that somebody could write or wants to read as integers."""
+    owner = {n: i for i, v in enumerate(variables) for n in v.nodes}
+    graph = parts.space.model.graph
+    nodes = {n.name: n for n in graph if n.name in owner}
+    gives = {i for i, v in enumerate(variables) if any(c.gives for c in v.choices)}
+    reads = {i for i, v in enumerate(variables) if any(c.reads for c in v.choices)}
+    sources = [(owner[name or ""], v) for name, n in nodes.items() for v in _settled(n)]
+    known = {v for _, v in sources}
+    outside = [v for v in (*graph.inputs, *(o for n in graph for o in n.outputs)) if v not in known]
+    made = (v for v in outside if (p := v.producer()) is None or (p.name not in owner and not _passes(p)))
+    for source, value in [*sources, *((OUTSIDE, v) for v in made)]:
+        readers = dict.fromkeys(owner.get(r, OUTSIDE) for r in _readers(value, owner))
+        if (source in gives and set(readers) != {source}) or any(r in reads for r in readers):
+            up = times.up.get(value.name or "", 0.0) or _any(times.up, value)
+            yield Link(source, tuple(readers), up, times.down.get(value.name or "", up))
+
+
+def _any(times: dict[str, float], value: ir.Value) -> float:
+    """The time of a value that only data movement stands between it and a timed one."""
+    pending = [u.node for u in value.uses() if _passes(u.node)]
+    while pending:
+        node = pending.pop()
+        for out in node.outputs:
+            if out.name in times:
+                return times[out.name]
+            pending += [u.node for u in out.uses() if _passes(u.node)]
+    return 0.0
+
+
+def _settled(node: ir.Node) -> list[ir.Value]:
+    clamp = anatomy.clamp_behind(node)
+    return [clamp.outputs[0]] if clamp is not None else list(node.outputs)
+
+
+def _passes(node: ir.Node) -> bool:
+    """Whether integers go through as they are."""
+    return anatomy.moved(node) or anatomy.interval(node) is not None
+
+
+def _readers(value: ir.Value, owner: dict[str, int]) -> Iterator[str]:
+    """Operators that read a value, through data movement; "" for what is always float."""
+    if value.is_graph_output():
+        yield ""
+    for use in value.uses():
+        name = use.node.name or ""
+        if name in owner:
+            yield name
+        elif _passes(use.node):
+            for out in use.node.outputs:
+                yield from _readers(out, owner)
+        else:
+            yield ""

@@ -1,0 +1,66 @@
+"""Runs of the float model that keep what lies at the edges of the parts, as many samples at a time as memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.base import Context
+from graphpress.errors import BadRequest
+
+BUDGET = 512 << 20  # bytes of values kept at a time
+_MOST = 32  # samples in a run
+_ROWS, _LEAST = 2048, 4  # a sample that is many tokens counts as many: this many rows of outputs, from some samples
+
+Values = dict[str, np.ndarray]
+
+
+@dataclass
+class Probe:
+    """A model on a few samples of the calibration data.
+
+    Attributes:
+        model: Float; not changed.
+        ctx: Has the data and something to run the model on.
+        samples: How many are drawn at most (by the context's seed); fewer of those that are long texts.
+    """
+
+    model: ir.Model
+    ctx: Context
+    samples: int
+
+    def __post_init__(self) -> None:
+        if self.ctx.data is None or self.ctx.run is None:
+            raise BadRequest(
+                "sensitivity is measured on calibration data, and there is none", where="allocate",
+                fix="Give data (--data), or let `zeroq` make some.",
+            )  # fmt: skip
+        data = self.ctx.data.take(self.samples, self.ctx.seed).bind(self.model)
+        exact = data.binding.exact if data.binding else None
+        feeds = next(data.batches(exact or 1))
+        rows = max((a.size // a.shape[-1] for a in self.ctx.run(self.model)(feeds).values() if a.ndim > 1), default=1)
+        enough = max(_LEAST, _ROWS * (exact or 1) // max(rows, 1))
+        self.data = data if len(data) <= enough else self.ctx.data.take(enough, self.ctx.seed).bind(self.model)
+
+    def chunks(self, names: Sequence[str]) -> Iterator[Values]:
+        """The named values, inputs of the graph among them, over all samples."""
+        assert self.ctx.run is not None
+        inputs = {v.name for v in self.model.graph.inputs}
+        names = list(dict.fromkeys(names))
+        runner = self.ctx.run(self.model, [n for n in names if n not in inputs])
+        exact = self.data.binding.exact if self.data.binding else None
+        first = next(self.data.batches(exact or 1))
+        each = sum(a.nbytes for a in (runner(first) | first).values()) / (exact or 1)
+        size = exact or max(1, min(_MOST, int(BUDGET // max(each, 1))))
+        for feeds in self.data.batches(size):
+            yield runner(feeds) | feeds
+
+    def one(self, names: Sequence[str]) -> Values:
+        """The named values on the smallest batch: what latency is measured with."""
+        assert self.ctx.run is not None
+        inputs = {v.name for v in self.model.graph.inputs}
+        feeds = next(self.data.batches(1))
+        return self.ctx.run(self.model, [n for n in dict.fromkeys(names) if n not in inputs])(feeds) | feeds

@@ -1,0 +1,116 @@
+"""The decision as numbers: variables with choices, conversions between neighbours, and what an assignment costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+OUTSIDE = -1  # in a Link: something that is always float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One format of one variable, all costs relative to float.
+
+    Attributes:
+        format: Its name.
+        drop: Loss of accuracy.
+        size: Bytes more than in float (fewer: negative).
+        latency: Milliseconds more than in float, between neighbours of its own kind.
+        reads: Whether it reads integers of calibrated range.
+        gives: Whether it writes them.
+    """
+
+    format: str
+    drop: float = 0.0
+    size: float = 0.0
+    latency: float = 0.0
+    reads: bool = False
+    gives: bool = False
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Operators that are decided together; ``free`` ones (no weights) follow their neighbours and are in no plan."""
+
+    name: str
+    nodes: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    free: bool = False
+
+
+@dataclass(frozen=True)
+class Link:
+    """A value between variables, by index in the problem, or OUTSIDE.
+
+    Attributes:
+        source: Who writes it.
+        readers: Who reads it.
+        up: Milliseconds to quantize it once, where the source writes floats and a reader wants integers.
+        down: Milliseconds to dequantize it once, where the source writes integers and a reader wants floats.
+    """
+
+    source: int
+    readers: tuple[int, ...]
+    up: float
+    down: float
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What an assignment costs in all. drop in the unit of the sensitivity, size in bytes, latency in ms."""
+
+    drop: float
+    size: float
+    latency: float
+
+    def get(self, what: str) -> float:
+        value: float = getattr(self, what)
+        return value
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Choose one of each variable's choices.
+
+    Attributes:
+        variables: In an order in which values flow, if there are links.
+        links: Conversions between them.
+        size: Bytes of the float model.
+        latency: Milliseconds of the float model.
+    """
+
+    variables: tuple[Variable, ...]
+    links: tuple[Link, ...] = ()
+    size: float = 0.0
+    latency: float = 0.0
+
+    def totals(self, chosen: Sequence[int]) -> Totals:
+        """The costs of the ``chosen[i]``-th choice of each variable i."""
+        picked = [v.choices[c] for v, c in zip(self.variables, chosen, strict=True)]
+        latency = self.latency + sum(c.latency for c in picked) + sum(self.conversion(x, picked) for x in self.links)
+        return Totals(sum(c.drop for c in picked), self.size + sum(c.size for c in picked), latency)
+
+    def conversion(self, link: Link, picked: Sequence[Choice]) -> float:
+        """Milliseconds that a link takes."""
+        gives = link.source != OUTSIDE and picked[link.source].gives
+        reads = [r != OUTSIDE and picked[r].reads for r in link.readers]
+        if gives:
+            return 0.0 if all(reads) else link.down
+        return link.up if any(reads) else 0.0
+
+    def formats(self, chosen: Sequence[int]) -> dict[str, str]:
+        """Operator -> format of an assignment."""
+        pairs = zip(self.variables, chosen, strict=True)
+        return {n: v.choices[c].format for v, c in pairs if not v.free for n in v.nodes}
+
+    def chosen(self, formats: dict[str, str], joined: Sequence[str] | set[str]) -> list[int]:
+        """The assignment of formats by operator, free variables being in integers if they are in ``joined``."""
+        found = []
+        for v in self.variables:
+            names = [c.format for c in v.choices]
+            if v.free:
+                found.append(int(v.nodes[0] in joined))
+            else:
+                found.append(names.index(formats.get(v.nodes[0], names[0])))
+        return found

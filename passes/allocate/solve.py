@@ -1,0 +1,148 @@
+"""The best single assignment under any mix of budgets, as an integer program (HiGHS through scipy).
+
+One binary for each choice of each variable (HAWQ-V3, arXiv:2011.10680, section 3.4, with measured latency); a
+conversion is a continuous variable that is at least the difference of its ends' kinds, which is exact as its cost is
+never negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphpress.errors import BadRequest
+from graphpress.passes.allocate.problem import OUTSIDE, Choice, Problem, Totals
+
+if TYPE_CHECKING:
+    from scipy.optimize import LinearConstraint
+
+COSTS = ("drop", "size", "latency")
+UNITS = {"drop": "", "size": " bytes", "latency": " ms"}
+_SLACK = 1e-9  # of a budget, for the rounding of sums
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An optimal assignment and what it costs."""
+
+    chosen: tuple[int, ...]
+    totals: Totals
+
+
+class Infeasible(BadRequest):
+    """No assignment keeps the budgets; ``tightest`` holds what could be kept in place of each that binds."""
+
+    tightest: Mapping[str, float]
+
+
+def solve(problem: Problem, objective: str, budgets: Mapping[str, float]) -> Answer:
+    """The assignment with the least ``objective`` whose totals are within ``budgets``.
+
+    Args:
+        problem: What to choose from.
+        objective: ``drop``, ``size`` or ``latency``.
+        budgets: Largest total allowed, by cost; those that are absent are free. Drop in the unit of the sensitivity.
+
+    Raises:
+        Infeasible: The message says which budget binds, and the tightest one that can be kept in its place.
+    """
+    program = _Program(problem)
+    found = program.best(objective, budgets)
+    if found is None:
+        raise _infeasible(program, budgets)
+    return found
+
+
+def _infeasible(program: _Program, budgets: Mapping[str, float]) -> Infeasible:
+    """Each budget alone, then each beside all others: the least that can be asked for in its place."""
+    tightest: dict[str, float] = {}
+    for rest in (lambda k: {}, lambda k: {o: b for o, b in budgets.items() if o != k}):
+        for kind, budget in budgets.items():
+            best = program.best(kind, rest(kind))
+            if best is not None and best.totals.get(kind) > budget * (1 + _SLACK):
+                tightest[kind] = best.totals.get(kind)
+        if tightest:
+            break
+    said = [f"{k} {budgets[k]:.6g}{UNITS[k]} asked, {v:.6g}{UNITS[k]} is the least" for k, v in tightest.items()]
+    beside = "" if len(budgets) < 2 else f" with {', '.join(f'{k} <= {b:.6g}' for k, b in budgets.items())} in force"
+    error = Infeasible(
+        f"no plan keeps the budget{beside}: {'; or '.join(said) or 'all of them together bind'}",
+        where=f"budget {' and '.join(tightest or budgets)}", fix="Loosen it, or allow more formats.",
+    )  # fmt: skip
+    error.tightest = tightest
+    return error
+
+
+class _Program:
+    """The matrices, built once: columns are the choices of all variables, then two for each link."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.starts = np.cumsum([0, *(len(v.choices) for v in problem.variables)])
+        self.binaries = int(self.starts[-1])
+        self.width = self.binaries + 2 * len(problem.links)
+
+    def best(self, objective: str, budgets: Mapping[str, float]) -> Answer | None:
+        """The optimum, or None where nothing is feasible."""
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
+        if not self.problem.variables:
+            return self._answer(np.zeros(0), budgets)
+        cost = self._costs(objective)
+        scale = np.abs(cost).max() or 1.0
+        rules = [LinearConstraint(self._ones(), 1, 1), *self._links()]
+        for kind, budget in budgets.items():
+            row = self._costs(kind)
+            size = np.abs(row).max() or 1.0
+            room = (budget - self._fixed(kind)) * (1 + _SLACK * np.sign(budget - self._fixed(kind)))
+            rules.append(LinearConstraint(row[None] / size, -np.inf, room / size))
+        found = milp(
+            cost / scale,
+            integrality=np.concatenate([np.ones(self.binaries), np.zeros(self.width - self.binaries)]),
+            bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": 0.0},
+        )  # fmt: skip
+        return None if found.x is None else self._answer(found.x, budgets)
+
+    def _answer(self, x: np.ndarray, budgets: Mapping[str, float]) -> Answer:
+        chosen = tuple(int(np.argmax(x[a:b])) for a, b in zip(self.starts, self.starts[1:], strict=False))
+        return Answer(chosen, self.problem.totals(chosen))
+
+    def _fixed(self, kind: str) -> float:
+        return 0.0 if kind == "drop" else float(getattr(self.problem, kind))
+
+    def _costs(self, kind: str) -> np.ndarray:
+        own = [getattr(c, kind) for v in self.problem.variables for c in v.choices]
+        links = [x for link in self.problem.links for x in (link.up, link.down)]
+        return np.array([*own, *(links if kind == "latency" else [0.0] * len(links))], float)
+
+    def _ones(self) -> np.ndarray:
+        rows = np.zeros((len(self.problem.variables), self.width))
+        for i, (a, b) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
+            rows[i, a:b] = 1
+        return rows
+
+    def _links(self) -> Sequence[LinearConstraint]:
+        """up >= reads(reader) - gives(source), down >= gives(source) - reads(reader), for each reader."""
+        from scipy.optimize import LinearConstraint
+
+        rows = []
+        for i, link in enumerate(self.problem.links):
+            up = self.binaries + 2 * i
+            gives = self._is(link.source, lambda c: c.gives)
+            for reader in link.readers:
+                difference = self._is(reader, lambda c: c.reads) - gives
+                for column, sign in ((up, 1), (up + 1, -1)):
+                    row = sign * difference
+                    row[column] -= 1
+                    rows.append(row)
+        return [LinearConstraint(np.array(rows), -np.inf, 0)] if rows else []
+
+    def _is(self, variable: int, of: Callable[[Choice], bool]) -> np.ndarray:
+        row = np.zeros(self.width)
+        if variable != OUTSIDE:
+            choices = self.problem.variables[variable].choices
+            row[self.starts[variable] : self.starts[variable + 1]] = [float(of(c)) for c in choices]
+        return row

@@ -1,0 +1,115 @@
+"""Plans compiled and measured for real: bytes, latency beside the float model, divergence, the user's metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import onnx_ir as ir
+
+from graphpress import report as reports
+from graphpress.base import Context, PassReport, Runner
+from graphpress.latency import compare
+from graphpress.passes.allocate.divergence import divergence, kinds
+from graphpress.passes.allocate.formats import FLOAT
+from graphpress.passes.allocate.metric import evaluated
+from graphpress.passes.allocate.parts import Parts
+from graphpress.passes.allocate.probe import Probe, Values
+from graphpress.passes.allocate.problem import Problem, Totals
+from graphpress.passes.quantize.apply_plan import ApplyPlan
+from graphpress.types import Plan
+
+SECONDS = 0.6  # of latency measurement a plan
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One plan, what was predicted of it, and what it really is.
+
+    Attributes:
+        formats: Operator -> format.
+        plan: The same as sites and schemes.
+        predicted: Costs by the tables.
+        measured: Costs of the compiled model; latency is the predicted one where nothing was timed.
+        lost: What the user's metric lost; None without a metric.
+    """
+
+    formats: Mapping[str, str]
+    plan: Plan
+    predicted: Totals
+    measured: Totals
+    lost: float | None = None
+
+
+@dataclass
+class Bench:
+    """Measures plans on one model, each once.
+
+    Attributes:
+        parts: Of the model.
+        problem: What the plans were searched in.
+        ctx: Runtimes, metric.
+        probe: The samples of the divergence.
+        timed: Whether latency matters.
+    """
+
+    parts: Parts
+    problem: Problem
+    ctx: Context
+    probe: Probe
+    timed: bool
+    trials: dict[tuple[int, ...], Trial] = field(default_factory=dict)
+
+    @cached_property
+    def float_runner(self) -> Runner:
+        return self.parts.runner(self.parts.space.model)
+
+    @cached_property
+    def base(self) -> float:
+        """The metric of the float model."""
+        return evaluated(self.ctx, self.float_runner, "the float model")
+
+    @cached_property
+    def _outputs(self) -> list[tuple[Values, Values]]:
+        names = list(kinds(self.parts.space.model))
+        inputs = [v.name or "" for v in self.parts.space.model.graph.inputs]
+        found = self.probe.chunks([*names, *inputs])
+        return [({n: v[n] for n in inputs if n in v}, {n: v[n] for n in names}) for v in found]
+
+    def build(self, formats: Mapping[str, str]) -> tuple[Plan, ir.Model]:
+        """The plan of some formats, and the model compiled by it."""
+        plan = self.parts.space.plan({n: f for n, f in formats.items() if f != FLOAT})
+        clone = self.parts.space.model.clone()
+        ApplyPlan(plan).run(clone, replace(self.ctx, oracle=None), PassReport())
+        return plan, self.parts.fold(clone)
+
+    def run(self, chosen: Sequence[int]) -> Trial:
+        """Compile and measure an assignment."""
+        key = tuple(c for v, c in zip(self.problem.variables, chosen, strict=True) if not v.free)
+        if key not in self.trials:
+            self.trials[key] = self._run(chosen)
+        return self.trials[key]
+
+    def _run(self, chosen: Sequence[int]) -> Trial:
+        formats = self.problem.formats(chosen)
+        plan, model = self.build(formats)
+        predicted = self.problem.totals(self.problem.chosen(formats, set(plan.nodes())))
+        runner = self.parts.runner(model)
+        latency = predicted.latency
+        if self.timed:
+            feeds = next(self.probe.data.batches(1))
+            latency = self.problem.latency * compare(self.float_runner, runner, feeds, SECONDS)["ratio"]
+        measured = Totals(self._divergence(runner), float(reports.stored_bytes(model)), latency)
+        lost = None
+        if self.ctx.evaluate is not None:
+            lost = self.base - evaluated(self.ctx, runner, "a compiled plan")
+        return Trial(formats, plan, predicted, measured, lost)
+
+    def _divergence(self, runner: Runner) -> float:
+        wanted = kinds(self.parts.space.model)
+        found = []
+        for feeds, before in self._outputs:
+            after = runner({n: feeds[n] for n in runner.input_names})
+            found.append(divergence(before, after, wanted))
+        return sum(found) / max(len(found), 1)

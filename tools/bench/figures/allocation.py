@@ -1,0 +1,149 @@
+"""Mixed precision against uniform formats: accuracy at equal bytes, latency at equal accuracy, how well predicted."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+import graphpress as gp
+from graphpress import engine
+from graphpress import report as reports
+from graphpress.base import Progress, Runner
+from graphpress.latency import compare
+from graphpress.recipe import Recipe
+from graphpress.report import Report
+from graphpress.tools.bench.figures.base import Figure
+from graphpress.tools.bench.latency_rank import spearman
+from graphpress.tools.bench.task import Task
+from graphpress.tools.bench.zoo import tasks
+
+MODELS = "resnet20,resnet56,mobilenet_v1_0.75_192,ds_cnn,codelm"
+SECONDS = 2.0  # of each latency
+NOISE = 1.03  # two measurements of one thing differ by this much
+FAST, FASTER = 1.15, 2  # so many times as fast as uniform W8A8, on so many models
+SEARCH = 90.0  # seconds for sensitivity and search
+RANK = 0.85
+
+
+@dataclass(frozen=True)
+class _Made:
+    model: ir.Model
+    report: Report
+    runner: Runner
+    score: float
+
+    @property
+    def bytes(self) -> int:
+        # What a file holds: the lowered form may keep weights in other forms, but not in other sizes.
+        return reports.stored_bytes(self.model)
+
+
+def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
+    """The figures of this family, one by one."""
+    faster = []
+    with tempfile.TemporaryDirectory() as folder:
+        for task in tasks(zoo, MODELS):
+            source = gp.load(task.file(Path(folder)))
+            yield _at_bytes(task, source, progress)
+            figure, ratio = _at_accuracy(task, source, progress)
+            faster.append(ratio)
+            yield figure
+            yield _ranked(task, source, progress)
+            if task.name == "resnet56":
+                yield _search(task, source, progress)
+    count = sum(f >= FAST for f in faster)
+    yield Figure(
+        "models where the plan at W8A8's accuracy is at least 1.15x as fast as uniform W8A8", f"{FASTER} of 5",
+        f"{count} of {len(faster)}", count >= FASTER, ", ".join(f"{f:.2f}x" for f in faster),
+    )  # fmt: skip
+
+
+def _made(task: Task, source: ir.Model, recipe: Recipe | str, progress: Progress) -> _Made:
+    data = {k: v for k, v in task.data().items() if k != "labels"}  # the search goes by divergence alone
+    model, report = gp.compile(source, recipe, data, gate=False, prove=False, progress=progress)
+    runner = _runner(model)
+    scores = task.scores(runner, _runner(source))
+    return _Made(model, report, runner, next(iter(scores.values())))
+
+
+def _runner(model: ir.Model) -> Runner:
+    runtime = engine.of_runtime("ort")
+    found: Runner = runtime.execute(model)
+    return found
+
+
+def _mixed(**options: Any) -> Recipe:
+    options = {"max_size": None, **options}
+    return Recipe.load("mixed").set([f"allocate.{k}={'null' if v is None else v}" for k, v in options.items()])
+
+
+def _float_score(task: Task, source: ir.Model) -> float:
+    runner = _runner(source)
+    return next(iter(task.scores(runner, runner).values()))
+
+
+def _loss(task: Task, before: float, after: float) -> float:
+    return before - after if task.higher else after - before
+
+
+def _at_bytes(task: Task, source: ir.Model, progress: Progress) -> Figure:
+    """The plan within the bytes of uniform 4-bit weights."""
+    before, uniform = _float_score(task, source), _made(task, source, "w4a16", progress)
+    plan = _made(task, source, _mixed(max_size=uniform.bytes, objective="drop"), progress)
+    lost, kept = _loss(task, before, uniform.score), _loss(task, before, plan.score)
+    return Figure(
+        f"{task.name}: loss of the plan at the bytes of w4a16", f"at most half of {lost:.4g}",
+        f"{kept:.4g} at {plan.bytes / uniform.bytes:.3f}x the bytes",
+        kept <= lost / 2 and plan.bytes <= 1.01 * uniform.bytes,
+        f"float {before:.5g}, w4a16 {uniform.score:.5g}, plan {plan.score:.5g}; {_formats(plan)}",
+    )  # fmt: skip
+
+
+def _at_accuracy(task: Task, source: ir.Model, progress: Progress) -> tuple[Figure, float]:
+    """The fastest plan whose divergence is at most that of uniform W8A8."""
+    uniform = _made(task, source, "w8a8", progress)
+    allowed = _divergence(task, source, uniform.runner)
+    plan = _made(task, source, _mixed(objective="latency", max_drop=allowed, measure=4), progress)
+    found = compare(uniform.runner, plan.runner, task.feeds(1), SECONDS)
+    faster = 1 / found["ratio"]
+    figure = Figure(
+        f"{task.name}: speed of the plan at the accuracy of uniform W8A8", "never slower", f"{faster:.2f}x",
+        faster * NOISE >= 1, f"w8a8 {uniform.score:.5g}, plan {plan.score:.5g}; {_formats(plan)}",
+    )  # fmt: skip
+    return figure, faster
+
+
+def _divergence(task: Task, source: ir.Model, runner: Runner) -> float:
+    from graphpress.passes.allocate.divergence import divergence, kinds
+
+    wanted, feeds = kinds(source), task.feeds(32 if 32 in task.batches else 1)
+    return divergence(_runner(source)(feeds), runner(feeds), wanted)
+
+
+def _formats(made: _Made) -> str:
+    found = next(p for p in made.report.passes if p.name == "allocate").metrics
+    return ", ".join(f"{int(float(v))} {k.removeprefix('operators in ')}" for k, v in found.items() if "operators" in k)
+
+
+def _ranked(task: Task, source: ir.Model, progress: Progress) -> Figure:
+    found, error = spearman(task, source, progress)
+    return Figure(
+        f"{task.name}: predicted against measured latency of 20 random plans", f"Spearman >= {RANK}", f"{found:.3f}",
+        found >= RANK, f"median error {100 * error:.1f} %",
+    )  # fmt: skip
+
+
+def _search(task: Task, source: ir.Model, progress: Progress) -> Figure:
+    start = time.perf_counter()
+    made = _made(task, source, _mixed(max_size="0.3x", measure=1, seconds=None), progress)
+    seconds = next(p for p in made.report.passes if p.name == "allocate").seconds
+    return Figure(
+        f"{task.name}: sensitivity and search", f"under {SEARCH:.0f} s", f"{seconds:.1f} s", seconds < SEARCH,
+        f"of {time.perf_counter() - start:.0f} s in all; every format of every site measured",
+    )  # fmt: skip

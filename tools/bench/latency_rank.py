@@ -1,0 +1,86 @@
+"""How well the latency of a plan is predicted from that of its operators: rank correlation over random plans."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import engine
+from graphpress.backends import ort, reference
+from graphpress.base import Context, Progress
+from graphpress.calibration import CalibrationData
+from graphpress.latency import compare
+from graphpress.passes.allocate import formats, ties
+from graphpress.passes.allocate import model as tables
+from graphpress.passes.allocate.latency import Clock, alternate
+from graphpress.passes.allocate.parts import Parts
+from graphpress.passes.allocate.probe import Probe
+from graphpress.passes.allocate.sensitivity import Sensitivity
+from graphpress.passes.allocate.space import Space, explore
+from graphpress.passes.allocate.store import Store
+from graphpress.passes.allocate.trial import Bench
+from graphpress.pipeline import Pipeline
+from graphpress.recall import Recall
+from graphpress.recipe import Recipe
+from graphpress.target import Target
+from graphpress.tools.bench.task import Task
+
+PLANS, SECONDS = 20, 1.0
+
+
+def spearman(task: Task, source: ir.Model, progress: Progress, seed: int = 0) -> tuple[float, float]:
+    """(rank correlation, median relative error) of predicted and measured latency over random plans.
+
+    A plan draws first how likely each format is, then the format of each group, so that plans range from nearly float
+    to nearly all integer.
+    """
+    from scipy.stats import spearmanr
+
+    bench = _bench(task, source, progress)
+    base = alternate({"float": (bench.float_runner, task.feeds(1))}, SECONDS)["float"]
+    problem = replace(bench.problem, latency=base)
+    rng = np.random.default_rng(seed)
+    predicted, measured = [], []
+    for _ in progress(range(PLANS), "random plans", PLANS):
+        choice = _random(bench.parts.space, rng)
+        plan, model = bench.build(choice)
+        predicted.append(problem.totals(problem.chosen(choice, set(plan.nodes()))).latency)
+        ratio = compare(bench.float_runner, bench.parts.runner(model), task.feeds(1), SECONDS)["ratio"]
+        measured.append(ratio * base)
+    errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
+    return float(spearmanr(predicted, measured).statistic), statistics.median(errors)
+
+
+def _bench(task: Task, source: ir.Model, progress: Progress) -> Bench:
+    """A clean model with its operators timed, and no accuracy measured."""
+    target = Target.load("ort-cpu")
+    runtime = engine.of(target)
+    data = CalibrationData.from_arrays({k: v for k, v in task.data().items() if k != "labels"})
+    ctx = Context(
+        target=target, data=data.take(32), run=partial(ort.execute, threads=1), oracle=reference.execute,
+        calibrate=Recall(), progress=progress, deploy=lambda model: runtime.execute(runtime.lower(model, target)),
+    )  # fmt: skip
+    clean, _ = Pipeline(Recipe.load("clean").passes, check_numbers=False).run(source)
+    space = explore(clean, target, formats.DEFAULT, (), ties.KINDS)
+    parts, probe = Parts(space, ctx), Probe(clean, ctx, 4)
+    values = probe.one([v for p in parts.parts.values() for v in (*p.inputs, *p.outputs)])
+    light = dict.fromkeys(space.light, (space.static or "",))
+    times = Clock(parts, ctx, Store(None, "latency"), values).run({**space.wanted(), **light})
+    nothing = {n: dict.fromkeys(row, 0.0) for n, row in space.wanted().items()}
+    problem = tables.build(parts, tables.Tables(Sensitivity(nothing), tables.sizes(parts), times))
+    return Bench(parts, problem, ctx, probe, timed=True)
+
+
+def _random(space: Space, rng: np.random.Generator) -> dict[str, str]:
+    names = sorted({f for g in space.groups for f in g.formats})
+    likely = dict(zip(names, rng.dirichlet([0.5] * len(names)), strict=True))
+    found = {}
+    for group in space.groups:
+        weights = np.array([likely[f] for f in group.formats])
+        drawn = str(rng.choice(group.formats, p=weights / weights.sum()))
+        found |= dict.fromkeys(group.nodes, drawn)
+    return found
