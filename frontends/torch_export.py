@@ -14,7 +14,15 @@ import onnx_ir.passes.common as common
 
 from graphpress import edit, verify
 from graphpress.errors import BadRequest, Unsupported
-from graphpress.frontends import torch_checks, torch_errors, torch_names, torch_signature, torch_tidy, torch_weights
+from graphpress.frontends import (
+    torch_batchnorm,
+    torch_checks,
+    torch_errors,
+    torch_names,
+    torch_signature,
+    torch_tidy,
+    torch_weights,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +56,8 @@ def trace(
         kwargs: Its keyword arguments.
         dynamic_shapes: Which dimensions vary, as torch.export takes them: by argument name or position,
             ``{"x": {0: torch.export.Dim("batch")}}``. Their names are kept.
-        fold_batchnorm: Fold BatchNormalization into the convolution or linear layer before it. False keeps its
-            statistics, which data-free methods need.
+        fold_batchnorm: Fold BatchNormalization into the convolution or linear layer before it, which keeps a note of
+            its statistics for data-free methods.
         opset: ONNX opset of the graph; below 23, attention and RMS norm come as the many operators they consist of.
 
     Raises:
@@ -176,10 +184,13 @@ def _tidy(model: ir.Model, program: Any, fold_batchnorm: bool) -> None:
     common.InlinePass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     weights = torch_weights.weights(model, program)
+    batchnorms: dict[str, torch_batchnorm.Statistics] = {}
     for _ in range(2):  # rules make constants, constants make rules match
         optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=weights.should_fold)
         torch_weights.drop_zero_biases(model, weights)
+        batchnorms |= torch_batchnorm.outputs(model)
         rewriter.rewrite(model, _rules(fold_batchnorm))
+        torch_batchnorm.keep(model, batchnorms)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     torch_tidy.tidy(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)

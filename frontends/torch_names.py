@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import ATEN, SCOPE
+from graphpress.statistics import STATISTICS
 
 TRACE = "pkg.torch.onnx.stack_trace"
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -105,7 +106,10 @@ def name_nodes(model: ir.Model) -> None:
         for node in graph:
             scope, trace = _scope(node), node.metadata_props.get(TRACE)
             aten = _TARGET.search(node.metadata_props.get(_FX_NODE, ""))
+            known = node.metadata_props.get(STATISTICS)
             node.metadata_props.clear()
+            if known is not None:
+                node.metadata_props[STATISTICS] = known
             if aten is not None and aten[1] == _WHOLE.get(node.op_type):
                 node.metadata_props[ATEN] = aten[1]
             if trace:

@@ -6,7 +6,6 @@ changes its value, a shared one is copied. Arithmetic is float64, the result is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,10 +14,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.passes.clean.operands import absent, static
-
-# node: JSON {"mean": [...], "std": [...]}, per output channel what training saw of the folded operator's output
-# (a BatchNormalization makes its input's mean 0 and its standard deviation 1, so these are beta and |gamma|).
-STATISTICS = "graphpress.batchnorm"
+from graphpress.statistics import read_statistics, write_statistics
 
 
 @dataclass(frozen=True)
@@ -126,21 +122,7 @@ _SCALE: dict[str, Callable[[ir.Node, np.ndarray, np.ndarray], np.ndarray]] = {
 
 def _note_statistics(node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> None:
     """Statistics of an earlier BatchNormalization follow what is folded after it."""
-    if STATISTICS in node.metadata_props:
-        known = json.loads(node.metadata_props[STATISTICS])
-        write_statistics(node, scale * known["mean"] + shift, abs(scale) * known["std"])
-
-
-def write_statistics(node: ir.Node, mean: np.ndarray, std: np.ndarray) -> None:
-    """Keep mean and standard deviation of each output channel with the node."""
-    data = {"mean": [float(f"{v:.8g}") for v in mean], "std": [float(f"{v:.8g}") for v in std]}
-    node.metadata_props[STATISTICS] = json.dumps(data)
-
-
-def read_statistics(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
-    """(mean, std) of each output channel as a folded BatchNormalization knew them, or None."""
-    text = node.metadata_props.get(STATISTICS)
-    if text is None:
-        return None
-    data = json.loads(text)
-    return np.asarray(data["mean"]), np.asarray(data["std"])
+    known = read_statistics(node)
+    if known is not None:
+        mean, std = known
+        write_statistics(node, scale * mean + shift, abs(scale) * std)

@@ -14,6 +14,7 @@ from graphpress.passes.clean import affine
 from graphpress.passes.clean.affine import Linear
 from graphpress.passes.clean.operands import graph_nodes
 from graphpress.passes.clean.remove_identity import can_replace, forward
+from graphpress.statistics import write_statistics
 from graphpress.types import Numerics
 
 _Affine = tuple[np.ndarray, np.ndarray]  # scale and shift, float64, one element a channel
@@ -23,7 +24,7 @@ _Affine = tuple[np.ndarray, np.ndarray]  # scale and shift, float64, one element
 class FoldBatchnorm(Pass):
     """Fold BatchNormalization at inference into Conv, ConvTranspose, Gemm or MatMul before it.
 
-    The statistics that data-free methods need stay with the operator, see ``affine.read_statistics``.
+    The statistics that data-free methods need stay with the operator, see ``graphpress.statistics``.
 
     Attributes:
         scales: Fold Mul, Div, Add and Sub by a constant that varies along channels only, as well.
@@ -52,7 +53,7 @@ def _fold_batchnorm(node: ir.Node) -> str | None:
     found = _batchnorm(node)
     if isinstance(found, str):
         return found
-    (scale, shift), (gamma, beta) = found
+    (scale, shift), seen = found
     adds = _bias_add(node.inputs[0])
     target = affine.linear(adds.inputs[0] if adds is not None else node.inputs[0])
     if isinstance(target, str):
@@ -65,13 +66,13 @@ def _fold_batchnorm(node: ir.Node) -> str | None:
         return "its output is a graph output of another graph"
     why_not = affine.fold(target, scale, shift)
     if why_not is None:
-        affine.write_statistics(target.node, beta, abs(gamma))
+        write_statistics(target.node, *seen)
         forward(node, target.node.outputs[0])
     return why_not
 
 
 def _batchnorm(node: ir.Node) -> tuple[_Affine, _Affine] | str:
-    """(scale, shift) and (gamma, beta) of a BatchNormalization at inference, or why it is none."""
+    """(scale, shift) of a BatchNormalization at inference and (mean, std) of its output, or why it is none."""
     if node.attributes.get_int("training_mode", 0) or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
         return "it is in training mode"
     if not node.attributes.get_int("spatial", 1):
@@ -82,7 +83,8 @@ def _batchnorm(node: ir.Node) -> tuple[_Affine, _Affine] | str:
     gamma, beta, mean, var = (p.astype(np.float64).ravel() for p in parts if p is not None)
     with np.errstate(all="ignore"):
         scale = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
-    return (scale, beta - mean * scale), (gamma, beta)
+        std = abs(scale) * np.sqrt(var)
+    return (scale, beta - mean * scale), (beta, std)
 
 
 def _bias_add(value: ir.Value | None) -> ir.Node | None:

@@ -1,0 +1,27 @@
+"""What training saw of an operator's output, which a folded BatchNormalization leaves behind for data-free methods."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+
+# node: JSON {"mean": [...], "std": [...]}, per output channel what training saw of the folded operator's output.
+# A BatchNormalization makes its input's mean 0 and its variance var / (var + epsilon): beta and almost |gamma|.
+STATISTICS = "graphpress.batchnorm"
+
+
+def write_statistics(node: ir.Node, mean: np.ndarray, std: np.ndarray) -> None:
+    """Keep mean and standard deviation of each output channel with the node."""
+    data = {"mean": [float(f"{v:.8g}") for v in mean], "std": [float(f"{v:.8g}") for v in std]}
+    node.metadata_props[STATISTICS] = json.dumps(data)
+
+
+def read_statistics(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
+    """(mean, std) of each output channel as a folded BatchNormalization knew them, or None."""
+    text = node.metadata_props.get(STATISTICS)
+    if text is None:
+        return None
+    data = json.loads(text)
+    return np.asarray(data["mean"]), np.asarray(data["std"])

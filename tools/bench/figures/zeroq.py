@@ -1,0 +1,70 @@
+"""Calibration without data: ResNet-20 at W8A8 on distilled inputs against 300 real images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graphpress.base import Progress, quiet
+from graphpress.tools.bench.figures.base import Figure
+from graphpress.tools.bench.task import Task
+from graphpress.tools.bench.zoo import tasks
+
+_ALLOWED, _SECONDS = 0.3, 30.0
+
+
+def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
+    """Accuracy and time of ZeroQ (arXiv:2001.00281) on the export that keeps its norms, and traced from torch."""
+    for what, model in (("`_bn` export", exported(zoo)), ("traced from torch", trace_resnet(zoo))):
+        real, distilled, seconds = measured(zoo, model, progress)
+        yield Figure(
+            f"ResNet-20 W8A8 without data, {what}", "within 0.3 points of 300 real images",
+            f"{distilled:.2f} % against {real:.2f} %", real - distilled <= _ALLOWED + 1e-9, "2,000 test images",
+        )  # fmt: skip
+        yield Figure(f"the same, all in all, {what}", "under 30 s", f"{seconds:.1f} s", seconds < _SECONDS)
+
+
+def measured(zoo: Path, model: ir.Model, progress: Progress = quiet) -> tuple[float, float, float]:
+    """Top-1 in per cent calibrated on real images and on distilled ones, and the seconds that the latter took."""
+    import graphpress as gp
+
+    task = _task(zoo)
+    (name,) = (v.name or "" for v in model.graph.inputs)
+    images = {name: next(a for k, a in task.data().items() if k != "labels")}
+    real, _ = gp.compile(model, "w8a8", images, prove=False, progress=progress)
+    start = time.perf_counter()
+    distilled, _ = gp.compile(model, "zeroq", prove=False, progress=progress)
+    seconds = time.perf_counter() - start
+    return _score(task, real), _score(task, distilled), seconds
+
+
+def exported(zoo: Path) -> ir.Model:
+    """The ONNX file whose exporter left the norms alone."""
+    import graphpress as gp
+
+    return gp.load(zoo / "cifar10/resnet20_bn.onnx")
+
+
+def trace_resnet(zoo: Path) -> ir.Model:
+    """The same network from torch, with any batch size."""
+    import torch
+
+    import graphpress as gp
+    from graphpress.tools.bench.torch_models import MODELS
+
+    module = MODELS["ResNet-20"][0](zoo)
+    return gp.trace(module, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _task(zoo: Path) -> Task:
+    return tasks(zoo, "resnet20_bn")[0]
+
+
+def _score(task: Task, model: ir.Model) -> float:
+    from graphpress.backends import ort
+
+    runner = ort.execute(model)
+    return next(iter(task.scores(runner, runner).values()))
