@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphpress.base import SPARSITY
 from graphpress.errors import BadRequest
 from graphpress.tables import Table, percent, scheme
 
@@ -22,7 +23,7 @@ class Row:
         op: Its operator there.
         scheme: How it was quantized, as the pass noted it.
         verdict: ``integer`` (products of integers), ``weight-only`` (low-bit weights, float products), ``fallback``
-            (quantized, yet computed in float), ``float`` (never quantized).
+            (quantized, yet computed in float), ``float`` (never quantized), ``sparse`` (zeros are left out).
         kernel: The operator that ran.
         reason: The violated rule of a fallback; how a weight-only site computes.
         microseconds: Of one run, the fastest seen; 0 where it did not run (the other branch of an If).
@@ -103,6 +104,13 @@ class Audit:
         """Plain data, rows in the order of the graph."""
         figures = {"macs": self.macs, "integer_mac_share": self.integer_mac_share}
         return dataclasses.asdict(self) | figures
+
+
+def size_only(node: ir.Node, reason: str, runtime: str) -> str:
+    """The reason of a row, and that a pattern of zeros saves bytes and no time where the runtime multiplies dense."""
+    pattern = node.metadata_props.get(SPARSITY)
+    note = f"{pattern} for size only: {runtime} multiplies dense" if pattern else ""
+    return "; ".join(part for part in (reason, note) if part)
 
 
 def made_up_feeds(model: ir.Model, seed: int = 0) -> dict[str, np.ndarray]:

@@ -94,6 +94,12 @@ class Activation:
     scale: ir.Value
     zero: ir.Value | None
 
+    @property
+    def bits(self) -> int:
+        """Of codes made at run time: 8, or fewer by token."""
+        maker = self.scale.producer()
+        return int(edit.attribute(maker, "bits", 8)) if self.kind == "token" and maker is not None else 8
+
 
 def weight(value: ir.Value | None) -> Weight | None:
     """The weight that ``value`` is, if it is the output of a DequantizeLinear of constants."""

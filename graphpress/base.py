@@ -31,6 +31,8 @@ SCOPE = "graphpress.scope"  # node: module path in the source program
 STAGE = "graphpress.stage"  # model: its Stage
 TARGET = "graphpress.target"  # model: the target it was lowered for
 SCHEME = "graphpress.scheme"  # node: str of the schemes applied to it, for reports
+SPARSITY = "graphpress.sparsity"  # node: the pattern n:m that its weight keeps, such as 2:4
+PARAMETERS = "graphpress.parameters"  # in the meta of a torch module: initializer -> (its path, how it is kept there)
 
 
 class Runner(Protocol):
@@ -79,6 +81,7 @@ class Context:
             arguments); None where torch may not be used. Raises Unsupported where torch is not installed.
         deploy: Lowers a portable model for the target and gives a runner of it there, on as many threads as users have.
         evaluate: The user's metric of a runner, higher is better, where there is one.
+        teacher: The model before the first lossy pass, whose values recovery trains towards; never changed.
     """
 
     target: Target | None = None
@@ -91,6 +94,7 @@ class Context:
     differentiate: Callable[..., Any] | None = None
     deploy: Callable[[ir.Model], Runner] | None = None
     evaluate: Callable[[Runner], float] | None = None
+    teacher: ir.Model | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -118,6 +122,9 @@ class PassReport:
     plan: Plan | None = None
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
     checked: str = ""  # how the numbers were checked, or why they were not
+    front: dict[str, Any] = field(default_factory=dict)  # cost against loss: the best predicted, and what was compiled
+    learners: dict[str, dict[str, Any]] = field(default_factory=dict)  # by budget: how many learners tokens took
+    data: CalibrationData | None = None  # what it made for the passes after it to calibrate on
 
     def skip(self, where: ir.Node | ir.Value | str, why: str) -> None:
         """Record that the pass does not apply at ``where``."""

@@ -183,6 +183,11 @@ class CalibrationData:
         order = self._shuffled(seed)
         return self._pick(order[held_out:]), self._pick(order[:held_out])
 
+    def pick(self, samples: Sequence[int] | np.ndarray) -> CalibrationData:
+        """The samples at these positions, each once, in their original order."""
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return self._pick(rows[np.unique(np.asarray(samples, np.int64))])
+
     def digest(self) -> str:
         """SHA-256 over names, element types, shapes and elements; how the samples are spread over files is left out."""
         hashes = {name: hashlib.sha256() for name in (self.parts[0].headers if self.parts else ())}

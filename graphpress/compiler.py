@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import diagnosis, engine, fallback
+from graphpress import demand, diagnosis, engine, fallback
 from graphpress import report as reports
 from graphpress.base import Arrays, Context, Pass, PassReport, Progress, Runner, quiet
 from graphpress.calibration import CalibrationData
-from graphpress.errors import BadRequest, CalibrationError, GateError
+from graphpress.errors import BadRequest, CalibrationError
 from graphpress.gate import compare, judge
+from graphpress.metric import Evaluate, top1
 from graphpress.pipeline import Pipeline
 from graphpress.recall import Recall
 from graphpress.recipe import Recipe
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 ModelLike: TypeAlias = ir.Model | str | Path
 DataLike: TypeAlias = CalibrationData | Mapping[str, np.ndarray] | str | Path | None
-Evaluate: TypeAlias = Callable[[Runner], float]
 
 GATE_BATCH = 16
 SITE_SAMPLES = 4  # samples for the per-site SQNR: a diagnosis, not a verdict
@@ -117,6 +117,8 @@ def compile(
     seed: int = 0,
     evaluate: Evaluate | None = None,
     max_drop: float | None = None,
+    max_latency: float | str | None = None,
+    max_size: float | str | None = None,
     state: str | Path | None = None,
     gate: bool = True,
     prove: bool = True,
@@ -132,7 +134,11 @@ def compile(
         target: Name of a target.
         seed: Seed of everything random.
         evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
-        max_drop: How much of the metric may be lost; sites go back to float, worst first, until it holds.
+        max_drop: How much of the metric may be lost; sites go back to float, worst first, until it holds, unless the
+            recipe has a pass that searches within budgets.
+        max_latency: Of one sample on the target, a share of the float model's (``0.6x``) or milliseconds; for recipes
+            with such a pass, whose own budgets those given here replace.
+        max_size: Of all weights, a share (``0.3x``) or bytes; likewise.
         state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
         gate: Raise when the result is below the recipe's gate.
         prove: Audit and time the result (one more session each).
@@ -149,7 +155,8 @@ def compile(
     with clock.phase("load"):
         loaded = _model(model)
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
-        job = _Job(loaded, Recipe.load(recipe), _target(target), seed, progress, clock)
+        wanted = demand.handed(Recipe.load(recipe), max_latency, max_size, max_drop)
+        job = _Job(loaded, wanted, _target(target), seed, progress, clock)
         job.take(_data(data), evaluate)
         if max_drop is not None:
             fallback.check(job.evaluate, max_drop)
@@ -157,14 +164,14 @@ def compile(
             job.calibrate = Recall(Path(state) if state is not None else None)
     compiled = job.once(job.recipe)
     if max_drop is not None:
-        compiled = fallback.hold_drop(job, compiled, max_drop)
+        compiled = (demand if demand.holder(wanted) else fallback).hold_drop(job, compiled, max_drop)
     report = job.report(compiled, source)
     if prove:
         with clock.phase("prove"):
             job.prove(compiled, report)
     report.seconds = clock.seconds
     if gate and not report.gate.passed:
-        raise _gate_error(compiled.lowered, report)
+        raise diagnosis.gate_error(compiled.lowered, report)
     return compiled.lowered, report
 
 
@@ -206,6 +213,8 @@ class _Job:
     held_out: CalibrationData | None = None
     evaluate: Evaluate | None = None
     calibrate: Recall | None = None
+    made_by: str = ""  # the pass that made the calibration data, where the user's are not used
+    gated_by: str = ""  # likewise of the held-out samples
     tidied: tuple[tuple[Pass, ...], ir.Model, list[PassReport]] | None = None
 
     def __post_init__(self) -> None:
@@ -250,14 +259,28 @@ class _Job:
         """The tidied float graph, the portable rewritten one, and what the passes said."""
         cut = next((i for i, p in enumerate(recipe.passes) if p.numerics is Numerics.LOSSY), len(recipe.passes))
         clean, first = self.tidy(recipe.passes[:cut])
-        portable, rest = Pipeline(recipe.passes[cut:], check_numbers=check_numbers).run(clean, self.context())
+        ctx = replace(self.context(), teacher=clean)
+        portable, rest = Pipeline(recipe.passes[cut:], check_numbers=check_numbers).run(clean, ctx)
         return clean, portable, [*first, *rest]
 
     def tidy(self, passes: tuple[Pass, ...]) -> tuple[ir.Model, list[PassReport]]:
         """The float graph after the passes that keep its function; run once however often sites are taken back."""
         if self.tidied is None or self.tidied[0] != passes:
             self.tidied = (passes, *Pipeline(passes).run(self.model, self.context()))
+            self.adopt(self.tidied[2])
         return self.tidied[1], self.tidied[2]
+
+    def adopt(self, passes: list[PassReport]) -> None:
+        """Calibrate on data that a pass made; where the user gave none, they gate as well."""
+        made = next((p for p in reversed(passes) if p.data is not None), None)
+        if made is None or made.data is None:
+            return
+        self.made_by = made.name
+        if self.held_out is None:
+            self.take(made.data, self.evaluate)
+            self.gated_by = made.name
+        else:
+            self.data = made.data.bind(self.model)
 
     def original(self) -> Runner:
         """The float model on the target's runtime, built once."""
@@ -275,6 +298,8 @@ class _Job:
         report.gate = judge(outputs, samples, recipe.gate)
         if self.held_out is self.data:
             report.gate.left_out = "too few samples to hold any out: the gate saw the calibration samples"
+        if self.gated_by:
+            report.gate.left_out = f"no data was given: the gate saw samples that {self.gated_by} made"
 
     def report(self, compiled: Compiled, source: str) -> Report:
         report = compiled.report
@@ -287,6 +312,7 @@ class _Job:
         }
         if self.data is not None and self.held_out is not None:
             report.data = {"digest": self.data.digest(), "calibration": len(self.data), "held_out": len(self.held_out)}
+            report.data |= {"made_by": self.made_by} if self.made_by else {}
         if self.evaluate and compiled.metric is not None and "before" not in report.metric:
             report.metric |= {"before": self.evaluate(self.original()), "after": compiled.metric}
         if not report.gate.passed:
@@ -333,34 +359,6 @@ class _Job:
 
 def _differentiate(*args: Any, **options: Any) -> Any:
     return engine.of_runtime("fx").build(*args, **options)
-
-
-def top1(data: CalibrationData) -> Evaluate:
-    """Accuracy in percent of the first output's largest class against the labels of ``data``."""
-
-    def evaluate(runner: Runner) -> float:
-        right, start = 0, 0
-        labels = np.asarray(data.labels)
-        for feeds in data.batches(32):
-            scores = next(iter(runner(feeds).values()))
-            right += int((scores.reshape(len(scores), -1).argmax(1) == labels[start : start + len(scores)]).sum())
-            start += len(scores)
-        return 100.0 * right / max(start, 1)
-
-    return evaluate
-
-
-def _gate_error(model: ir.Model, report: Report) -> GateError:
-    blame = ", ".join(f"{n} ({db:.1f} dB)" for n, db in report.gate.blame)
-    error = GateError(
-        "below the accuracy gate: "
-        + "; ".join(report.gate.failures)
-        + (f". Sites most to blame: {blame}" if blame else ""),
-        where=f"recipe {report.recipe!r}",
-        fix="Leave sites in float with quantize.ignore or --max-drop, or lower the gate.",
-    )
-    error.model, error.report = model, report
-    return error
 
 
 def _model(model: ModelLike) -> ir.Model:

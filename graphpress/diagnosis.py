@@ -18,9 +18,10 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import ORIGIN, Arrays, Executor
+from graphpress.errors import GateError
 from graphpress.expose import Exposed, expose
 from graphpress.gate import sqnr
-from graphpress.report import SiteRow
+from graphpress.report import Report, SiteRow
 from graphpress.types import Role, Site
 
 # What comes in noisy may leave noisier without a fault of the operator: where large parts of the signal cancel.
@@ -72,6 +73,20 @@ def blame(sites: Iterable[SiteRow], count: int = 5) -> list[tuple[str, float]]:
     known = [s for s in sites if s.scheme and s.sqnr is not None]
     known.sort(key=lambda s: (-s.added, s.sqnr))
     return [(s.node, s.sqnr) for s in known[:count] if s.sqnr is not None]
+
+
+def gate_error(model: ir.Model, report: Report) -> GateError:
+    """What is below the gate, with the sites most to blame, the model and the report."""
+    blame = ", ".join(f"{n} ({db:.1f} dB)" for n, db in report.gate.blame)
+    error = GateError(
+        "below the accuracy gate: "
+        + "; ".join(report.gate.failures)
+        + (f". Sites most to blame: {blame}" if blame else ""),
+        where=f"recipe {report.recipe!r}",
+        fix="Leave sites in float with quantize.ignore or --max-drop, or lower the gate.",
+    )
+    error.model, error.report = model, report
+    return error
 
 
 def worst_histograms(

@@ -13,7 +13,8 @@ from graphpress.gate import compare
 from graphpress.recipe import Recipe
 
 if TYPE_CHECKING:
-    from graphpress.compiler import Compiled, Evaluate, _Job
+    from graphpress.compiler import Compiled, _Job
+    from graphpress.metric import Evaluate
 
 RANK_SAMPLES = 32
 REVERTED = "back in float to hold the budget"

@@ -59,7 +59,7 @@ class GateResult:
     samples: int = 0
     failures: list[str] = field(default_factory=list)
     blame: list[tuple[str, float]] = field(default_factory=list)
-    left_out: str = ""  # why there was no check
+    left_out: str = ""  # why there was no check, or why it says less
 
     @property
     def passed(self) -> bool:

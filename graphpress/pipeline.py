@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,9 @@ class Pipeline:
                 self._explain(e, i, before)
                 raise
             reports.append(report)
+            if report.data is not None:  # the rest sees what the pass made
+                ctx = replace(ctx, data=report.data)
+                oracle = _Oracle(ctx, self.check_numbers)
             if self.watch:
                 self.watch(work, report)
         return work, reports

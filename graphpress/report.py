@@ -111,8 +111,9 @@ class Report:
 
 
 def _pass_json(p: PassReport) -> dict[str, Any]:
-    plain = dataclasses.asdict(dataclasses.replace(p, plan=None, histograms={}))
+    plain = dataclasses.asdict(dataclasses.replace(p, plan=None, histograms={}, data=None))
     del plain["histograms"]  # those of the worst sites are in the report
+    del plain["data"]  # the report has its digest
     return plain | {"plan": p.plan.to_json() if p.plan else None}
 
 

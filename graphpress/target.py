@@ -167,7 +167,7 @@ def _weight(c: Capability, node: ir.Node, slot: int, schemes: Mapping[Site, Sche
             yield f"computed input {slot} is {scheme}, the kernel takes {' or '.join(c.activation)}"
         return
     g = scheme.granularity
-    if scheme.dtype not in c.weight:
+    if scheme.storage not in c.weight:
         yield f"weights are {scheme.dtype}, {c.kernel or c.op} takes {' or '.join(c.weight)}"
     elif g.kind not in c.weight_granularity:
         yield f"weights are {g}, {c.kernel or c.op} takes {' or '.join(c.weight_granularity)}"

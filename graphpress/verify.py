@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import onnx_ir as ir
 
-from graphpress import edit, text
+from graphpress import edit, sparsity, text
 from graphpress.errors import GraphpressError, VerifyError
 
 
@@ -86,6 +86,8 @@ class _Checker:
             self.scope(body, defined, (*path, node.name or ""))
         if node.domain == "graphpress":
             self.dialect(node)
+        if (why := sparsity.broken(node)) is not None:
+            self.fail(why, node)
         for value in node.outputs:
             self.define(value, defined, visible, node)
 

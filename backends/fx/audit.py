@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphpress import edit
 from graphpress.backends import macs
-from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds
+from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
 from graphpress.backends.fx.builder import NODE
-from graphpress.backends.fx.choice import REFUSED
+from graphpress.backends.fx.choice import DENSE, REFUSED
 from graphpress.backends.fx.kernels.base import Kernel
 from graphpress.backends.fx.lower import execute
 from graphpress.backends.macs import Shapes
@@ -157,6 +157,7 @@ class _Auditor:
         self.model, self.target, self.module, self.ran = model, target, module, ran
         self.nodes = {n.meta[NODE]: n for n in module.graph.nodes if NODE in n.meta}
         self.refused: dict[str, str] = module.meta.get(REFUSED, {})
+        self.dense: dict[str, str] = module.meta.get(DENSE, {})
         self.total = sum(r.seconds for r in ran.values() if r.seconds < float("inf")) or 1e-12
 
     def audit(self, feeds: Arrays) -> Audit:
@@ -188,7 +189,10 @@ class _Auditor:
     def verdict(self, node: ir.Node, made: fx.Node) -> tuple[str, str]:
         kernel = self.module.get_submodule(str(made.target)) if made.op == "call_module" else None
         if isinstance(kernel, Kernel):
-            return kernel.verdict, kernel.reason
+            sparse = kernel.kind == "sparse"
+            return kernel.verdict, kernel.reason if sparse else size_only(node, kernel.reason, "torch")
+        if (why := self.dense.get(node.name or "")) is not None:
+            return "float", size_only(node, why, "torch")
         if (why := self.refused.get(node.name or "")) is not None:
             return "fallback", why
         if SCHEME in node.metadata_props:

@@ -36,11 +36,13 @@ class Kernels:
         at: The kernel whose last node this is.
         replaced: Nodes that need not be computed.
         refused: Why a quantized product has no kernel, by node name.
+        dense: Why a pruned float product is multiplied dense, by node name.
     """
 
     at: Mapping[ir.Node, Chosen] = field(default_factory=dict)
     replaced: Collection[ir.Node] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
+    dense: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from graphpress import edit
 from graphpress.backends import canonical, macs
-from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds
+from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
 from graphpress.backends.macs import Kernel
 from graphpress.backends.ort import lower_float, origin
 from graphpress.backends.ort.groups import quantizers, static_violation
@@ -18,6 +18,7 @@ from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Profile, profile
 from graphpress.base import ORIGIN, SCHEME, Arrays
 from graphpress.errors import BadRequest
+from graphpress.ops import packing
 from graphpress.target import Target
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
@@ -43,8 +44,9 @@ def audit(model: ir.Model, target: Target, feeds: Arrays | None = None) -> Audit
         if feeds is not None:
             raise
         raise BadRequest(f"{e.what} (on made-up inputs)", where=e.where, fix="Give inputs to audit on.") from e
-    written = profile(model, given, optimise=False, provider=target.provider)
-    return _Auditor(model, target, ran, written).audit(given)
+    dense = packing.unpacked(model)  # what was packed is unpacked at load: kernels read it as it was
+    written = profile(dense, given, optimise=False, provider=target.provider)
+    return _Auditor(dense, target, ran, written).audit(given)
 
 
 class _Auditor:
@@ -86,7 +88,7 @@ class _Auditor:
         if verdict == "float" and not work and spent < _WORTH_A_ROW * self.total:
             return None
         scheme = node.metadata_props.get(SCHEME, "")
-        kernel = main.node.op_type
+        kernel, reason = main.node.op_type, size_only(node, reason, "ONNX Runtime")
         return Row(node.name or "", node.op_type, scheme, verdict, kernel, reason, spent, spent / self.total, work)
 
     def owner(self, r: Ran) -> str:
@@ -104,7 +106,9 @@ class _Auditor:
         op = main.node.op_type
         if op == "MatMulNBits":
             level = next((a.i for a in main.node.attribute if a.name == "accuracy_level"), 0)
-            return ("integer", "") if level == 4 else ("weight-only", "blocks of weights become float in the kernel")
+            too = "; so do the activations' codes" if any(map(canonical.activation, node.inputs)) else ""
+            weights = "blocks of weights become float in the kernel"
+            return ("integer", "") if level == 4 else ("weight-only", weights + too)
         if op == "GatherBlockQuantized":
             return "weight-only", "only the rows that are read become float"
         if _INTEGER.match(op) or _on_integers(node) or (node.op_type == op and self.moves_integers(node, main)):

@@ -17,6 +17,7 @@ from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
 from graphpress.backends.ort import emit
+from graphpress.ops import dynamic_quantize_token
 from graphpress.target import Target
 
 
@@ -138,12 +139,16 @@ def _unsigned_token(op: ir.Node, x: Activation) -> _Token:
     """What the body of the dialect op computes, with 128 added to its codes; the op goes when nobody reads it more."""
     graph = op.graph
     assert isinstance(graph, ir.Graph)
-    one, middle, largest_code, smallest, rows = (edit.add_const(graph, np.array(v), n) for n, v in _NUMBERS.items())
+    steps, top = np.float32(dynamic_quantize_token.steps(x.bits)), np.float32(2 ** (x.bits - 1) - 1)
+    numbers = _NUMBERS | {"largest_code": steps}
+    one, middle, smallest, rows, largest_code = (edit.add_const(graph, np.array(v), n) for n, v in numbers.items())
     magnitude = emit.helper_node("Abs", [x.source], op)
     largest = emit.helper_node("ReduceMax", [magnitude, rows], op, {"keepdims": 1})
     raw = emit.helper_node("Div", [largest, largest_code], op)
     scale = edit.like(emit.helper_node("Max", [raw, smallest], op), x.scale)
     ratio = emit.helper_node("Div", [x.source, scale], op)
+    if x.bits < 8:
+        ratio = emit.helper_node("Min", [ratio, edit.add_const(graph, np.array(top), "top")], op)
     codes = emit.helper_node("QuantizeLinear", [ratio, one, middle], op)
     return _Token(edit.like(codes, x.source, ir.DataType.UINT8), scale, one, middle)
 
@@ -151,7 +156,6 @@ def _unsigned_token(op: ir.Node, x: Activation) -> _Token:
 _NUMBERS = {
     "one": np.float32(1),
     "middle": np.uint8(128),
-    "largest_code": np.float32(127),
     "smallest_scale": np.finfo(np.float32).tiny,
     "rows": np.array([-1]),
 }

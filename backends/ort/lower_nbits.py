@@ -1,7 +1,7 @@
 """MatMul and Gemm with weights of 2, 4 or 8 bits in blocks of K: com.microsoft::MatMulNBits.
 
 ``accuracy_level`` is always written. It is 4 (activations rounded to int8 by block inside the kernel) where the graph
-asked for quantized activations, and the target's ``weight_only_accuracy_level`` where it left them float.
+asked for 8-bit activations, and the target's ``weight_only_accuracy_level`` where it left them float.
 
 Measured on 2 cores with AVX512-VNNI, ONNX Runtime 1.32, K = N = 1024: speed against fp32 MatMul at 1 / 16 / 256 rows.
 
@@ -56,14 +56,15 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     w, x = canonical.weight(node.inputs[1]), canonical.activation(node.inputs[0])
     if w is None or not plain(node) or (x is not None and x.kind == "static" and not w.block):
         return False
-    level = ROUNDS_ACTIVATIONS if x is not None else target.weight_only_accuracy_level
+    rounded = x is not None and x.bits == 8  # codes of fewer bits are not what the kernel rounds to: it gets floats
+    level = ROUNDS_ACTIVATIONS if rounded else target.weight_only_accuracy_level
     if w.bits != 4 and level != ROUNDS_ACTIVATIONS:
         return False
     m = canonical.matrix(w, transposed=bool(edit.attribute(node, "transB", 0)))
     block = m and block_size(m, w.bits, level)
     if m is None or not block:
         return False
-    source = x.source if x is not None and x.kind != "static" else node.inputs[0]
+    source = x.source if x is not None and rounded and x.kind != "static" else node.inputs[0]
     _emit(node, source, w, m, block, level, shared)
     return True
 

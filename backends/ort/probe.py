@@ -92,12 +92,12 @@ class Variant:
 
 
 def variants(c: Capability) -> Iterator[Variant]:
-    """Every combination that a capability claims. int8 activations at run time are per token, uint8 ones per tensor."""
+    """Every combination that a capability claims. At run time signed activations are per token, uint8 per tensor."""
     activations = [] if c.mode == "weight" else list(itertools.product(c.activation, c.activation_granularity))
     for (a, kind), w, g in itertools.product(
         activations or [("", "")], c.weight or ("",), c.weight_granularity or ("",)
     ):
-        if c.mode == "static" or not a or (kind == Kind.TOKEN) == (a == "int8"):
+        if c.mode == "static" or not a or (kind == Kind.TOKEN) == (a != "uint8"):
             yield from (Variant(a, kind, w, g, n) for n in (_groups(c) if g == Kind.GROUP else [0]))
 
 
@@ -199,7 +199,8 @@ class _Builder:
         if self.c.mode == "static":
             return self.quantize(x, 0.03, f"x{slot}")
         if self.v.activation_kind == Kind.TOKEN:
-            q, scale = self.op("DynamicQuantizeToken", [x], 2, domain=ops.base.DOMAIN)
+            bits = Scheme(self.v.activation).bits
+            q, scale = self.op("DynamicQuantizeToken", [x], 2, domain=ops.base.DOMAIN, bits=bits)
             (floats,) = self.op("Cast", [q], to=int(ir.DataType.FLOAT))
             return self.op("Mul", [floats, scale])[0]
         return self.op("DequantizeLinear", list(self.op("DynamicQuantizeLinear", [x], 3)))[0]

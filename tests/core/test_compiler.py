@@ -9,8 +9,9 @@ import pytest
 import graphpress as gp
 from graphpress import text
 from graphpress.base import SCHEME
-from graphpress.compiler import Compiled, _Clock, _data, _Job, _target, top1
+from graphpress.compiler import Compiled, _Clock, _data, _Job, _target
 from graphpress.errors import BadRequest, GateError
+from graphpress.metric import top1
 from graphpress.recipe import Recipe
 from tests import kit
 

@@ -27,7 +27,7 @@ def test_the_machine_decides_the_activation_type() -> None:
     arm = Target.load("ort-cpu", "arm64")
     assert arm.activation_dtype == "int8"
     assert arm.find("Conv", "static")[0].activation == ("int8",)
-    assert arm.find("MatMul", "dynamic")[0].activation == ("uint8", "int8")
+    assert arm.find("MatMul", "dynamic")[0].activation == ("uint8", "int8", "int4")
     assert [Target.load("ort-cpu", isa).saturates for isa in ("x86-64", "x86-64+vnni", "arm64")] == [True, False, False]
 
 

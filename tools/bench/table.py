@@ -6,11 +6,8 @@ Each row is kept as soon as it is measured; a second run with the same ``--out``
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from graphpress.errors import GraphpressError
+from graphpress.tools.bench.children import lines
 from graphpress.tools.bench.markdown import missed, render
 from graphpress.tools.bench.results import Results, resume
 from graphpress.tools.bench.row import Row
@@ -31,40 +29,8 @@ def rows(command: Sequence[str], model: str, recipes: Sequence[str], limit: floa
 
     A process that dies or is silent for ``limit`` seconds costs the row it was at; another one measures the rest.
     """
-    left = list(recipes)
-    while left:
-        with tempfile.TemporaryFile("w+") as errors:
-            now = [*command, "--models", model, "--recipes", ",".join(left)]
-            process = subprocess.Popen(now, stdout=subprocess.PIPE, stderr=errors, text=True)
-            for row in _lines(process, limit):
-                left.remove(row.recipe)
-                yield row
-            if left:
-                errors.seek(0)
-                yield _crash(model, left.pop(0), process.returncode, errors.read())
-
-
-def _lines(process: subprocess.Popen[str], limit: float) -> Iterator[Row]:
-    """The rows that the process prints, until it ends or is silent for too long."""
-    assert process.stdout is not None
-    timer = threading.Timer(limit, process.kill)
-    timer.start()
-    try:
-        for line in process.stdout:
-            timer.cancel()
-            yield Row.from_json(json.loads(line))
-            timer = threading.Timer(limit, process.kill)
-            timer.start()
-    finally:
-        timer.cancel()
-        process.kill()
-        process.stdout.close()
-        process.wait()
-
-
-def _crash(model: str, recipe: str, code: int, errors: str) -> Row:
-    last = errors.strip().splitlines()[-1:] or ["it printed nothing"]
-    return Row(model, recipe, status="crash", reason=f"the process ended with code {code}: {last[0]}")
+    for recipe, found in lines(command, model, recipes, limit):
+        yield Row.from_json(found) if isinstance(found, dict) else Row(model, recipe, status="crash", reason=found)
 
 
 def measure(args: argparse.Namespace, results: Results, keep: Path) -> None:

@@ -18,6 +18,7 @@ from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.operands import Tensor
 from graphpress.backends.fx.ops import cast, convolution
 from graphpress.errors import Unsupported
+from graphpress.ops import dynamic_quantize_token
 
 Types: TypeAlias = tuple[str | None, ...]
 _CODES = (torch.float32, torch.float64)  # what codes are in where they pass gradients on
@@ -186,12 +187,12 @@ def dynamic_quantize_straight(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _passing(ratio + zero, exact, -math.inf, math.inf), scale, zero
 
 
-def dynamic_quantize_token_straight(x: Tensor) -> tuple[Tensor, Tensor]:
+def dynamic_quantize_token_straight(x: Tensor, *, bits: int = 8) -> tuple[Tensor, Tensor]:
     """``graphpress::DynamicQuantizeToken``; the range passes no gradient."""
     largest = x.detach().abs().amax(-1, keepdim=True)
-    scale = (largest / 127.0).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = (largest / dynamic_quantize_token.steps(bits)).clamp_min(torch.finfo(torch.float32).tiny)
     ratio = x / scale
-    return ratio + (ratio.round() - ratio).detach(), scale
+    return ratio + (ratio.round().clamp_max(2 ** (bits - 1) - 1) - ratio).detach(), scale
 
 
 # -- products of integers ----------------------------------------------------------------------------------------------

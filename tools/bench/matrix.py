@@ -1,0 +1,132 @@
+"""``python -m graphpress.tools.bench.matrix``: every recipe by every real model: applies, skips, or refuses, and why.
+
+Settings are quick ones: short searches, short trainings, few samples. The file of cells is written after each; a second
+run with the same ``--out`` goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from graphpress import catalog
+from graphpress.errors import BadRequest, GraphpressError, nearest
+from graphpress.tools.bench.cell import Cell
+from graphpress.tools.bench.children import lines
+from graphpress.tools.bench.zoo import add_options, tasks
+from graphpress.tools.cli import terminal
+
+_HEAD = """# Every recipe by every model
+
+Written by `python -m graphpress.tools.bench.matrix --zoo DIR --markdown`, at quick settings: {what}.
+A percentage is the share of the sites (convolutions, matrix products, recurrences, embeddings) that have a low-bit
+format now; before it stands what else the recipe did: the first of its passes that found something, and how many
+changes it made. `-` is a skip (nothing there to change), `no` a refusal; * is below the recipe's accuracy gate, which
+these settings are not made to hold.
+"""
+_QUICK = "20 samples, searches of 10 iterations, trainings of 6 steps"
+
+
+def load(path: Path) -> list[Cell]:
+    """The cells in a file, without those that crashed, which are tried again; none where there is no file.
+
+    Raises:
+        BadRequest: Not a file of cells.
+    """
+    if not path.exists():
+        return []
+    try:
+        cells = [Cell.from_json(c) for c in json.loads(path.read_text())["cells"]]
+        return [c for c in cells if c.status != "crash"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise BadRequest("is not a file of cells", where=str(path), fix="Choose another --out.") from e
+
+
+def save(cells: Sequence[Cell], path: Path) -> None:
+    """Write a sibling and rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"cells": [c.to_json() for c in cells]}, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def chosen(pattern: str | None) -> list[str]:
+    """Names of shipped recipes, all of them without a pattern.
+
+    Raises:
+        BadRequest: There is no such recipe.
+    """
+    known = list(catalog.recipes())
+    for name in pattern.split(",") if pattern else ():
+        if name not in known:
+            raise BadRequest("there is no such recipe", where=f"--recipes {name!r}", fix=nearest(name, known))
+    return pattern.split(",") if pattern else known
+
+
+def fill(cells: list[Cell], args: argparse.Namespace, command: Sequence[str]) -> Iterator[Cell]:
+    """The cells that are missing, models in order."""
+    done = {(c.model, c.recipe) for c in cells}
+    for task in tasks(args.zoo, args.models):
+        todo = [r for r in chosen(args.recipes) if (task.name, r) not in done]
+        for recipe, found in lines(command, task.name, todo, args.limit):
+            yield Cell.from_json(found) if isinstance(found, dict) else Cell(task.name, recipe, "crash", reason=found)
+
+
+def render(cells: Sequence[Cell], what: str = _QUICK) -> str:
+    """The table, models down and recipes across, with every reason once below it."""
+    models, recipes = (list(dict.fromkeys(getattr(c, name) for c in cells)) for name in ("model", "recipe"))
+    notes: dict[str, int] = {}
+    found = {(c.model, c.recipe): _text(c, notes) for c in cells}
+    table = [f"| | {' | '.join(recipes)} |", "|---" * (len(recipes) + 1) + "|"]
+    table += [f"| {m} | {' | '.join(found.get((m, r), '') for r in recipes)} |" for m in models]
+    reasons = [f"{number}. {reason}" for reason, number in notes.items()]
+    return "\n".join([_HEAD.format(what=what), *table, "", *reasons]) + "\n"
+
+
+def _text(cell: Cell, notes: dict[str, int]) -> str:
+    reason = " ".join(cell.reason.split())[:300].replace("|", "/")
+    mark = f"<sup>{notes.setdefault(reason, len(notes) + 1)}</sup>" if reason else ""
+    if cell.status == "applied":
+        parts = [f"{name} {count}" for name, count in cell.changes.items() if count] or [""]
+        parts = [parts[0], f"{cell.share:.0%}" if cell.share is not None else ""]
+        return ", ".join(p for p in parts if p) + ("" if cell.gate else "*") + mark
+    return {"skipped": "-", "refused": "no", "crash": "CRASH"}[cell.status] + mark
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 done, 1 something crashed, 2 bad request."""
+    args = _parser().parse_args(argv)
+    try:
+        cells, recipes = load(args.out), chosen(args.recipes)
+        left = len(tasks(args.zoo, args.models)) * len(recipes)
+        command = [sys.executable, "-m", "graphpress.tools.bench.cell", "--zoo", str(args.zoo)]
+        with terminal.progress() as progress:
+            for cell in progress(fill(cells, args, command), "cells", left):
+                cells.append(cell)
+                save(cells, args.out)
+    except GraphpressError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    if args.markdown:
+        print(render(cells), end="")
+    crashed = [c for c in cells if c.status == "crash"]
+    for cell in crashed:
+        print(f"crash: {cell.model}, {cell.recipe}: {cell.reason}\n{cell.trace}", file=sys.stderr)
+    return 1 if crashed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="graphpress.tools.bench.matrix", description=__doc__)
+    add_options(parser)
+    parser.add_argument("--recipes", help="comma-separated (default: all that are shipped)")
+    parser.add_argument("--out", type=Path, default=Path("matrix.json"), help="file of cells; goes on where it stops")
+    parser.add_argument("--markdown", action="store_true", help="print the table of tools/bench/matrix.md")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a cell may take")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
