@@ -134,10 +134,8 @@ def compile(
         target: Name of a target.
         seed: Seed of everything random.
         evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
-        max_drop: How much of the metric may be lost; sites go back to float, worst first, until it holds, unless the
-            recipe has a pass that searches within budgets.
-        max_latency: Of one sample on the target, a share of the float model's (``0.6x``) or milliseconds; for recipes
-            with such a pass, whose own budgets those given here replace.
+        max_drop: How much of the metric may be lost: see ``fallback.hold_drop``, or the pass that searches within it.
+        max_latency: Of one sample, a share of the float model's (``0.6x``) or milliseconds; see ``demand.handed``.
         max_size: Of all weights, a share (``0.3x``) or bytes; likewise.
         state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
         gate: Raise when the result is below the recipe's gate.
@@ -162,9 +160,7 @@ def compile(
             fallback.check(job.evaluate, max_drop)
         if max_drop is not None or state is not None:
             job.calibrate = Recall(Path(state) if state is not None else None)
-    compiled = job.once(job.recipe)
-    if max_drop is not None:
-        compiled = (demand if demand.holder(wanted) else fallback).hold_drop(job, compiled, max_drop)
+    compiled = demand.held(job, job.once(job.recipe), max_drop)
     report = job.report(compiled, source)
     if prove:
         with clock.phase("prove"):

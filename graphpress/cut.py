@@ -35,12 +35,14 @@ def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Mo
 
     Raises:
         StaleSite: There is no such value.
-        BadRequest: An output depends on an input of the graph that is not among ``inputs``.
+        BadRequest: An output depends on an input of the graph that is not among ``inputs``, or a type is not known.
     """
     known = _values(model)
     for name in (*inputs, *outputs):
         if name not in known:
             raise StaleSite("the main graph has no such value", where=f"value {name!r}", fix=nearest(name, known))
+        if known[name].type is None:
+            raise BadRequest("its type is not known", where=f"value {name!r}", fix="Run infer-shapes first.")
     try:
         graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
     except ValueError as e:
@@ -61,7 +63,8 @@ def boundary(model: ir.Model, values: Collection[str]) -> Boundary:
         if any(v in changed for v in reads) and not any(o.name in values for o in node.outputs):
             changed.update(node.outputs)
             inputs.update(dict.fromkeys(v.name or "" for v in reads))
-    made = {o.name for v in changed if (node := v.producer()) is not None for o in node.outputs} - set(values)
+    makers = (v.producer() for v in changed)
+    made = {o.name for maker in makers if maker is not None for o in maker.outputs} - set(values)
     outputs = tuple(o.name or "" for o in model.graph.outputs if o in changed)
     return Boundary(tuple(n for n in inputs if n not in made), outputs)
 

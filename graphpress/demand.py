@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from graphpress import fallback
 from graphpress.errors import BadRequest, GateError
 from graphpress.recipe import Recipe
 
@@ -34,16 +35,22 @@ def handed(recipe: Recipe, max_latency: Budget, max_size: Budget, max_drop: floa
         raise BadRequest(f"recipe {recipe.name!r} cannot hold it", where=option, fix="Use the recipe mixed.")
     if name is None or not given:
         return recipe
-    passes = (dataclasses.replace(p, **budgets) if p.name == name else p for p in recipe.passes)  # type: ignore[arg-type]
+    steps: list[Any] = [*recipe.passes]  # every pass is a dataclass
+    passes = (dataclasses.replace(p, **budgets) if p.name == name else p for p in steps)
     return dataclasses.replace(recipe, passes=tuple(passes))
 
 
-def hold_drop(job: _Job, compiled: Compiled, max_drop: float) -> Compiled:
-    """What was searched within a budget of the metric, with the metric before and after in its report.
+def held(job: _Job, compiled: Compiled, max_drop: float | None) -> Compiled:
+    """The compiled model within a budget of the metric: as a pass found it, or with sites back in float.
 
     Raises:
-        GateError: The finished model loses more than allowed.
+        GateError: The budget cannot be held, or the finished model loses more than the pass measured.
+        BadRequest: See ``fallback.hold_drop``.
     """
+    if max_drop is None:
+        return compiled
+    if holder(job.recipe) is None:
+        return fallback.hold_drop(job, compiled, max_drop)
     assert job.evaluate is not None
     before, after = job.evaluate(job.original()), compiled.metric or 0.0
     compiled.report.metric = {"before": before, "after": after, "allowed": max_drop}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -15,6 +15,9 @@ from graphpress.base import SCHEME, SCOPE, TARGET
 from graphpress.compiler import ModelLike, _model
 from graphpress.pipeline import stage_of
 from graphpress.tables import Table, scheme, size
+
+if TYPE_CHECKING:
+    from graphpress.passes.structure.anatomy import Anatomy
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Inspection:
     ops: dict[str, int]
     storage: dict[str, dict[str, int]]  # element type -> tensors, elements, bytes
     sites: list[SiteInfo] = field(default_factory=list)
+    structure: Anatomy | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -60,11 +64,41 @@ class Inspection:
                 ("site", "op", "module", "weights", "scheme"),
                 [(s.node, s.op, s.scope, f"{s.weights:,}", scheme(s.scheme)) for s in self.sites],
             ),
+            *([] if self.structure is None else _structure(self.structure)),
         ]
 
 
-def inspect(model: ModelLike) -> Inspection:
-    """Operators, weights by storage type, and sites of a model or an ONNX file."""
+def _structure(found: Anatomy) -> list[Table]:
+    parts = {
+        "Residual streams": found.streams,
+        "Norms": found.norms,
+        "Attention heads": found.heads,
+        "MLP pairs": found.pairs,
+        "Embeddings": found.embeddings,
+    }
+    return [
+        Table(title, tuple(rows[0]), [tuple(_cell(k, v) for k, v in row.items()) for row in rows])
+        for title, rows in parts.items()
+        if rows
+    ]
+
+
+def _cell(key: str, value: Any) -> str:
+    """Reasons and layers by name, the many ends of a stream by number."""
+    if isinstance(value, list):
+        return str(len(value)) if key in ("writers", "readers", "norms") else "; ".join(map(str, value)) or "-"
+    return "-" if value in (None, "") else str(value)
+
+
+def inspect(model: ModelLike, *, structure: bool = False) -> Inspection:
+    """Operators, weights by storage type, and sites of a model or an ONNX file.
+
+    Args:
+        model: A model or the path of an ONNX file.
+        structure: Look for residual streams, norms, attention heads, MLP pairs and embeddings as well.
+    """
+    from graphpress.passes.structure.anatomy import anatomy
+
     model = _model(model)
     return Inspection(
         name=model.graph.name or "model",
@@ -77,6 +111,7 @@ def inspect(model: ModelLike) -> Inspection:
         ops=reports.histogram(model),
         storage=storage(model),
         sites=_sites(model),
+        structure=anatomy(model) if structure else None,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from graphpress import tables
+from graphpress.chart import chart
 from graphpress.report import Report, SiteRow
 
 WORST = 8  # sites whose histograms are drawn
@@ -25,6 +26,7 @@ def render(report: Report) -> str:
         sites=tables.sites(report),
         tail=[tables.passes(report), tables.skips(report), tables.histogram(report)],
         bars=_bars(report),
+        charts=[(p.name, chart(p.front)) for p in report.passes if p.front],
         histograms=[_histogram(n, h) for n, h in list(report.histograms.items())[:WORST]],
         learners=[_learners(name, used) for p in report.passes for name, used in p.learners.items()],
     )

@@ -13,7 +13,7 @@ accuracy against work. (Adaptive Computation Modules, Wójcik et al., arXiv:2312
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, no_type_check
 
 import onnx_ir as ir
 from onnxscript import opset20 as op
@@ -33,7 +33,8 @@ _dialect = Opset(DOMAIN, VERSION)
 
 
 @script(_dialect, default_opset=op)
-def ACM(  # type: ignore[no-untyped-def]  # noqa: N802
+@no_type_check  # the script is no Python: mypy takes its attributes for tensors
+def ACM(  # noqa: N802
     x, gate, gate_bias, price, w1, b1, w2, b2, activation: str, gated: int, min_learners: int, int8: int
 ):
     """All learners for all tokens, those not taken left out of the sum: the meaning, not the way to compute it."""
@@ -122,7 +123,7 @@ def _kernel() -> Callable[..., Any]:
 
 def _cost(node: ir.Node) -> int | None:
     """Of a run in which every token takes every learner."""
-    shape, w1, w2, gate = (node.inputs[i].shape if node.inputs[i] is not None else None for i in (0, 4, 6, 1))
+    shape, w1, w2, gate = (None if v is None else v.shape for v in (node.inputs[i] for i in (0, 4, 6, 1)))
     if any(s is None or not s.is_static() for s in (shape, w1, w2, gate)):
         return None
     assert shape is not None and w1 is not None and w2 is not None and gate is not None

@@ -6,7 +6,7 @@ learners, rise to 1. A budget below the first knot counts as that one; from 1 on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, no_type_check
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +25,8 @@ _dialect = Opset(DOMAIN, VERSION)
 
 
 @script(_dialect, default_opset=op)
-def ACMPrice(budget, knots, prices):  # type: ignore[no-untyped-def]  # noqa: N802
+@no_type_check  # the script is no Python: mypy takes its attributes for tensors
+def ACMPrice(budget, knots, prices):  # noqa: N802
     """The first price, and along each piece below the budget its slope times the part of it that is below."""
     low, high = knots[:-1], knots[1:]
     slope = op.Div(op.Sub(prices[1:], prices[:-1]), op.Sub(high, low))

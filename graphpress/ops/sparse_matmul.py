@@ -3,6 +3,9 @@
 The weight is [K, N], pruned along K; ``shape`` is [N, K] and ``perm`` [1, 0], which Transpose takes back.
 """
 
+# The body below is ONNX written as Python: its constants have no type that mypy knows.
+# mypy: disable-error-code="arg-type, type-var"
+
 from __future__ import annotations
 
 import math

@@ -87,7 +87,8 @@ class Acm(Pass):
         nodes = list(model.graph)
         if self.select:
             named = _named(self.select, nodes, "acm: option 'select'")
-            found = [f for f in [*anatomy.blocks, *anatomy.projections] if f.name in named]
+            known: list[ffn.Found] = [*anatomy.blocks, *anatomy.projections]
+            found = [f for f in known if f.name in named]
         ignored = _named(self.ignore, nodes, "acm: option 'ignore'")
         return [f for f in found if f.name not in ignored]
 

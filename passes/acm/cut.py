@@ -68,7 +68,7 @@ def projection_learners(layer: Linear, count: int, fraction: float, moment: np.n
         moment: [width, width], mean of x x^T, so that directions which the data has count; None for all alike.
     """
     weight = layer.weight().astype(np.float64).T  # [width, out]
-    size = projection_size(*weight.shape, count, fraction)
+    size = projection_size(weight.shape[0], weight.shape[1], count, fraction)
     root, inverse = _roots(moment, weight.shape[0])
     left, values, right = np.linalg.svd(root @ weight, full_matrices=False)
     kept = min(count * size, len(values))

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.base import Executor, Progress, quiet
 from graphpress.ops.acm_price import EVERY
-from graphpress.passes.acm.site import Site, price_node, share, sites
+from graphpress.passes.acm.site import price_node, share, sites
 
 if TYPE_CHECKING:
     from graphpress.calibration import CalibrationData
@@ -126,8 +126,3 @@ def fit_prices(
             above, below = (middle, below) if share_at(middle) > knot else (above, middle)
         prices.append(below)
     return np.array(knots), np.minimum.accumulate(np.array(prices))
-
-
-def mean_share(found: Sequence[Site], usage: Usage) -> float:
-    """The share again from the counts, for those who changed them."""
-    return share(list(found), usage.means())

@@ -17,7 +17,8 @@ import numpy as np
 from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, Totals
 
 LIMIT = 1 << 15  # points kept at a time in all
-_State: TypeAlias = tuple[tuple[int, bool | None, int], ...]  # (link, what its source gives, kinds of readers seen)
+# Of each open link: its index, what its source gives, the kinds of readers seen or the bytes that they may take.
+_State: TypeAlias = tuple[tuple[int, bool | None, float], ...]
 _FLOATS, _INTEGERS = 1, 2
 
 
@@ -55,7 +56,8 @@ def pareto(problem: Problem, cost: str = "latency", limit: int = LIMIT) -> Front
         cost: What is traded for accuracy.
         limit: Beyond so many partial assignments, the cost is cut into as many steps and the best of each is kept.
     """
-    links = problem.links if cost == "latency" else ()
+    links = problem.links if cost == "latency" else [x for x in problem.links if any(x.extra)]
+    step = _step if cost == "latency" else _step_bytes
     last = {i: max((link.source, *link.readers)) for i, link in enumerate(links)}
     states: dict[_State, _Points] = {(): _Points(np.zeros(1), np.zeros(1), np.zeros(1, np.int64))}
     trails: list[tuple[np.ndarray, np.ndarray]] = []
@@ -65,7 +67,7 @@ def pareto(problem: Problem, cost: str = "latency", limit: int = LIMIT) -> Front
         opened: dict[_State, list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]] = {}
         for state, points in states.items():
             for c, choice in enumerate(variable.choices):
-                after, paid = _step(state, index, choice, links, touching, last)
+                after, paid = step(state, index, choice, links, touching, last)
                 own = choice.latency if cost == "latency" else choice.size
                 opened.setdefault(after, []).append(
                     (points.cost + own + paid, points.drop + choice.drop, points.trail, c)
@@ -88,7 +90,7 @@ def _step(
     state: _State, index: int, choice: Choice, links: Sequence[Link], touching: Sequence[int], last: dict[int, int]
 ) -> tuple[_State, float]:
     """The state after a choice, and what the links that it closes cost."""
-    known, paid = {i: (gives, seen) for i, gives, seen in state}, 0.0
+    known, paid = {i: (gives, int(seen)) for i, gives, seen in state}, 0.0
     for i in touching:
         link = links[i]
         gives, seen = known.pop(i, (False if link.source == OUTSIDE else None, _FLOATS * (OUTSIDE in link.readers)))
@@ -103,6 +105,26 @@ def _step(
         elif seen:
             paid += link.down if gives else link.up
     return tuple((i, gives, seen) for i, (gives, seen) in sorted(known.items())), paid
+
+
+def _step_bytes(
+    state: _State, index: int, choice: Choice, links: Sequence[Link], touching: Sequence[int], last: dict[int, int]
+) -> tuple[_State, float]:
+    """As ``_step``, for what links take in bytes."""
+    known, paid = {i: (gives, waiting) for i, gives, waiting in state}, 0.0
+    for i in touching:
+        link = links[i]
+        gives, waiting = known.pop(i, (False if link.source == OUTSIDE else None, 0.0))
+        if choice.keeps:
+            waiting += link.bytes_of(index)
+        if index == link.source:
+            gives = choice.gives
+        if gives is not None:
+            paid += waiting if gives else 0.0
+            waiting = 0.0
+        if last[i] > index:
+            known[i] = gives, waiting
+    return tuple((i, gives, waiting) for i, (gives, waiting) in sorted(known.items())), paid
 
 
 def _merge(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -15,7 +15,7 @@ from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, V
 from graphpress.passes.allocate.sensitivity import Sensitivity
 from graphpress.passes.allocate.space import Group
 from graphpress.passes.quantize import anatomy
-from graphpress.types import Role
+from graphpress.types import Kind, Role
 
 INTEGER = "integer"  # the other choice of an operator without weights
 
@@ -47,10 +47,10 @@ def build(parts: Parts, tables: Tables) -> Problem:
     static = space.static
     place = {n.name: i for i, n in enumerate(space.model.graph)}
     variables = [_variable(parts, tables, g) for g in space.groups]
-    if static is not None and tables.times.parts:
-        variables += [_free(node, tables.times) for node in space.light if node in tables.times.parts]
+    if static is not None:
+        variables += [_free(node, tables.times) for node in space.light]
     variables.sort(key=lambda v: place[v.nodes[0]])
-    links = _links(parts, variables, tables.times) if static is not None and tables.times.parts else []
+    links = _links(parts, variables, tables.times) if static is not None else []
     size = reports.stored_bytes(space.model)
     return Problem(tuple(variables), tuple(links), float(size), tables.latency)
 
@@ -66,8 +66,10 @@ def _variable(parts: Parts, tables: Tables, group: Group) -> Variable:
         times = [tables.times.parts[n] for n in group.nodes if n in tables.times.parts]
         latency = sum(t[name] - t[FLOAT] for t in times)
         reads = any(parts.space.is_static(n, name) for n in group.nodes)
-        gives = any(s.role is Role.OUTPUT for n in group.nodes for s in parts.schemes(n, name))
-        choices.append(Choice(name, drop, float(size), latency, reads, gives))
+        sites = [(s, v) for n in group.nodes for s, v in parts.schemes(n, name).items()]
+        gives = any(s.role is Role.OUTPUT for s, _ in sites)
+        keeps = all(s.role is Role.WEIGHT and v.granularity.kind is not Kind.GROUP for s, v in sites)
+        choices.append(Choice(name, drop, float(size), latency, reads, gives, keeps))
     return Variable(group.name, group.nodes, tuple(choices))
 
 
@@ -84,7 +86,7 @@ def _shared(parts: Parts, group: Group) -> set[str]:
 
 
 def _free(node: str, times: Times) -> Variable:
-    row = times.parts[node]
+    row = times.parts.get(node, {FLOAT: 0.0, INTEGER: 0.0})
     name = next(f for f in row if f != FLOAT)
     integer = Choice(INTEGER, latency=row[name] - row[FLOAT], reads=True, gives=True)
     return Variable(node, (node,), (Choice(FLOAT), integer), free=True)
@@ -94,10 +96,10 @@ def _links(parts: Parts, variables: list[Variable], times: Times) -> Iterator[Li
     """One link for each value that somebody could write or wants to read as integers."""
     owner = {n: i for i, v in enumerate(variables) for n in v.nodes}
     graph = parts.space.model.graph
-    nodes = {n.name: n for n in graph if n.name in owner}
+    nodes = {n.name: n for n in graph if n.name is not None and n.name in owner}
     gives = {i for i, v in enumerate(variables) if any(c.gives for c in v.choices)}
     reads = {i for i, v in enumerate(variables) if any(c.reads for c in v.choices)}
-    sources = [(owner[name or ""], v) for name, n in nodes.items() for v in _settled(n)]
+    sources = [(owner[name], v) for name, n in nodes.items() for v in _settled(n)]
     known = {v for _, v in sources}
     outside = [v for v in (*graph.inputs, *(o for n in graph for o in n.outputs)) if v not in known]
     made = (v for v in outside if (p := v.producer()) is None or (p.name not in owner and not _passes(p)))
@@ -105,7 +107,16 @@ def _links(parts: Parts, variables: list[Variable], times: Times) -> Iterator[Li
         readers = dict.fromkeys(owner.get(r, OUTSIDE) for r in _readers(value, owner))
         if (source in gives and set(readers) != {source}) or any(r in reads for r in readers):
             up = times.up.get(value.name or "", 0.0) or _any(times.up, value)
-            yield Link(source, tuple(readers), up, times.down.get(value.name or "", up))
+            extra = tuple(_bias(nodes, variables, r, value) for r in readers)
+            yield Link(source, tuple(readers), up, times.down.get(value.name or "", up), extra)
+
+
+def _bias(nodes: Mapping[str, ir.Node], variables: list[Variable], reader: int, value: ir.Value) -> float:
+    """Bytes more in the biases of those operators of a reader that read the value, stored as int32 with their grid."""
+    names = variables[reader].nodes if reader != OUTSIDE else ()
+    mine = [nodes[n] for n in names if nodes[n].op_type in ("Conv", "Gemm") and n in _readers(value, {n: 0})]
+    held = [n.inputs[2].const_value for n in mine if len(n.inputs) > 2 and n.inputs[2] is not None]
+    return float(sum(8 * t.size for t in held if t is not None))  # a scale and a zero point of four bytes each
 
 
 def _any(times: dict[str, float], value: ir.Value) -> float:

@@ -19,6 +19,8 @@ class Choice:
         latency: Milliseconds more than in float, between neighbours of its own kind.
         reads: Whether it reads integers of calibrated range.
         gives: Whether it writes them.
+        keeps: Whether it reads floats and weights with a scale for each output channel, so that folding stores its bias
+            as integers too where its input happens to come quantized.
     """
 
     format: str
@@ -27,6 +29,7 @@ class Choice:
     latency: float = 0.0
     reads: bool = False
     gives: bool = False
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,18 @@ class Link:
         readers: Who reads it.
         up: Milliseconds to quantize it once, where the source writes floats and a reader wants integers.
         down: Milliseconds to dequantize it once, where the source writes integers and a reader wants floats.
+        extra: Of each reader, bytes more where the source writes integers and it ``keeps``; empty: none.
     """
 
     source: int
     readers: tuple[int, ...]
     up: float
     down: float
+    extra: tuple[float, ...] = ()
+
+    def bytes_of(self, reader: int) -> float:
+        """``extra`` of one reader."""
+        return sum(b for r, b in zip(self.readers, self.extra, strict=False) if r == reader)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,14 @@ class Problem:
         """The costs of the ``chosen[i]``-th choice of each variable i."""
         picked = [v.choices[c] for v, c in zip(self.variables, chosen, strict=True)]
         latency = self.latency + sum(c.latency for c in picked) + sum(self.conversion(x, picked) for x in self.links)
-        return Totals(sum(c.drop for c in picked), self.size + sum(c.size for c in picked), latency)
+        size = self.size + sum(c.size for c in picked) + sum(self.biases(x, picked) for x in self.links)
+        return Totals(sum(c.drop for c in picked), size, latency)
+
+    def biases(self, link: Link, picked: Sequence[Choice]) -> float:
+        """Bytes that a link takes."""
+        if link.source == OUTSIDE or not picked[link.source].gives:
+            return 0.0
+        return sum(b for r, b in zip(link.readers, link.extra, strict=False) if r != OUTSIDE and picked[r].keeps)
 
     def conversion(self, link: Link, picked: Sequence[Choice]) -> float:
         """Milliseconds that a link takes."""

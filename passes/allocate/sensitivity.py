@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx_ir as ir
 
 from graphpress.base import Context, PassReport
 from graphpress.checkpoint import key
@@ -29,6 +28,7 @@ from graphpress.passes.allocate.probe import Probe, Values
 from graphpress.passes.allocate.space import Schemes
 from graphpress.passes.allocate.store import Store
 from graphpress.passes.quantize.apply_plan import ApplyPlan
+from graphpress.report import stored_bytes
 
 _ANCHORS = 4  # operators measured both ways where an estimate has to stand in for measurements
 
@@ -91,8 +91,8 @@ class Measurer:
             self._fill(result, probe, left, started)
             for node, name in ((n, f) for n, formats in left.items() for f in formats):
                 if (node, name) not in result.estimated:
-                    sites = _text(self.parts.space.own[node][name])
-                    self.store.put(result.drops[node][name], owner, self.method, node, *sites)
+                    text = _text(self.parts.schemes(node, name))
+                    self.store.put(result.drops[node][name], owner, self.method, node, *text)
             self.store.save()
         return result
 
@@ -125,7 +125,7 @@ class Measurer:
         wanted = kinds(model)
         rests = {n: boundary(model, self.parts.parts[n].outputs) for n in left}
         names = [v for n in left for v in (*self.parts.parts[n].inputs, *rests[n].inputs)] + list(wanted)
-        order = sorted(left, key=lambda n: -sum(v.const_value.nbytes for v in _held(self.parts.parts[n].model)))
+        order = sorted(left, key=lambda n: -stored_bytes(self.parts.parts[n].model))
         sums: dict[tuple[str, str], list[float]] = {}
 
         def one(node: str, values: Values) -> None:
@@ -139,7 +139,7 @@ class Measurer:
         with ThreadPoolExecutor(WORKERS) as pool:
             for values in probe.chunks(names):
                 _finite(values, wanted)
-                done = pool.map(lambda n, v=values: one(n, v), order)  # type: ignore[misc]
+                done = pool.map(lambda n, v=values: one(n, v), order)
                 for _ in self.ctx.progress(done, "sensitivity", len(order)):
                     pass
         found: Drops = {}
@@ -198,10 +198,6 @@ def _finite(values: Values, wanted: dict[str, Kind]) -> None:
     for name in wanted:
         if np.isnan(values[name].astype(np.float64)).any():
             raise BadRequest("the float model gives NaN on the data", where=f"output {name!r}", fix="Repair the data.")
-
-
-def _held(model: ir.Model) -> list[ir.Value]:
-    return [v for v in model.graph.initializers.values() if v.const_value is not None]
 
 
 def _text(sites: Schemes) -> list[str]:

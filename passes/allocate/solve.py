@@ -77,13 +77,15 @@ def _infeasible(program: _Program, budgets: Mapping[str, float]) -> Infeasible:
 
 
 class _Program:
-    """The matrices, built once: columns are the choices of all variables, then two for each link."""
+    """The matrices, built once: columns are the choices of all variables, two for each link, one for each bias."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.starts = np.cumsum([0, *(len(v.choices) for v in problem.variables)])
         self.binaries = int(self.starts[-1])
-        self.width = self.binaries + 2 * len(problem.links)
+        pairs = ((x, r) for x in problem.links for r in dict.fromkeys(x.readers) if r != OUTSIDE and x.bytes_of(r))
+        self.biases = [(x.source, r, x.bytes_of(r)) for x, r in pairs if x.source != OUTSIDE]
+        self.width = self.binaries + 2 * len(problem.links) + len(self.biases)
 
     def best(self, objective: str, budgets: Mapping[str, float]) -> Answer | None:
         """The optimum, or None where nothing is feasible."""
@@ -116,7 +118,8 @@ class _Program:
     def _costs(self, kind: str) -> np.ndarray:
         own = [getattr(c, kind) for v in self.problem.variables for c in v.choices]
         links = [x for link in self.problem.links for x in (link.up, link.down)]
-        return np.array([*own, *(links if kind == "latency" else [0.0] * len(links))], float)
+        biases = [b if kind == "size" else 0.0 for _, _, b in self.biases]
+        return np.array([*own, *(links if kind == "latency" else [0.0] * len(links)), *biases], float)
 
     def _ones(self) -> np.ndarray:
         rows = np.zeros((len(self.problem.variables), self.width))
@@ -138,7 +141,11 @@ class _Program:
                     row = sign * difference
                     row[column] -= 1
                     rows.append(row)
-        return [LinearConstraint(np.array(rows), -np.inf, 0)] if rows else []
+        found = [LinearConstraint(np.array(rows), -np.inf, 0)] if rows else []
+        both = [self._is(s, lambda c: c.gives) + self._is(r, lambda c: c.keeps) for s, r, _ in self.biases]
+        for i, row in enumerate(both):  # gives and keeps
+            row[self.width - len(self.biases) + i] -= 1
+        return [*found, LinearConstraint(np.array(both), -np.inf, 1)] if both else found
 
     def _is(self, variable: int, of: Callable[[Choice], bool]) -> np.ndarray:
         row = np.zeros(self.width)

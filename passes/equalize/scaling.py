@@ -167,7 +167,8 @@ def _same(node: ir.Node, labels: np.ndarray) -> Carrier | str:
 def _reshape(node: ir.Node, labels: np.ndarray) -> Carrier | str:
     source = node.inputs[0]
     assert source is not None
-    channels, sizes = labels[0].size, []
+    channels = labels[0].size
+    sizes: list[int] = []
     leading = next((i for i, n in enumerate(labels.shape[1:]) if n != 1), labels.ndim - 2)
     if np.prod(labels.shape[1 + leading :]) != channels or source.shape is None:
         return f"{node.name!r} moves channels in a way that is not followed"
@@ -220,9 +221,9 @@ def _attention(node: ir.Node, labels: np.ndarray) -> Carrier | str:
     if not isinstance(kept, int) or not kept or heads % kept:
         return f"the heads of {node.name!r} are unknown"
     copies = by_head.reshape(len(labels), kept, heads // kept, -1).transpose(0, 2, 1, 3)
-    copies = copies.reshape(len(labels) * (heads // kept), kept, -1)
-    shape = (1, 1, kept * copies.shape[-1]) if rank == 3 else (1, kept, 1, copies.shape[-1])
-    return _on(value, copies.reshape(len(copies), *shape))
+    every, size = len(labels) * (heads // kept), copies.shape[-1]
+    shape = (1, 1, kept * size) if rank == 3 else (1, kept, 1, size)
+    return _on(value, copies.reshape(every, *shape))
 
 
 _STEPS: dict[str, Callable[[ir.Node, np.ndarray], Carrier | str]] = {

@@ -96,18 +96,18 @@ class Smooth(Pass):
         """Choose alpha and rewrite one place; None: left as it is."""
         weight = np.concatenate([r.weight() for r in place.readers]).astype(np.float32)
         labels = place.carrier.labels
-        loudest = [m[labels].max(axis=0) for m in (rows.largest, np.abs(weight).max(axis=0))]
+        loud, heavy = (m[labels].max(axis=0) for m in (rows.largest, np.abs(weight).max(axis=0)))
 
         def spread(alpha: float) -> np.ndarray:
             """The factor of each channel of the value."""
             found = np.empty(labels.size)
-            found[labels] = factors(*loudest, alpha)
+            found[labels] = factors(loud, heavy, alpha)
             return found
 
         alpha = self._best(Loss(np.concatenate(rows.kept), weight, *self._schemes()), spread)
         if alpha is not None:
             columns = spread(alpha)
-            place.carrier.divide(factors(*loudest, alpha))
+            place.carrier.divide(factors(loud, heavy, alpha))
             for reader in place.readers:
                 reader.set_weight(reader.weight() * columns)
         return alpha

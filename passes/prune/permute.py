@@ -161,7 +161,8 @@ class _Work:
 def _first(stripes: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of these stripes those whose atoms are met for the first time, and the others."""
     seen: set[int] = set()
-    taken, left = [], []
+    taken: list[int] = []
+    left: list[int] = []
     for s in whole.tolist():
         mine = set(stripes[s].tolist())
         (left if mine & seen else taken).append(s)

@@ -15,6 +15,8 @@ from graphpress.ops.dynamic_quantize_token import OP as TOKEN
 from graphpress.passes.quantizers.affine import QParams, dequantize
 from graphpress.types import Kind, Scheme
 
+_TO_THE_NEXT = np.float32(0.5 - 2**-6)  # of a step: what surely rounds back, in half precision too
+
 
 @dataclass
 class Emitter:
@@ -46,9 +48,10 @@ class Emitter:
         key = (value, group, scheme, node.graph)
         if key not in self._pairs:
             q, dq = self._pair(value, group, params, scheme, node, after=None)
-            if scheme.dtype != scheme.storage:
-                _within(q, value, params, scheme)
             self._pairs[key] = dq.outputs[0]
+            if scheme.dtype != scheme.storage:
+                edit.set_input(node, slot, dq.outputs[0])  # so that q may be the only reader
+                _within(q, value, params, scheme)
         edit.set_input(node, slot, self._pairs[key])
 
     def dynamic(self, node: ir.Node, slot: int, scheme: Scheme) -> None:
@@ -105,10 +108,12 @@ class Emitter:
 
 
 def _within(q: ir.Node, value: ir.Value, params: QParams, scheme: Scheme) -> None:
-    """Clip a weight to the codes of its scheme, as Q saturates at those of the storage type."""
+    """Clip a weight to what rounds to the codes of its scheme, as Q saturates at those of the storage type."""
     array = edit.constant(value)
     assert array is not None, "a type that ONNX lacks is for weights"
-    low, high = (dequantize(np.full(array.shape, end, np.int16), params, scheme) for end in (scheme.qmin, scheme.qmax))
+    step = dequantize(np.ones(array.shape, np.int16), QParams(params.scale, np.zeros_like(params.zero_point)), scheme)
+    ends = (dequantize(np.full(array.shape, end, np.int16), params, scheme) for end in (scheme.qmin, scheme.qmax))
+    low, high = (end + side * _TO_THE_NEXT * step for end, side in zip(ends, (-1, 1), strict=True))
     edit.set_constant(q, 0, np.clip(array.astype(np.float32), low, high).astype(array.dtype), "weight")
 
 

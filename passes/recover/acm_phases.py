@@ -348,7 +348,8 @@ def _places(sites: Sequence[Site], teacher: ir.Model) -> list[tuple[str, str]]:
         BadRequest: The teacher has no such layer.
     """
     anatomy = ffn.find(teacher.graph)
-    known = {f.name: f for f in (*anatomy.projections, *anatomy.blocks)}
+    layers: list[ffn.Found] = [*anatomy.projections, *anatomy.blocks]
+    known = {f.name: f for f in layers}
     found = []
     for s in sites:
         layer = known.get(s.node.metadata_props.get(ORIGIN, s.name)) or known.get(s.name)

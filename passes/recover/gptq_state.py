@@ -76,7 +76,7 @@ class State:
             params = q.params()
             self.arrays |= {
                 f"weight {q.name}": q.weight(), f"scale {q.name}": params.scale,
-                f"zero {q.name}": params.zero_point.astype(np.int32), f"gain {q.name}": np.float64(gain),
+                f"zero {q.name}": params.zero_point.astype(np.int32), f"gain {q.name}": np.asarray(gain),
             }  # fmt: skip
 
     def gain(self, q: Quantized) -> float:

@@ -27,7 +27,7 @@ class Wave:
     Attributes:
         nodes: The layers, as positions in the list that was given.
         live: Names of the values that the graph from the first of them on reads; all layers of earlier waves are
-            before that.
+            before that. What follows from constants alone, as a weight behind Q -> DQ, is not kept: it may change.
     """
 
     nodes: tuple[int, ...]
@@ -39,7 +39,7 @@ def waves(graph: ir.Graph, layers: Sequence[ir.Node]) -> list[Wave]:
     order = list(graph)
     place = {node: i for i, node in enumerate(order)}
     pending = sorted(range(len(layers)), key=lambda i: place[layers[i]])
-    found = []
+    found, fixed = [], _fixed(order)
     while pending:
         start = place[layers[pending[0]]]
         tainted: set[ir.Value] = set()
@@ -48,7 +48,8 @@ def waves(graph: ir.Graph, layers: Sequence[ir.Node]) -> list[Wave]:
             if node in waiting or any(v in tainted for v in reads(node)):
                 tainted.update(node.outputs)
         ready = tuple(i for i in pending if not any(v in tainted for v in reads(layers[i])))
-        found.append(Wave(ready, _live(order, start, _ancestors(order, [layers[i] for i in pending]))))
+        needed = _ancestors(order, [layers[i] for i in pending])
+        found.append(Wave(ready, tuple(v.name or "" for v in _live(order, start, needed) if v not in fixed)))
         pending = [i for i in pending if i not in ready]
     return found
 
@@ -63,10 +64,19 @@ def _ancestors(order: Sequence[ir.Node], layers: Sequence[ir.Node]) -> set[ir.No
     return found
 
 
-def _live(order: Sequence[ir.Node], start: int, needed: set[ir.Node]) -> tuple[str, ...]:
+def _live(order: Sequence[ir.Node], start: int, needed: set[ir.Node]) -> list[ir.Value]:
     made = {o for n in order[start:] for o in n.outputs}
     read = dict.fromkeys(v for n in order[start:] if n in needed for v in reads(n))
-    return tuple(v.name or "" for v in read if v not in made and not edit.is_constant(v))
+    return [v for v in read if v not in made and not edit.is_constant(v)]
+
+
+def _fixed(order: Sequence[ir.Node]) -> set[ir.Value]:
+    """Values that are computed from constants alone."""
+    found: set[ir.Value] = set()
+    for node in order:
+        if all(v in found or edit.is_constant(v) for v in reads(node)):
+            found.update(node.outputs)
+    return found
 
 
 def reads(node: ir.Node) -> list[ir.Value]:
@@ -96,7 +106,11 @@ class Prefix:
 
     @classmethod
     def of(cls, model: ir.Model, execute: Executor, batches: Iterable[Arrays]) -> Prefix:
-        """At the very start."""
+        """At the very start; types that the graph does not know are inferred."""
+        if any(o.type is None for n in model.graph for o in n.outputs):
+            from onnx_ir.passes.common import ShapeInferencePass
+
+            ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
         names = tuple(v.name or "" for v in model.graph.inputs if not edit.is_constant(v))
         return cls(model, execute, names, Store.of(batches))
 
@@ -116,12 +130,7 @@ class Prefix:
         return ahead(lambda batch: {n: batch[n] for n in kept} | run(batch), self.store)
 
     def _runner(self, new: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
-        part = cut(self.model, self.names, new)
-        example = next(iter(self.store))
-        for value in part.graph.inputs:
-            if value.dtype is None:
-                value.type = ir.TensorType(ir.DataType.from_numpy(example[value.name or ""].dtype))
-        runner = self.execute(part, new)
+        runner = self.execute(cut(self.model, self.names, new), new)
         return lambda batch: runner({n: batch[n] for n in runner.input_names})
 
 

@@ -68,11 +68,12 @@ def _fold(norm: Norm, norms: dict[ir.Node, Norm], ledger: Ledger, report: PassRe
             report.skip(norm.node, f"keeps its gain: {why}")
         return
     assert isinstance(carried, Carried)
+    change = _Scale(gain) if gain is not None else None
     for reader in carried.side("reader"):
         if bias is not None and bias.any():
             _shift(reader, bias)
-        if gain is not None:
-            ledger.change(reader, _Scale(gain), mixes=False)
+        if change is not None:
+            ledger.change(reader, change, mixes=False)
     _strip(norm)
     report.changed += 1
     report.metrics["norms folded"] = float(report.metrics.get("norms folded", 0)) + 1

@@ -15,6 +15,7 @@ from graphpress.errors import BadRequest
 from graphpress.passes.structure.carry import Weight
 from graphpress.passes.structure.place import Place
 
+_LARGE = 1 << 24  # elements; more than that are not held in float64 at once where they can be taken in parts
 Change: TypeAlias = Callable[[np.ndarray], np.ndarray]  # of float64 [..., channels], channels last
 
 
@@ -98,13 +99,25 @@ def _alike(a: list[_Entry], b: list[_Entry]) -> bool:
 def _applied(value: ir.Value, entries: list[_Entry]) -> np.ndarray:
     stored = edit.constant(value)
     assert stored is not None
+    axes = {e.axis for e in entries}
+    if stored.size <= _LARGE or len(axes) > 1 or stored.ndim < 2 or min(axes) < 0:
+        return np.ascontiguousarray(_in_float64(stored, entries)).astype(stored.dtype)
+    new, across = np.empty(stored.shape, stored.dtype), int(0 in axes)  # a table of embeddings: some rows at a time
+    step = max(_LARGE * stored.shape[across] // stored.size, 1)
+    for start in range(0, stored.shape[across], step):
+        part = (slice(None),) * across + (slice(start, start + step),)
+        new[part] = _in_float64(stored[part], entries)
+    return new
+
+
+def _in_float64(stored: np.ndarray, entries: list[_Entry]) -> np.ndarray:
     wide = stored.astype(np.float64)
     for entry in entries:
         wide = wide.reshape((1,) * max(-entry.axis - wide.ndim, 0) + wide.shape)
         if entry.axis < 0 and wide.shape[entry.axis] == 1 != entry.width:
             wide = np.repeat(wide, entry.width, entry.axis)
         wide = np.moveaxis(entry.change(np.moveaxis(wide, entry.axis, -1)), -1, entry.axis)
-    return np.ascontiguousarray(wide).astype(stored.dtype)
+    return wide
 
 
 @dataclass(frozen=True, eq=False)

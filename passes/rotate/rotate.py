@@ -66,23 +66,24 @@ class Rotate(Pass):
         rng = np.random.default_rng(ctx.seed if self.seed is None else self.seed)
         job = _Job(Choice(self.kind, self.block_size), rng, Online(model), report)
         for graph in [g for g in edit.graphs(model) if isinstance(g, ir.Graph)]:
-            norms = by_node(find_norms(graph))
-            if self.residual:
-                for stream in find_streams(graph, norms):
-                    job.stream(stream)
-            if self.values:
-                job.values(graph, norms)
-            if self.keys:
-                job.keys(graph)
-            if self.down:
-                job.down(graph)
+            self._of(graph, job)
         report.changed += job.ledger.write() + job.online.made
-        for name, count in job.counts.items():
-            report.metrics[name] = count
-        if job.ledger.untied:
-            report.metrics["untied weights"] = job.ledger.untied
+        report.metrics |= job.counts | ({"untied weights": job.ledger.untied} if job.ledger.untied else {})
         if report.changed:
             _prove(before, model, job, ctx)
+        elif not report.skips:
+            report.skip(model.graph.name or "graph", "no residual stream, attention or MLP pair was found")
+
+    def _of(self, graph: ir.Graph, job: _Job) -> None:
+        norms = by_node(find_norms(graph))
+        for stream in find_streams(graph, norms) if self.residual else []:
+            job.stream(stream)
+        if self.values:
+            job.values(graph, norms)
+        if self.keys:
+            job.keys(graph)
+        if self.down:
+            job.down(graph)
 
 
 @dataclass(eq=False)

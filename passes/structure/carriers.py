@@ -60,6 +60,13 @@ def _rank(value: ir.Value | None) -> int | None:
     return None if shape is None else len(shape)
 
 
+def _sum_rank(node: ir.Node) -> int | None:
+    """The rank of what broadcasts its inputs against one another."""
+    ranks = [_rank(v) for v in node.inputs if v is not None]
+    known = [r for r in ranks if r is not None]
+    return _rank(node.outputs[0]) or (max(known) if len(known) == len(ranks) else None)
+
+
 def _same(node: ir.Node, port: Port, place: Place) -> Said:
     return {(IN, 0): place, (OUT, 0): place}
 
@@ -76,7 +83,7 @@ def _dropout(node: ir.Node, port: Port, place: Place) -> Said:
 
 def _add(node: ir.Node, port: Port, place: Place) -> Said:
     """All operands of a sum are of one basis; a constant one is written in it."""
-    rank = _rank(node.outputs[0])
+    rank = _sum_rank(node)
     at = _out_place(node, port, place, rank)
     if isinstance(at, str) or rank is None:
         return at if isinstance(at, str) else "the rank is not known"
@@ -105,7 +112,7 @@ def _out_place(node: ir.Node, port: Port, place: Place, rank: int | None) -> Pla
 
 
 def _where(node: ir.Node, port: Port, place: Place) -> Said:
-    rank = _rank(node.outputs[0])
+    rank = _sum_rank(node)
     at = _out_place(node, port, place, rank)
     condition = node.inputs[0]
     if isinstance(at, str) or rank is None or condition is None:
@@ -117,7 +124,7 @@ def _where(node: ir.Node, port: Port, place: Place) -> Said:
 
 def _scale(node: ir.Node, port: Port, place: Place) -> Said:
     """A product with what is the same for all channels."""
-    rank = _rank(node.outputs[0])
+    rank = _sum_rank(node)
     at = _out_place(node, port, place, rank)
     if isinstance(at, str) or rank is None:
         return at if isinstance(at, str) else "the rank is not known"

@@ -17,6 +17,7 @@ from graphpress.calibration import CalibrationData
 from graphpress.errors import BadRequest
 from graphpress.passes.acm import site, usage
 from graphpress.passes.acm.acm import Acm
+from graphpress.passes.clean.infer_shapes import InferShapes
 from graphpress.target import Target
 from tests import kit
 from tests.passes.quantizing import model, normal
@@ -37,7 +38,7 @@ def encoder(hidden: int = 12, bias: bool = True) -> ir.Model:
       g0 = MatMul(r, wg) g = Add(g0, bg) s = Sigmoid(g) a = Mul(g, s) u = MatMul(r, wu) m = Mul(a, u)
       d = MatMul(m, wd) t = Add(r, d)
       h0 = MatMul(t, w1) h = Add(h0, b1) e = Relu(h) f0 = MatMul(e, w2) f = Add(f0, b2) y = Add(t, f) }}"""
-    return model(text, weights)
+    return kit.apply(model(text, weights), InferShapes())[0]
 
 
 def context(**more) -> Context:

@@ -24,12 +24,14 @@ def problem(sites: int, formats: int, seed: int, *, links: bool = True) -> Probl
         for f in range(1, formats):
             drop, size, latency = map(float, (rng.integers(0, 30), -rng.integers(1, 40), rng.integers(-20, 10)))
             integer = bool(f > formats // 2)
-            rows.append(Choice(f"f{f}", drop, size, latency, integer, integer and bool(rng.integers(2))))
+            gives = integer and bool(rng.integers(2))
+            rows.append(Choice(f"f{f}", drop, size, latency, integer, gives, not integer))
         variables.append(Variable(f"v{i}", (f"v{i}",), tuple(rows)))
     made = []
     for i in range(sites - 1) if links else ():
         readers = sorted({i + 1, int(rng.integers(i + 1, sites))}) + ([OUTSIDE] if rng.integers(2) else [])
-        made.append(Link(i if rng.integers(4) else OUTSIDE, tuple(readers), *map(float, rng.integers(0, 12, 2))))
+        source, (up, down) = i if rng.integers(4) else OUTSIDE, map(float, rng.integers(0, 12, 2))
+        made.append(Link(source, tuple(readers), up, down, tuple(map(float, rng.integers(0, 9, len(readers))))))
     return Problem(tuple(variables), tuple(made), size=1000.0, latency=100.0)
 
 

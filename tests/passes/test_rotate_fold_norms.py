@@ -42,7 +42,7 @@ FOLDED = {
 
 @pytest.mark.parametrize("what", FOLDED)
 def test_gains_biases_and_means_go(what: str) -> None:
-    gap, before, after, report = run(FOLDED[what])
+    gap, _, after, report = run(FOLDED[what])
     assert gap <= 1e-12 and report.skips == []
     norms = [n for n in after.graph if n.op_type.endswith("Normalization")]
     assert [n.op_type for n in norms] == ["RMSNormalization"] * 2
@@ -87,7 +87,8 @@ def test_norms_that_are_spelled_out_fold_at_any_opset() -> None:
 
 
 def test_a_scale_behind_a_layer_goes_into_it() -> None:
-    body = f"{STREAM} n = {RMS} (r, g) q = MatMul(n, w) q1 = Add(q, b) z = Mul(q1, h) s = Add(r, z) m = {RMS} (s, c) y = MatMul(m, u)"
+    layer = f"n = {RMS} (r, g) q = MatMul(n, w) q1 = Add(q, b) z = Mul(q1, h)"
+    body = f"{STREAM} {layer} s = Add(r, z) m = {RMS} (s, c) y = MatMul(m, u)"
     gap, _, after, _ = run(body)
     assert gap <= 1e-12 and "Mul" not in kit.ops(after)
 
@@ -97,7 +98,7 @@ STAY = {
     f"{STREAM} n = {RMS} (r, g) y = Identity(n)": "is an output of its graph",
     f"{STREAM} n = {RMS} (r, g) q = MatMul(n, w) s = Add(n, q) y = MatMul(s, u)": "the sum would have to be scaled",
     f"{STREAM} n = {RMS} (r, g) m = {RMS} (n, h) y = MatMul(m, u)": "another norm reads it",
-    f"{STREAM} n = {LN} (r, g, b) q = Transpose <perm = [0,2,1]> (n) y = Conv <pads = [1,1]> (q, k)": "border is padded",
+    f"{STREAM} n = {LN} (r, g, b) q = Transpose <perm = [0,2,1]> (n) y = Conv <pads = [1,1]> (q, k)": "order is padded",
     f"{STREAM} n = {LN} (r, g, b) q = Mul(n, half) y = MatMul(q, u)": "its bias does not pass",
     f"{STREAM} n = {LN} (r, g, b) q = MatMul(n, w) q2 = MatMul(r, u) y = Add(q, q2)": "reads the stream with its mean",
     f"{STREAM} n = {LN} (r, g, b) m = {RMS} (r, g) q = MatMul(n, w) q2 = MatMul(m, u) y = Add(q, q2)": "is an RMSNorm",
@@ -120,7 +121,8 @@ def test_a_uniform_gain_is_left_without_a_word() -> None:
 
 
 def test_a_tied_head_is_untied_by_copying() -> None:
-    body = f"{STREAM} n = {RMS} (r, g) f = Constant <value_ints = [-1, 4]> () q = Reshape(n, f) y = Gemm <transB = 1> (q, t)"
+    flat = "f = Constant <value_ints = [-1, 4]> ()"
+    body = f"{flat} {STREAM} n = {RMS} (r, g) q = Reshape(n, f) y = Gemm <transB = 1> (q, t)"
     gap, _, after, report = run(body)
     assert gap <= 1e-12 and report.metrics["untied weights"] == 1
     gather, gemm = (next(n for n in after.graph if n.op_type == kind) for kind in ("Gather", "Gemm"))
@@ -135,7 +137,8 @@ def test_layers_that_share_weight_and_norm_go_on_sharing_it() -> None:
 
 
 def test_a_quantized_model_is_refused() -> None:
-    body = f"{STREAM} n = {RMS} (r, g) s = Constant <value = float {{0.1}}> () q = QuantizeLinear(n, s) y = DequantizeLinear(q, s)"
+    scale = "s = Constant <value = float {0.1}> ()"
+    body = f"{scale} {STREAM} n = {RMS} (r, g) q = QuantizeLinear(n, s) y = DequantizeLinear(q, s)"
     model = weighted(body, WEIGHTS, IN)
     for passes in ("fold-norms", "rotate"):
         with pytest.raises(BadRequest, match="needs a model at stage float, but here it is qdq"):

@@ -22,9 +22,11 @@ from graphpress.tools.bench.row import warm
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import add_options, tasks
 
-SAMPLES = 20
+SAMPLES = 16
 # Whether a recipe applies does not depend on how long it searches or trains.
-QUICK: Mapping[str, int] = {"iterations": 10, "steps": 6}
+QUICK: Mapping[str, int] = {
+    "iterations": 10, "steps": 6, "learner_steps": 6, "gate_steps": 6, "escapes": 2, "measure": 1, "seconds": 5,
+}  # fmt: skip
 
 
 @dataclass
@@ -66,7 +68,7 @@ def quick(recipe: Recipe) -> Recipe:
             f"{p.name}.{option}={most}"
             for p in recipe.passes
             for option, most in QUICK.items()
-            if isinstance(getattr(p, option, None), int) and getattr(p, option) > most
+            if isinstance(getattr(p, option, None), int | float) and getattr(p, option) > most
         ]
     )
 

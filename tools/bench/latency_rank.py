@@ -41,7 +41,7 @@ def spearman(task: Task, source: ir.Model, progress: Progress, seed: int = 0) ->
     from scipy.stats import spearmanr
 
     bench = _bench(task, source, progress)
-    base = alternate({"float": (bench.float_runner, task.feeds(1))}, SECONDS)["float"]
+    base = alternate({"float": (bench.float_runner, dict(task.feeds(1)))}, SECONDS)["float"]
     problem = replace(bench.problem, latency=base)
     rng = np.random.default_rng(seed)
     predicted, measured = [], []
@@ -78,7 +78,7 @@ def _bench(task: Task, source: ir.Model, progress: Progress) -> Bench:
 def _random(space: Space, rng: np.random.Generator) -> dict[str, str]:
     names = sorted({f for g in space.groups for f in g.formats})
     likely = dict(zip(names, rng.dirichlet([0.5] * len(names)), strict=True))
-    found = {}
+    found: dict[str, str] = {}
     for group in space.groups:
         weights = np.array([likely[f] for f in group.formats])
         drawn = str(rng.choice(group.formats, p=weights / weights.sum()))

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator
 
 from graphpress.tools.check.rooms import Source
 
-FACE = {"graphpress", *(f"graphpress.{name}" for name in ("bundle", "compiler", "demand", "engine", "fallback", "inspection"))}
+_FACE = ("bundle", "compiler", "demand", "engine", "fallback", "inspection")
+FACE = {"graphpress", *(f"graphpress.{name}" for name in _FACE)}
 ABOVE = {"passes.allocate", "passes.recover"}  # families that stand on the others
 ALL = {"core", "ops", "quantizers", "structure", "frontends", "backends", "face"}  # and every pass family
 MAY: dict[str, set[str]] = {

@@ -25,6 +25,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+plan = typer.Typer(help="Look at plans, compare them, write one into a model.", no_args_is_help=True)
+app.add_typer(plan, name="plan")
+
+Plan = Annotated[
+    Path,
+    typer.Argument(help="A plan's JSON, a report.json or its folder, or a quantized ONNX file.", show_default=False),
+]
 Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 Target = Annotated[str, typer.Option("--target", help="Where the result will run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -50,6 +57,12 @@ def compile_(
     target: Target = "ort-cpu",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change an option: PASS.OPTION=VALUE.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 (by labels) that may be lost.")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="0.6x of the float model's, or ms; recipe mixed and the like.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="0.3x of the float weights, or bytes; recipe mixed and the like.")
+    ] = None,
     state: Annotated[
         Path | None, typer.Option("--state", help="Keep calibration's state in this file; run again to go on.")
     ] = None,
@@ -65,18 +78,25 @@ def compile_(
 
     raise typer.Exit(
         commands.compile_to(
-            model, recipe, out, data=data, target=target, assignments=set_ or [], max_drop=max_drop, state=state,
-            seed=seed, external=external, keep=keep, as_json=as_json,
+            model, recipe, out, data=data, target=target, assignments=set_ or [], max_drop=max_drop,
+            max_latency=max_latency, max_size=max_size, state=state, seed=seed, external=external, keep=keep,
+            as_json=as_json,
         )
     )  # fmt: skip
 
 
 @app.command()
-def inspect(model: Model, as_json: Json = False) -> None:
+def inspect(
+    model: Model,
+    structure: Annotated[
+        bool, typer.Option("--structure", help="Show residual streams, norms, heads, MLP pairs and embeddings as well.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show what is in MODEL: operators, weights by type, sites and their schemes."""
     from graphpress.inspection import inspect as look
 
-    _show(look(model), as_json)
+    _show(look(model, structure=structure), as_json)
 
 
 @app.command()
@@ -118,6 +138,38 @@ def opt(
     from graphpress.tools.cli import commands
 
     _show(commands.opt(model, passes, out, data=data, target=target, seed=seed, show=show), as_json)
+
+
+@plan.command("show")
+def plan_show(source: Plan, as_json: Json = False) -> None:
+    """Show what is stored how, operator by operator; --json prints a plan that `plan apply` takes."""
+    from graphpress.tools.cli import plans
+
+    _show(plans.show(source), as_json)
+
+
+@plan.command("diff")
+def plan_diff(a: Plan, b: Plan, as_json: Json = False) -> None:
+    """Show the sites at which plan B differs from plan A."""
+    from graphpress.tools.cli import plans
+
+    _show(plans.diff(a, b), as_json)
+
+
+@plan.command("apply")
+def plan_apply(
+    model: Model,
+    source: Plan,
+    out: Annotated[Path, typer.Option("--out", help="The rewritten ONNX file.")],
+    data: Data = None,
+    target: Target = "ort-cpu",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Quantize MODEL, tidied as every recipe begins, by a plan, and fold; static activations need --data."""
+    from graphpress.tools.cli import plans
+
+    _show(plans.apply(model, source, out, data=data, target=target, seed=seed), as_json)
 
 
 @app.command()

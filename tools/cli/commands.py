@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 import graphpress as gp
-from graphpress import bundle, catalog, text
+from graphpress import bundle, catalog, demand, text
 from graphpress.base import Context
 from graphpress.errors import BadRequest, GateError, RecipeError, nearest
 from graphpress.frontends import stored, wire
@@ -32,6 +32,8 @@ def compile_to(
     target: str,
     assignments: list[str],
     max_drop: float | None,
+    max_latency: str | None = None,
+    max_size: str | None = None,
     state: Path | None,
     seed: int,
     external: bool | None,
@@ -39,14 +41,15 @@ def compile_to(
     as_json: bool,
 ) -> int:
     """Compile and write the folder: 0, or 1 where the gate failed (then the model is written only on ``keep``)."""
-    resolved = Recipe.load(recipe).set(assignments)
+    resolved = demand.handed(Recipe.load(recipe).set(assignments), max_latency, max_size, max_drop)
     with bundle.claim(out) as draft:
         failure = None
         with terminal.progress() as progress:
             try:
                 compiled, report = gp.compile(
-                    model, resolved, data, target, seed=seed, max_drop=max_drop, state=state, progress=progress
-                )
+                    model, resolved, data, target, seed=seed, max_drop=max_drop, max_latency=max_latency,
+                    max_size=max_size, state=state, progress=progress,
+                )  # fmt: skip
             except GateError as e:
                 if e.report is None:
                     raise

@@ -79,7 +79,8 @@ class _Case:
     def one_shot(self) -> Iterator[Figure]:
         """Loss of each method, with channels as they are and permuted."""
         lost = {}
-        for label, before in (("", []), (", permuted", [_PERMUTE])):
+        ways: Mapping[str, list[Mapping[str, Any]]] = {"": [], ", permuted": [_PERMUTE]}
+        for label, before in ways.items():
             for method in METHODS:
                 model, _ = self.made([*before, {"prune": {"method": method}}])
                 lost[method + label] = self.score(model) - self.float
@@ -92,7 +93,12 @@ class _Case:
 
     def recovered(self, bar: float, unit: str, after: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
         """After training without labels: what is lost, and the bytes."""
-        steps = [_PERMUTE, {"prune": {"method": "sparsegpt"}}, {"recover": self.recover}, *after]
+        steps: list[Mapping[str, Any]] = [
+            _PERMUTE,
+            {"prune": {"method": "sparsegpt"}},
+            {"recover": self.recover},
+            *after,
+        ]
         model, report = self.made(steps)
         score = self.score(model)
         lost = (self.float - score) * (1 if self.task.higher else -1)

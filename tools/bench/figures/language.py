@@ -1,0 +1,118 @@
+"""What formats and methods cost the code model, in nats per byte over float32: all linear layers but the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import compiler
+from graphpress.backends import ort, reference
+from graphpress.base import Context, Pass, Progress, Runner
+from graphpress.calibration import CalibrationData
+from graphpress.errors import RecipeError
+from graphpress.passes.structure.linear import layers
+from graphpress.pipeline import Pipeline
+from graphpress.recipe import Recipe, parse_passes
+from graphpress.target import Target
+from graphpress.tools.bench import language
+from graphpress.tools.bench.figures.base import Figure
+
+PLAIN, OUTLIERS = "codelm", "codelm_outliers"
+APART = 0.005  # nats that the two variants may differ by after rotation
+_STATIC = "quantize{mode=static,weight=int8,observer=mse,LAYERS}"
+_TOKEN = "quantize{mode=dynamic,activation_granularity=per_token,weight_observer=mse,LAYERS,weight=%s,activation=%s}"
+_GROUPS = "quantize{mode=weight,weight_granularity=per_group,group_size=64,LAYERS,weight=%s,weight_observer=%s}"
+_LAYERS = "op_types=[MatMul,Gemm],attention=false,embeddings=false,ignore=[HEAD]"
+_ROTATED = "fold-norms,rotate{down=true}"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A format: its passes in the short form, and the bar in nats over float32 on the variants that have one."""
+
+    what: str
+    passes: str
+    bars: dict[str, float]
+    note: str = ""
+
+
+def _rows() -> list[_Row]:
+    both = [PLAIN, OUTLIERS]
+    four = _TOKEN % ("int4", "int4")
+    return [
+        _Row("W8A8 static", _STATIC, {}),
+        _Row("W8A8 static, smoothed", f"smooth,{_STATIC}", {OUTLIERS: 0.008}),
+        _Row("W8A8 static, rotated", f"{_ROTATED},{_STATIC}", {OUTLIERS: 0.008}),
+        _Row("W8A8 per token", _TOKEN % ("int8", "int8"), {}),
+        _Row("W4A16 group 64, to nearest", _GROUPS % ("int4", "mse"), {}),
+        _Row("W4A16 group 64, GPTQ", _GROUPS % ("int4", "mse") + ",gptq", dict.fromkeys(both, 0.005)),
+        _Row("W3A16 group 64, to nearest", _GROUPS % ("int3", "mse"), {}, "stored in 4 bits"),
+        _Row("W3A16 group 64, GPTQ", _GROUPS % ("int3", "minmax") + ",gptq", dict.fromkeys(both, 0.02), "likewise"),
+        _Row("W4A8 per token", _TOKEN % ("int4", "int8"), {}),
+        _Row("W4A4 per token, to nearest", four, {}),
+        _Row("W4A4 per token, rotated", f"{_ROTATED},{four}", {}),
+        _Row("W4A4 per token, rotated, GPTQ", f"{_ROTATED},{four},gptq", dict.fromkeys(both, 0.06)),
+    ]
+
+
+def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
+    """The table, a row a format and variant; loss on all of valid.npz as ONNX Runtime runs the lowered model."""
+    lost: dict[tuple[str, str], float] = {}
+    variants = [_Variant(zoo / "llm/codelm", name, progress) for name in (PLAIN, OUTLIERS)]
+    for v in variants:
+        yield Figure(f"{v.name}: float32", "", f"{v.base:.5f} nats/byte")
+    for row in _rows():
+        for v in variants:
+            try:
+                found = v.loss(row.passes) - v.base
+            except RecipeError as e:
+                yield Figure(f"{v.name}: {row.what}", "", "not measured", note=str(e))
+                continue
+            lost[row.what, v.name] = found
+            bar = row.bars.get(v.name)
+            asked = "" if bar is None else f"<= +{bar:.3f}"
+            met = None if bar is None else found <= bar
+            yield Figure(f"{v.name}: {row.what}", asked, f"{found:+.4f}", met, row.note)
+    last = _rows()[-1].what
+    if (last, PLAIN) in lost and (last, OUTLIERS) in lost:
+        apart = abs(lost[last, PLAIN] - lost[last, OUTLIERS])
+        yield Figure(f"{last}: the variants differ by", f"<= {APART}", f"{apart:.4f}", apart <= APART)
+
+
+class _Variant:
+    """One of the two models, tidied, and what it loses."""
+
+    def __init__(self, folder: Path, name: str, progress: Progress) -> None:
+        self.name, self.progress, self.target = name, progress, Target.load("ort-cpu")
+        with np.load(folder / "calib.npz") as calib, np.load(folder / "valid.npz") as valid:
+            seen, self.ids = calib["ids"].astype(np.int64)[:, : language.TOKENS], valid["ids"].astype(np.int64)
+        self.ctx = Context(
+            target=self.target, data=CalibrationData.from_arrays({"ids": seen}), run=partial(ort.execute, threads=1),
+            oracle=reference.execute, progress=progress,
+        )  # fmt: skip
+        self.model = self._rewritten(compiler.load(folder / f"{name}.onnx"), Recipe.load("clean").passes)
+        head = layers(list(self.model.graph))[-1].node
+        self.layers = _LAYERS.replace("HEAD", head.name or "")
+        self.base = self._nats(ort.execute(self.model))
+
+    def loss(self, passes: str) -> float:
+        """Nats per byte of the model behind some passes.
+
+        Raises:
+            RecipeError: There is no such pass.
+        """
+        asked = parse_passes(passes.replace("LAYERS", self.layers))
+        made = self._rewritten(self.model, (*asked, *Recipe.load("fold").passes))
+        return self._nats(ort.execute(ort.lower(made, self.target)))
+
+    def _rewritten(self, model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
+        return Pipeline(list(passes), check_numbers=False).run(model, self.ctx)[0]
+
+    def _nats(self, runner: Runner) -> float:
+        batches = [self.ids[i : i + 8] for i in range(0, len(self.ids), 8)]
+        return language.nats(runner, self.progress(batches, f"{self.name}: nats", len(batches)))
