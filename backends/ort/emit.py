@@ -35,8 +35,12 @@ def substitute(
     inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, Any] | None = None,
     domain: str = CONTRIB,
+    plus: ir.Value | None = None,
 ) -> ir.Node:
-    """Replace ``site`` by one node of another type, which takes over its name, metadata and outputs."""
+    """Replace ``site`` by one node of another type, which takes over its name, metadata and outputs.
+
+    ``plus`` is added to what it gives.
+    """
     node = edit.new_node(
         op_type, inputs, attributes, before=site, origin=site, domain=domain, outputs=len(site.outputs)
     )
@@ -48,6 +52,8 @@ def substitute(
         edit.replace(old, new)
     edit.remove([site])
     node.name = name
+    if plus is not None:  # before the old inputs go: it may be one of them
+        _add_after(node, plus)
     edit.remove_unused(old_inputs)
     return node
 
@@ -86,7 +92,7 @@ def one_dimensional(site: ir.Node, bias: ir.Value | None, columns: int) -> tuple
     return edit.add_const(site.graph, np.broadcast_to(array.reshape(-1), columns).copy(), f"{bias.name}_flat"), True
 
 
-def add_after(node: ir.Node, bias: ir.Value) -> None:
+def _add_after(node: ir.Node, bias: ir.Value) -> None:
     """Add ``bias`` to what ``node`` gives."""
     out = node.outputs[0]
     add = edit.new_node("Add", [out, bias], after=node, origin=node)

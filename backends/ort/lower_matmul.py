@@ -85,11 +85,8 @@ def _constant(node: ir.Node, x: Activation, w: Weight, shared: emit.Shared) -> b
     if x.kind == "token":
         _by_token(node, x, [codes, scale, zero], bias or extra, shared)
     else:
-        made = emit.substitute(
-            node, "MatMulIntegerToFloat", [x.codes, codes, x.scale, scale, x.zero, zero, bias], domain=emit.CONTRIB
-        )
-        if extra is not None:
-            emit.add_after(made, extra)
+        inputs = [x.codes, codes, x.scale, scale, x.zero, zero, bias]
+        emit.substitute(node, "MatMulIntegerToFloat", inputs, domain=emit.CONTRIB, plus=extra)
     return True
 
 
@@ -122,9 +119,7 @@ def _by_token(
     product = emit.helper_node(
         "MatMulIntegerToFloat", [t.codes, b, t.one, scale, t.middle, zero], node, domain=emit.CONTRIB
     )
-    made = emit.substitute(node, "Mul", [product, t.scale], domain="")
-    if bias is not None:
-        emit.add_after(made, bias)
+    emit.substitute(node, "Mul", [product, t.scale], domain="", plus=bias)
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,7 @@ def _emit(
     inputs = [source, codes, scale, zero, None, bias]
     while inputs[-1] is None:
         inputs.pop()
-    kernel = emit.substitute(node, "MatMulNBits", inputs, attributes)
-    if extra is not None:
-        emit.add_after(kernel, extra)
+    emit.substitute(node, "MatMulNBits", inputs, attributes, plus=extra)
 
 
 def _default_zero(w: Weight) -> bool:

@@ -179,6 +179,27 @@ def test_rows_are_quantized_once_for_all_readers_and_the_dialect_op_goes() -> No
         np.testing.assert_allclose(got[name], want[name], rtol=0, atol=np.abs(want[name]).max() * 1e-6)
 
 
+def test_a_bias_that_only_its_gemm_reads_survives() -> None:
+    rng = np.random.default_rng(0)
+    model = parse(
+        """<ir_version: 10, opset_import: ["" : 21, "graphpress" : 1]>
+        g (float[m, 32] x, float w, float ws, float bias) => (float[m, 16] a) {
+            q, s = graphpress.DynamicQuantizeToken(x)
+            c = Cast<to = 1>(q)
+            d = Mul(c, s)
+            f = DequantizeLinear<axis = 0>(w, ws)
+            a = Gemm<transB = 1>(d, f, bias)
+        }""",
+        w=codes(rng, "int8", (16, 32)),
+        ws=rng.uniform(0.01, 0.02, 16).astype(np.float32),
+        bias=rng.normal(size=16).astype(np.float32),
+    )
+    ops.base.attach(model, dynamic_quantize_token.OP)
+    feeds = {"x": rng.normal(size=(5, 32)).astype(np.float32)}
+    want, got = reference.execute(model)(feeds)["a"], reference.execute(lower(model, TARGET))(feeds)["a"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=np.abs(want).max() * 1e-6)
+
+
 def test_two_computed_operands() -> None:
     model = kit.parse("""g (float[2, 5, 32] x, float[2, 32, 7] y) => (float[2, 5, 7] z) {
         q, qs, qz = DynamicQuantizeLinear(x)
