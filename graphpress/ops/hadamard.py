@@ -31,7 +31,8 @@ _FLOATS = (None, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.
 @script(_dialect, default_opset=op)
 def Hadamard(x, left, right, fast_left: int, fast_right: int):  # type: ignore[no-untyped-def]  # noqa: N802
     """``fast_left`` and ``fast_right`` say that a factor is a Sylvester matrix: nothing here, a transform in torch."""
-    runs = op.Reshape(x, op.Concat([-1], op.Shape(left, end=1), op.Shape(right, end=1), axis=0), allowzero=1)
+    sizes = op.Concat([-1], op.Shape(left, end=1), op.Shape(right, end=1), axis=0)  # type: ignore[type-var]
+    runs = op.Reshape(x, sizes, allowzero=1)  # type: ignore[arg-type]  # the list becomes a Constant
     turned = op.MatMul(left, op.MatMul(runs, op.Transpose(right, perm=[1, 0])))
     return op.Reshape(turned, op.Shape(x), allowzero=1)
 

@@ -340,8 +340,9 @@ def _attention(node: ir.Node, port: Port, place: Place) -> Said:
     return ties
 
 
+_LET_PASS: dict[str, Rule] = dict.fromkeys(("Identity", "Neg", "Cast"), _same)
 _RULES: dict[str, Rule] = (
-    dict.fromkeys(("Identity", "Neg", "Cast"), _same)
+    _LET_PASS
     | {"Dropout": _dropout, "Transpose": _transpose, "Expand": _expand, "Concat": _concat, "Split": _split}
     | dict.fromkeys(("Add", "Sub", "Sum"), _add)
     | dict.fromkeys(("Mul", "Div"), _scale)

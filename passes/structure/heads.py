@@ -71,11 +71,11 @@ def _fused(node: ir.Node) -> Heads | None:
         count, key_count = edit.attribute(node, "q_num_heads"), edit.attribute(node, "kv_num_heads")
     else:
         return None
-    split = (1, 1) if ranks == {4} else (count, key_count)
+    side, key_side = (1, 1) if ranks == {4} else (count or 0, key_count or 0)
     widths = [size(v, -1) for v in node.inputs[:3]]
-    if None in widths or None in split or not all(split):
+    if None in widths or not side or not key_side:
         return None
-    head, of_value = (widths[0] or 0) // split[0], (widths[2] or 0) // split[1]
+    head, of_value = (widths[0] or 0) // side, (widths[2] or 0) // key_side
     places = [whole(v, -1, s) for v, s in zip(node.inputs, (head, head, of_value), strict=False) if v is not None]
     if len(places) < 3 or None in places[:3]:
         return None

@@ -80,7 +80,7 @@ def test_the_block_of_an_unknown_order_is_its_largest_known_divisor() -> None:
     assert [largest_order(n) for n in (172, 11, 92, 36, 6, 260)] == [4, 1, 4, 36, 2, 52]
 
 
-SIZES = st.sampled_from([1, 2, 4, 6, 12, 20, 44, 52, 64, 92, 172, 704])
+SIZES = st.sampled_from([1, 2, 4, 6, 12, 20, 44, 52, 64, 92, 172])
 
 
 @given(st.sampled_from(["auto", "orthogonal", "block"]), SIZES, st.integers(0, 99))

@@ -158,10 +158,14 @@ def test_same_seed_same_bytes_other_seed_others() -> None:
     assert same == again != other
 
 
-def token_error(x: np.ndarray) -> float:
-    """Relative squared error of 4-bit per-token rounding."""
-    scale = np.abs(x).max(-1, keepdims=True) / 7
-    return float(((np.rint(x / scale) * scale - x) ** 2).sum() / (x**2).sum())
+def test_what_is_turned_at_run_time_is_quantized_after_it() -> None:
+    model = clean(traced("decoder"))
+    quantize = "quantize{mode=dynamic,weight=int4,activation=int8,activation_granularity=per_token,kernels=preferred}"
+    after = Pipeline(parse_passes(f"{ALL},{quantize}")).run(model)[0]
+    makers = {n.inputs[0].producer().op_type for n in after.graph if n.op_type == "DynamicQuantizeToken"}
+    assert "Hadamard" in makers and "Mul" not in makers  # Mul gave the hidden values before
+    names = [p.name for p in gp.Recipe.load("w4a4-rot").passes]
+    assert names.index("fold-norms") < names.index("rotate") < names.index("quantize") < names.index("gptq")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
