@@ -135,8 +135,7 @@ def compile(
         seed: Seed of everything random.
         evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
         max_drop: How much of the metric may be lost: see ``fallback.hold_drop``, or the pass that searches within it.
-        max_latency: Of one sample, a share of the float model's (``0.6x``) or milliseconds; see ``demand.handed``.
-        max_size: Of all weights, a share (``0.3x``) or bytes; likewise.
+        max_latency, max_size: Shares of the float model's (``0.6x``), or milliseconds and bytes; see ``demand.handed``.
         state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
         gate: Raise when the result is below the recipe's gate.
         prove: Audit and time the result (one more session each).

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 INLINE_LIMIT = 1 << 30  # bytes of weights a protobuf may carry: it stops working at 2 GB, and every copy costs memory
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+# A weight behind DequantizeLinear becomes a MatMulNBits, which by default (4) rounds activations that were left float.
+_AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "0"}
 _REFUSED = (capi.InvalidGraph, capi.NotImplemented, capi.Fail, capi.InvalidArgument, capi.InvalidProtobuf)
 _FAILED = (*_REFUSED, capi.RuntimeException, capi.EPFail, RuntimeError)
 _NUMPY = {
@@ -157,7 +159,7 @@ def execute(
         BadRequest: ``outputs`` names a value that the main graph lacks.
         Unsupported: ONNX Runtime refuses the model; the message names the node.
     """
-    options = SessionOptions(threads=threads, spinning=spinning)
+    options = SessionOptions(threads=threads, spinning=spinning, config=_AS_WRITTEN)
     return open_session(model, outputs, options, target.provider if target else "CPUExecutionProvider")
 
 

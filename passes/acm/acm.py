@@ -68,7 +68,9 @@ class Acm(Pass):
             report.skip(where, why)
         chosen = [f for f in self._chosen(model, anatomy) if self._fits(f, report)]
         if not chosen:
-            if not anatomy.blocks:
+            if self.select:
+                report.skip(", ".join(self.select), "no feed-forward block and no lone projection ends there")
+            elif not anatomy.blocks:
                 report.skip("model", "it has no feed-forward block")
             return
         edit.require_opset(model, OP.opset)

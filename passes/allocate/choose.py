@@ -2,14 +2,14 @@
 
 With the loss as objective, plans are searched within the budgets and, as predictions of latency are not exact and
 losses do not quite add up, within some a little tighter and looser; uniform formats that fit are tried too. The best
-that holds the budgets when measured is taken. With a loss in points of the user's metric as budget, the divergence
-allowed is found by bisection: the metric of compiled plans says which way.
+that holds the budgets when measured is taken. With the loss as budget, the divergence allowed in the search is found by
+bisection: what compiled plans lose says which way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from graphpress.errors import BadRequest
@@ -64,7 +64,7 @@ def choose(bench: Bench, wish: Wish) -> Trial:
     Raises:
         BadRequest: None does; the message has the tightest that was reached, predicted or measured.
     """
-    if wish.objective == "drop" or not wish.points or wish.drop is None:
+    if wish.objective == "drop" or wish.drop is None:
         _around(bench, wish)
     else:
         _bisect(bench, wish)
@@ -121,20 +121,27 @@ def _try(bench: Bench, objective: str, budgets: Mapping[str, float]) -> Trial | 
 
 
 def _bisect(bench: Bench, wish: Wish) -> None:
-    """Find the largest divergence whose plan still loses no more points than allowed."""
+    """Find the largest divergence allowed in the search whose plan, compiled, loses no more than it may.
+
+    Uniform formats are tried whatever is predicted of their loss: losses do not quite add up.
+    """
     lowest = solve(bench.problem, "drop", wish.budgets).totals.drop
     cheapest = solve(bench.problem, wish.objective, wish.budgets)
-    low, high = max(lowest, _LOWEST), max(cheapest.totals.drop, _LOWEST)
     if wish.holds_drop(bench.run(cheapest.chosen)):
         return
-    middle: Callable[[float, float], float] = lambda a, b: math.sqrt(a * b)  # noqa: E731
-    for _ in range(max(wish.measure, 4)):
-        at = middle(low, high)
+    for chosen in _uniform(bench.problem):
+        totals = bench.problem.totals(chosen)
+        if all(totals.get(k) <= b for k, b in wish.budgets.items()):
+            bench.run(chosen)
+    low, high = max(lowest, _LOWEST), max(cheapest.totals.drop, _LOWEST)
+    at = math.sqrt(low * high) if wish.points or wish.drop is None else min(max(wish.drop, low), high)
+    for _ in range(max(wish.measure, 5)):
         trial = _try(bench, wish.objective, {**wish.budgets, "drop": at})
         if trial is not None and wish.holds_drop(trial):
             low = at
         else:
             high = at
+        at = math.sqrt(low * high)
     if not any(wish.holds(t) for t in bench.trials.values()):
         _try(bench, "drop", wish.budgets)
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.base import Context, PassReport, Runner
+from graphpress.base import STAGE, Context, PassReport, Runner
 from graphpress.calibration import Calibration, collect
 from graphpress.cut import cut
 from graphpress.passes.allocate.formats import FLOAT
@@ -20,7 +20,7 @@ from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
-from graphpress.types import Plan, Role, Scheme
+from graphpress.types import Plan, Role, Scheme, Stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,8 @@ class Parts:
         return model if name == FLOAT else self.fold(model)
 
     def fold(self, model: ir.Model) -> ir.Model:
-        """A quantized model after the recipe ``fold``."""
+        """A model that a plan was written into, be it empty, after the recipe ``fold``."""
+        model.metadata_props[STAGE] = Stage.QDQ.value
         return self._fold.run(model, replace(self.ctx, oracle=None))[0]
 
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from graphpress import edit
 from graphpress.base import SPARSITY, Context, Pass, PassReport
+from graphpress.errors import Unsupported
 from graphpress.ops import packing
 from graphpress.ops.sparse_codes import GROUP
 from graphpress.types import Numerics
@@ -31,7 +32,11 @@ class PackSparse(Pass):
         if not layers:
             report.skip("model", "no layer notes an n:m pattern")
             return
-        edit.require_opset(model, _OPSET)
+        try:
+            edit.require_opset(model, _OPSET)
+        except Unsupported as e:
+            report.skip("model", f"packed weights need opset {_OPSET}: {e}")
+            return
         before = after = 0
         for node in layers:
             found = packing.pattern_of(node)

@@ -6,10 +6,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from graphpress.passes.recover.parameters import find
-from graphpress.passes.recover.student import reads
+from graphpress.passes.recover.student import reads, typed
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def blocks(model: ir.Model, teacher: ir.Model, parameters: Collection[str]) -> t
     the inputs or on shapes alone (masks, positions) may go around it, and so may the inputs. The teacher must have a
     float value of that name.
     """
-    model, teacher = _typed(model), _typed(teacher)
+    model, teacher = typed(model), typed(teacher)
     matrices = find(model).matrices
     flow = _flow(model.graph, {*parameters, *matrices})
     known = {v.name: v.dtype for n in teacher.graph for v in n.outputs}
@@ -83,16 +82,6 @@ def blocks(model: ir.Model, teacher: ir.Model, parameters: Collection[str]) -> t
         result.append(Block(name, source, outputs, own, _aside(segment, flow)))
         source = outputs[0]
     return result, spread
-
-
-def _typed(model: ir.Model) -> ir.Model:
-    """The model in topological order with the types of its values: itself, or a copy."""
-    if all(v.dtype is not None for n in model.graph for v in n.outputs):
-        return model
-    model = model.clone()
-    model.graph.sort()
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
-    return model
 
 
 def _flow(graph: ir.Graph, parameters: Collection[str]) -> _Flow:

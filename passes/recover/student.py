@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from graphpress import edit
 from graphpress.base import PARAMETERS, Context
@@ -183,6 +184,7 @@ def extract(model: ir.Model, inputs: Sequence[str] | None, outputs: Sequence[str
     Raises:
         StaleSite: The main graph has no such value.
     """
+    model = typed(model)
     known = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     given = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
     starts = list(dict.fromkeys([*(inputs or ()), *given]))
@@ -190,6 +192,16 @@ def extract(model: ir.Model, inputs: Sequence[str] | None, outputs: Sequence[str
     part = cut(model, [n for n in starts if n not in known or known[n] in read], outputs)
     part.metadata_props.clear()  # a traced model notes how it is called as a whole
     return part
+
+
+def typed(model: ir.Model) -> ir.Model:
+    """The model in topological order with the types of its values: itself, or a copy."""
+    if all(v.dtype is not None for n in model.graph for v in n.outputs):
+        return model
+    model = model.clone()
+    model.graph.sort()
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    return model
 
 
 def _read(starts: Collection[ir.Value], outputs: Sequence[ir.Value]) -> set[ir.Value]:

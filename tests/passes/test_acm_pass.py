@@ -192,6 +192,8 @@ def test_selectors() -> None:
         ({"select": ("MatMul_0",)}, ["MatMul_0"]),
     ):
         assert [s.name for s in site.sites(kit.apply(encoder(), Acm(**options))[0])] == want
+    _, (report,) = kit.apply(encoder(), Acm(select=("Tanh_1",)))
+    assert "no feed-forward block and no lone projection ends there" in [s.why for s in report.skips]
     with pytest.raises(BadRequest, match="matches no node"):
         kit.apply(encoder(), Acm(select=("nothing",)))
 

@@ -171,3 +171,25 @@ def test_a_sparse_product_costs_what_is_not_zero() -> None:
     node = next(packing.packed_nodes(packed))
     node.inputs[0].shape = ir.Shape([5, 64])
     assert PRODUCT.cost(node) == 2 * 5 * 64 * 64 / 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "times"), [pytest.param("sparse24", 4 / (2 + 1 / 8), marks=pytest.mark.slow), ("sparse24-int8", 6.4)]
+)
+def test_the_recipes_end_to_end(zoo: Path, recipe: str, times: float) -> None:
+    with np.load(zoo / "cifar10/calib.npz") as z:
+        images = z["x"][:40].astype(np.float32).transpose(0, 3, 1, 2) / 64 - 2
+    short = ["recover.steps=2", "prune.samples=8", "permute.samples=8", "permute.escapes=0"]
+    source = gp.load(zoo / "cifar10/resnet20.onnx")
+    model, report = gp.compile(source, Recipe.load(recipe).set(short), {"input": images}, gate=False)
+    nodes = list(packing.packed_nodes(model))
+    assert len(nodes) == 18
+    bits = sum(v.const_value.nbytes for n in nodes for v in n.inputs[-2:])
+    whole = sum(4 * 2 * n.inputs[-2].const_value.size for n in nodes)
+    assert whole / bits == pytest.approx(times, rel=1e-6)
+    rows = gp.audit(model).sites
+    notes = [r for r in rows if "2:4 for size only" in r.reason]
+    assert len(notes) == 18
+    if recipe == "sparse24-int8":
+        assert {r.verdict for r in notes} == {"integer"}
+    assert {p.name for p in report.passes} >= {"permute", "prune", "recover", "pack-sparse"}

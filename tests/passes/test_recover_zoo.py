@@ -27,7 +27,7 @@ def test_resnet20_with_4_bit_weights_comes_back_block_by_block(zoo: Path) -> Non
     clean = kit.apply(load(task.file(zoo)), *Recipe.load("clean").passes)[0]
     ctx = context(clean, {name: images[name][:64]})
     student = kit.apply(clean, Quantize(mode="weight", weight="int4"), ctx=ctx)[0]
-    after, report = recover(student, Recover(mode="blocks", steps=6, batch_size=16), ctx)
+    after, report = recover(student, Recover(mode="blocks", steps=8, lr=2e-4, batch_size=16), ctx)
     assert report.metrics["loss after"] < 0.5 * report.metrics["loss before"]  # type: ignore[operator]
     assert report.changed > 30
     wanted, before, found = (kit.run(m, {name: images[name][64:112]})["logits"] for m in (clean, student, after))

@@ -10,7 +10,7 @@ import pytest
 
 from graphpress import catalog
 from graphpress.base import PassReport, Skip
-from graphpress.errors import BadRequest
+from graphpress.errors import BadRequest, PassError, Unsupported
 from graphpress.gate import GateResult
 from graphpress.recipe import Recipe
 from graphpress.report import Report, SiteRow
@@ -96,6 +96,12 @@ def test_purpose() -> None:
     [
         (BadRequest("no", where="here", fix="Go there."), "refused", "no. Go there"),
         (ZeroDivisionError("oh"), "crash", "ZeroDivisionError: oh"),
+        (PassError("moved"), "crash", "PassError: moved"),
+        (
+            Unsupported("ONNX Runtime 1 refuses the model: no"),
+            "crash",
+            "Unsupported: ONNX Runtime 1 refuses the model: no",
+        ),
     ],
 )
 def test_an_error_is_a_cell(error: Exception, status: str, reason: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from graphpress.base import PassReport
-from graphpress.errors import GraphpressError
+from graphpress.errors import GraphpressError, PassError, VerifyError
 from graphpress.recipe import Recipe
 from graphpress.report import Report
 from graphpress.tools.bench.row import warm
@@ -78,12 +78,18 @@ def fill(task: Task, name: str) -> Cell:
     cell, start = Cell(task.name, name), time.perf_counter()
     try:
         _compile(task, cell)
-    except GraphpressError as e:
-        cell.status, cell.reason = "refused", ". ".join(part.rstrip(".") for part in (e.what, e.fix) if part)
     except Exception as e:  # noqa: BLE001 - a cell must say what happened, whatever it was
-        cell.status, cell.reason, cell.trace = "crash", f"{type(e).__name__}: {e}", traceback.format_exc()
+        if isinstance(e, GraphpressError) and not _our_fault(e):
+            cell.status, cell.reason = "refused", ". ".join(part.rstrip(".") for part in (e.what, e.fix) if part)
+        else:
+            cell.status, cell.reason, cell.trace = "crash", f"{type(e).__name__}: {e}", traceback.format_exc()
     cell.seconds = round(time.perf_counter() - start, 2)
     return cell
+
+
+def _our_fault(error: GraphpressError) -> bool:
+    """Whether a pass broke its promise, or ONNX Runtime refused what we made of a model that it runs."""
+    return isinstance(error, PassError | VerifyError) or "refuses the model" in str(error)
 
 
 def _compile(task: Task, cell: Cell) -> None:
@@ -106,8 +112,16 @@ def judge(cell: Cell, recipe: Recipe, report: Report) -> None:
     cell.gate = report.gate.passed
     reached = any(cell.changes.values()) or cell.share is not None
     cell.status = "applied" if reached else "skipped"
-    if not reached or 0 in cell.changes.values() or (cell.share or 1) < 1:
-        cell.reason = main_reason(mine) or ("" if reached else "there is nothing of what it changes")
+    if not reached:
+        cell.reason = main_reason(mine) or "there is nothing of what it changes"
+    elif 0 in cell.changes.values() or (cell.share or 1) < 1:
+        cell.reason = main_reason(mine) or _left(report)
+
+
+def _left(report: Report) -> str:
+    """What has no format, where some have one and no pass says why."""
+    ops = sorted({s.op for s in report.sites if not s.scheme})
+    return f"in float without a word: {', '.join(ops)}" if ops and any(s.scheme for s in report.sites) else ""
 
 
 def purpose(recipe: Recipe) -> set[str]:

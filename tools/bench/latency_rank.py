@@ -57,15 +57,9 @@ def spearman(task: Task, source: ir.Model, progress: Progress, seed: int = 0) ->
 
 def _bench(task: Task, source: ir.Model, progress: Progress) -> Bench:
     """A clean model with its operators timed, and no accuracy measured."""
-    target = Target.load("ort-cpu")
-    runtime = engine.of(target)
-    data = CalibrationData.from_arrays({k: v for k, v in task.data().items() if k != "labels"})
-    ctx = Context(
-        target=target, data=data.take(32), run=partial(ort.execute, threads=1), oracle=reference.execute,
-        calibrate=Recall(), progress=progress, deploy=lambda model: runtime.execute(runtime.lower(model, target)),
-    )  # fmt: skip
+    ctx = context(task, source, progress)
     clean, _ = Pipeline(Recipe.load("clean").passes, check_numbers=False).run(source)
-    space = explore(clean, target, formats.DEFAULT, (), ties.KINDS)
+    space = explore(clean, ctx.target, formats.DEFAULT, (), ties.KINDS)
     parts, probe = Parts(space, ctx), Probe(clean, ctx, 4)
     values = probe.one([v for p in parts.parts.values() for v in (*p.inputs, *p.outputs)])
     light = dict.fromkeys(space.light, (space.static or "",))
@@ -73,6 +67,18 @@ def _bench(task: Task, source: ir.Model, progress: Progress) -> Bench:
     nothing = {n: dict.fromkeys(row, 0.0) for n, row in space.wanted().items()}
     problem = tables.build(parts, tables.Tables(Sensitivity(nothing), tables.sizes(parts), times))
     return Bench(parts, problem, ctx, probe, timed=True)
+
+
+def context(task: Task, source: ir.Model, progress: Progress) -> Context:
+    """What a compilation for ONNX Runtime has, all of the task's calibration data, and no labels."""
+    target = Target.load("ort-cpu")
+    runtime = engine.of(target)
+    data = CalibrationData.from_arrays({k: v for k, v in task.data().items() if k != "labels"})
+    return Context(
+        target=target, data=data.bind(source), run=partial(ort.execute, threads=1), oracle=reference.execute,
+        calibrate=Recall(), progress=progress, differentiate=engine.of_runtime("fx").build,
+        deploy=lambda model: runtime.execute(runtime.lower(model, target)),
+    )  # fmt: skip
 
 
 def _random(space: Space, rng: np.random.Generator) -> dict[str, str]:

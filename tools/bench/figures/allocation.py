@@ -14,12 +14,16 @@ import onnx_ir as ir
 import graphpress as gp
 from graphpress import engine
 from graphpress import report as reports
-from graphpress.base import Progress, Runner
+from graphpress.base import PassReport, Progress, Runner
 from graphpress.latency import compare
+from graphpress.passes.allocate.allocate import CHECKED
+from graphpress.passes.allocate.divergence import divergence, kinds
+from graphpress.passes.allocate.probe import Probe
+from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
-from graphpress.report import Report
+from graphpress.target import Target
 from graphpress.tools.bench.figures.base import Figure
-from graphpress.tools.bench.latency_rank import spearman
+from graphpress.tools.bench.latency_rank import context, spearman
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import tasks
 
@@ -33,15 +37,13 @@ RANK = 0.85
 
 @dataclass(frozen=True)
 class _Made:
-    model: ir.Model
-    report: Report
+    """A compiled model: what it stores before it is lowered (formula C3), and after."""
+
+    done: PassReport
     runner: Runner
     score: float
-
-    @property
-    def bytes(self) -> int:
-        # What a file holds: the lowered form may keep weights in other forms, but not in other sizes.
-        return reports.stored_bytes(self.model)
+    bytes: int
+    lowered: int
 
 
 def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
@@ -64,12 +66,14 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
     )  # fmt: skip
 
 
-def _made(task: Task, source: ir.Model, recipe: Recipe | str, progress: Progress) -> _Made:
-    data = {k: v for k, v in task.data().items() if k != "labels"}  # the search goes by divergence alone
-    model, report = gp.compile(source, recipe, data, gate=False, prove=False, progress=progress)
-    runner = _runner(model)
-    scores = task.scores(runner, _runner(source))
-    return _Made(model, report, runner, next(iter(scores.values())))
+def _made(task: Task, source: ir.Model, recipe: Recipe, progress: Progress) -> _Made:
+    target, runtime = Target.load("ort-cpu"), engine.of_runtime("ort")
+    portable, done = Pipeline(recipe.passes, check_numbers=False).run(source, context(task, source, progress))
+    lowered = runtime.lower(portable, target)
+    runner: Runner = runtime.execute(lowered)
+    score = next(iter(task.scores(runner, _runner(source)).values()))
+    plan = next(r for r in reversed(done) if r.plan is not None)
+    return _Made(plan, runner, score, reports.stored_bytes(portable), reports.stored_bytes(lowered))
 
 
 def _runner(model: ir.Model) -> Runner:
@@ -94,27 +98,22 @@ def _loss(task: Task, before: float, after: float) -> float:
 
 def _at_bytes(task: Task, source: ir.Model, progress: Progress) -> Figure:
     """The plan within the bytes of uniform 4-bit weights."""
-    before, uniform = _float_score(task, source), _made(task, source, "w4a16", progress)
-    budget = float(uniform.bytes)
-    with tempfile.TemporaryDirectory() as cache:
-        for _ in range(3):  # the lowered form of a plan may take more constants than the portable one that was counted
-            plan = _made(task, source, _mixed(max_size=budget, objective="drop", cache=cache), progress)
-            if plan.bytes <= uniform.bytes:
-                break
-            budget *= 0.998 * uniform.bytes / plan.bytes
+    before, uniform = _float_score(task, source), _made(task, source, Recipe.load("w4a16"), progress)
+    plan = _made(task, source, _mixed(max_size=uniform.bytes, objective="drop"), progress)
     lost, kept = _loss(task, before, uniform.score), _loss(task, before, plan.score)
     return Figure(
         f"{task.name}: loss of the plan at the bytes of w4a16", f"at most half of {lost:.4g}",
         f"{kept:.4g} at {plan.bytes / uniform.bytes:.3f}x the bytes",
         kept <= lost / 2 and plan.bytes <= uniform.bytes,
-        f"float {before:.5g}, w4a16 {uniform.score:.5g}, plan {plan.score:.5g}; {_formats(plan)}",
+        f"float {before:.5g}, w4a16 {uniform.score:.5g}, plan {plan.score:.5g}; {_formats(plan)}; "
+        f"lowered for ONNX Runtime {plan.lowered / uniform.lowered:.3f}x",
     )  # fmt: skip
 
 
 def _at_accuracy(task: Task, source: ir.Model, progress: Progress) -> tuple[Figure, float]:
     """The fastest plan whose divergence is at most that of uniform W8A8."""
-    uniform = _made(task, source, "w8a8", progress)
-    allowed = _divergence(task, source, uniform.runner)
+    uniform = _made(task, source, Recipe.load("w8a8"), progress)
+    allowed = _divergence(task, source, uniform.runner, progress)
     plan = _made(task, source, _mixed(objective="latency", max_drop=allowed, measure=4), progress)
     found = compare(uniform.runner, plan.runner, task.feeds(1), SECONDS)
     faster = 1 / found["ratio"]
@@ -125,20 +124,17 @@ def _at_accuracy(task: Task, source: ir.Model, progress: Progress) -> tuple[Figu
     return figure, faster
 
 
-def _divergence(task: Task, source: ir.Model, runner: Runner) -> float:
-    from graphpress.passes.allocate.divergence import divergence, kinds
-
-    before, wanted, data = _runner(source), kinds(source), task.data()
-    count = min(len(next(iter(data.values()))), 256 if task.kind == "classifier" else 8)
-    found = []
-    for i in range(0, count, 8):
-        feeds = {k: v[i : i + 8] for k, v in data.items() if k != "labels"}
-        found.append(divergence(before(feeds), runner(feeds), wanted))
+def _divergence(task: Task, source: ir.Model, runner: Runner, progress: Progress) -> float:
+    """As the pass measures it, on the samples that it measures compiled plans on."""
+    wanted, ctx = kinds(source), context(task, source, progress)
+    inputs = [v.name or "" for v in source.graph.inputs]
+    chunks = Probe(source, ctx, CHECKED).chunks([*wanted, *inputs])
+    found = [divergence(v, runner({n: v[n] for n in runner.input_names}), wanted) for v in chunks]
     return sum(found) / len(found)
 
 
 def _formats(made: _Made) -> str:
-    found = next(p for p in made.report.passes if p.name == "allocate").metrics
+    found = made.done.metrics
     return ", ".join(f"{int(float(v))} {k.removeprefix('operators in ')}" for k, v in found.items() if "operators" in k)
 
 
@@ -153,7 +149,7 @@ def _ranked(task: Task, source: ir.Model, progress: Progress) -> Figure:
 def _search(task: Task, source: ir.Model, progress: Progress) -> Figure:
     start = time.perf_counter()
     made = _made(task, source, _mixed(max_size="0.3x", measure=1, seconds=None), progress)
-    seconds = next(p for p in made.report.passes if p.name == "allocate").seconds
+    seconds = made.done.seconds
     return Figure(
         f"{task.name}: sensitivity and search", f"under {SEARCH:.0f} s", f"{seconds:.1f} s", seconds < SEARCH,
         f"of {time.perf_counter() - start:.0f} s in all; every format of every site measured",

@@ -143,8 +143,9 @@ def _four_bits(zoo: Path, progress: Progress) -> Iterator[Figure]:
                 f"{base + loss:.4f} nats per byte, {loss:+.4f}", loss <= _LOSS if last else None,
                 f"float32 {base:.4f}; 256 x 256 bytes",
             )  # fmt: skip
-    apart = abs(np.subtract(*losses["rotated + GPTQ"]))
-    yield Figure("the two variants, rotated + GPTQ", f"within {_APART}", f"{apart:.4f} apart", bool(apart <= _APART))
+    plain, loud = losses["rotated + GPTQ"]
+    apart = abs(plain - loud)
+    yield Figure("the two variants, rotated + GPTQ", f"within {_APART}", f"{apart:.4f} apart", apart <= _APART)
     ratio = losses["to nearest"][1] / losses["rotated"][1]
     yield Figure("loss of codelm_outliers to nearest over rotated", "", f"{ratio:.0f}x")
 
