@@ -11,7 +11,7 @@ from graphpress.types import PER_TENSOR, PER_TOKEN, Granularity, Kind, Scheme
 
 Mode: TypeAlias = Literal["static", "dynamic", "weight"]
 Integer: TypeAlias = Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
-WeightInteger: TypeAlias = Integer | Literal["int3"]
+WeightInteger: TypeAlias = Literal[Integer, "int3"]
 Kernels: TypeAlias = Literal["required", "preferred"]
 
 TOKEN_TYPES = ("int8", "int4")  # of activations that are quantized by token

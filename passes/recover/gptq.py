@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,19 +35,23 @@ class Gptq(Pass):
         samples: Of the calibration data; an eighth of them is held out.
         batch_size: Samples at a time.
         damping: Added to the diagonal of the Hessian, as a share of its mean.
-        act_order: Settle the columns with the loudest inputs first. Scales of groups are then found beforehand.
-        observer: How scales are found: ``keep`` those of the graph; ``minmax`` or ``mse`` from the weights as they
-            stand when their group is reached; ``loss``: least squared error, weighted with what it costs the output.
+        act_order: Settle the columns with the loudest inputs first. Scales of groups are then found beforehand; without
+            it, from the weights as they stand when their group is reached.
+        observer: How scales are found: ``keep`` those of the graph; ``minmax`` or ``mse`` of the weights; ``loss``: mse
+            with each weight's error counted by what it costs the output.
         block: Columns between two updates of all later ones; at least the group size.
+        largest: Inputs of a layer (times the kernel's elements) up to which it is taken. Memory grows with their square
+            (8,192: some 3 GB), time with their cube.
         state: A file that keeps what is done: an interrupted run, made again, goes on to the identical result.
     """
 
     samples: int = 128
     batch_size: int = 8
     damping: float = 0.01
-    act_order: bool = False
+    act_order: bool = True
     observer: Literal["keep", "minmax", "mse", "loss"] = "loss"
     block: int = 128
+    largest: int = 8192
     state: str | None = None
 
     name = "gptq"
@@ -62,12 +67,15 @@ class Gptq(Pass):
         """
         self._check(ctx)
         assert ctx.data is not None and ctx.run is not None
-        layers = grids.find(model, report)
-        if not layers:
-            return
-        data = ctx.data.bind(model)
-        job = _Job(self, model, ctx, report, layers, data)
-        job.run()
+        layers = [q for q in grids.find(model, report) if self._takes(q, report)]
+        if layers:
+            _Job(self, model, ctx, report, layers, ctx.data.bind(model)).run()
+
+    def _takes(self, q: Quantized, report: PassReport) -> bool:
+        width = math.prod(q.layer.shape[1:])
+        if width > self.largest:
+            report.skip(q.layer.node, f"it has {width} inputs, over the {self.largest} of option 'largest'")
+        return width <= self.largest
 
     def _check(self, ctx: Context) -> None:
         if ctx.data is None or ctx.run is None:

@@ -62,18 +62,21 @@ def weights(made: ir.Model) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("weight", ["int4", "uint4", "int3", "int2"])
 @pytest.mark.parametrize("granularity", ["per_group", "per_channel", "per_tensor"])
-def test_outputs_come_closer_out_of_sample(weight: Any, granularity: Any) -> None:
+@pytest.mark.parametrize("act_order", [True, False])
+def test_outputs_come_closer_out_of_sample(weight: Any, granularity: Any, act_order: bool) -> None:
     quantize = replace(GROUPS, weight=weight, weight_granularity=granularity, weight_symmetric=weight != "uint4")
     x, unseen = correlated(256), {"x": correlated(256, seed=5)}
     expected = kit.run(chain(), unseen)["y"]
     nearest, _ = kit.apply(chain(), replace(quantize, weight_observer="mse"), ctx=context(None, None))
-    after, report = gptq(chain(), x, quantize, Gptq())
+    after, report = gptq(chain(), x, quantize, Gptq(act_order=act_order))
     lost = [np.square(kit.run(m, unseen)["y"] - expected).sum() for m in (nearest, after)]
     assert lost[1] < 0.8 * lost[0]
     assert report.changed == 3 and not report.skips
 
 
-@pytest.mark.parametrize("options", [{}, {"act_order": True}, {"observer": "mse"}, {"observer": "minmax"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"act_order": False}, {"act_order": False, "observer": "mse"}, {"observer": "minmax"}]
+)
 def test_weights_lie_on_the_grid_of_the_scheme(options: dict[str, Any]) -> None:
     made, _ = gptq(chain(), correlated(64), replace(GROUPS, weight="int3"), Gptq(**options))
     for q in grids.find(made, PassReport()):
@@ -87,7 +90,7 @@ def test_weights_lie_on_the_grid_of_the_scheme(options: dict[str, Any]) -> None:
 
 
 def test_each_layer_is_the_reference_on_what_the_rounded_ones_before_it_give() -> None:
-    x, options = correlated(200), Gptq(observer="keep", batch_size=7, samples=200)
+    x, options = correlated(200), Gptq(observer="keep", batch_size=7, samples=200, act_order=False)
     start, _ = kit.apply(chain(), CHANNELS, ctx=context(None, None))
     made, _ = gptq(start, x, options)
     data = CalibrationData.from_arrays({"x": x}).bind(start)
@@ -170,7 +173,7 @@ def test_a_group_of_a_convolution_sees_its_own_channels() -> None:
             for s, r in ((slice(2), rows[0]), (slice(2, 4), rows[1]))
         ]
     )
-    after, _ = gptq(start, x, Gptq(observer="keep"))
+    after, _ = gptq(start, x, Gptq(observer="keep", act_order=False))
     np.testing.assert_allclose(weights(after)[q.name], expected, rtol=1e-6)
 
 
@@ -311,6 +314,13 @@ def test_what_it_cannot_reach_is_a_skip() -> None:
     assert "shared by 2" in said["MatMul_1"]
     _, reports = kit.apply(after, FoldWeights(), Gptq(), ctx=context(feeds, None))
     assert "before the passes that fold" in {s.where: s.why for s in reports[-1].skips}["MatMul_1"]
+
+
+def test_layers_with_too_many_inputs_keep_rounding_to_nearest() -> None:
+    after, report = gptq(chain(), correlated(64), GROUPS, Gptq(largest=40))
+    assert {s.where: s.why for s in report.skips}["MatMul_3"] == "it has 48 inputs, over the 40 of option 'largest'"
+    q = next(q for q in grids.find(after, PassReport()) if q.name == "MatMul_3")
+    np.testing.assert_array_equal(q.weight(), normal(48, 16, seed=2).T)
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from graphpress import engine
 from graphpress.backends import ort, reference
 from graphpress.base import Context, Progress
 from graphpress.calibration import CalibrationData
-from graphpress.latency import compare
 from graphpress.passes.allocate import formats, ties
 from graphpress.passes.allocate import model as tables
 from graphpress.passes.allocate.latency import Clock, alternate
@@ -49,8 +48,9 @@ def spearman(task: Task, source: ir.Model, progress: Progress, seed: int = 0) ->
         choice = _random(bench.parts.space, rng)
         plan, model = bench.build(choice)
         predicted.append(problem.totals(problem.chosen(choice, set(plan.nodes()))).latency)
-        ratio = compare(bench.float_runner, bench.parts.runner(model), task.feeds(1), SECONDS)["ratio"]
-        measured.append(ratio * base)
+        runners = {"float": bench.float_runner, "plan": bench.parts.runner(model)}
+        got = alternate({k: (r, dict(task.feeds(1))) for k, r in runners.items()}, SECONDS / 2)
+        measured.append(got["plan"] / got["float"] * base)
     errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
     return float(spearmanr(predicted, measured).statistic), statistics.median(errors)
 
