@@ -196,7 +196,7 @@ def bare(model: ir.Model) -> ir.Model:
 
 
 def alternate(runners: Mapping[str, tuple[Runner, Values]], seconds: float = SECONDS) -> dict[str, float]:
-    """Milliseconds of each runner, all of them run in turns: the lower quartile, as disturbances only make runs longer."""
+    """Milliseconds of each runner, all of them run in turns: lower quartiles, as disturbances make runs longer."""
     for run, feeds in runners.values():
         run(feeds)
         run(feeds)

@@ -121,7 +121,7 @@ def judge(cell: Cell, recipe: Recipe, report: Report) -> None:
 def _left(report: Report) -> str:
     """What has no format, where some have one and no pass says why."""
     ops = sorted({s.op for s in report.sites if not s.scheme})
-    return f"in float without a word: {', '.join(ops)}" if ops and any(s.scheme for s in report.sites) else ""
+    return f"left in float: {', '.join(ops)}" if ops and any(s.scheme for s in report.sites) else ""
 
 
 def purpose(recipe: Recipe) -> set[str]:

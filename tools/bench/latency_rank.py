@@ -34,8 +34,8 @@ PLANS, SECONDS = 20, 1.0
 def spearman(task: Task, source: ir.Model, progress: Progress, seed: int = 0) -> tuple[float, float]:
     """(rank correlation, median relative error) of predicted and measured latency over random plans.
 
-    A plan draws first how likely each format is, then the format of each group, so that plans range from nearly float
-    to nearly all integer.
+    A plan draws first how likely integer kernels are, then the format of each group, so that plans range from nearly
+    float to nearly all integer.
     """
     from scipy.stats import spearmanr
 
@@ -82,11 +82,11 @@ def context(task: Task, source: ir.Model, progress: Progress) -> Context:
 
 
 def _random(space: Space, rng: np.random.Generator) -> dict[str, str]:
-    names = sorted({f for g in space.groups for f in g.formats})
-    likely = dict(zip(names, rng.dirichlet([0.5] * len(names)), strict=True))
-    found: dict[str, str] = {}
+    """A format for each group: one with quantized activations with a likelihood that the plan draws first."""
+    share, found = rng.uniform(), dict[str, str]()
     for group in space.groups:
-        weights = np.array([likely[f] for f in group.formats])
-        drawn = str(rng.choice(group.formats, p=weights / weights.sum()))
+        fast = [f for f in group.formats if f != formats.FLOAT and formats.parse(f).mode != "weight"]
+        others = [f for f in group.formats if f not in fast]
+        drawn = str(rng.choice(fast if fast and rng.uniform() < share else others))
         found |= dict.fromkeys(group.nodes, drawn)
     return found

@@ -5,25 +5,31 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 import graphpress as gp
 from graphpress import engine
-from graphpress.base import Progress
+from graphpress.base import Context, Progress
+from graphpress.calibration import CalibrationData
 from graphpress.ops import packing
 from graphpress.passes.prune import masks
+from graphpress.passes.prune.permute import Permute
+from graphpress.passes.prune.prune import Prune
 from graphpress.passes.prune.search import Search
+from graphpress.pipeline import Pipeline
+from graphpress.recipe import Recipe
 from graphpress.report import Report
 from graphpress.tools.bench.figures.base import Figure
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import tasks
 
 MOST = 600.0  # seconds that a training may take
-METHODS = ("sparsegpt", "wanda", "magnitude")
+METHODS: tuple[Literal["sparsegpt", "wanda", "magnitude"], ...] = ("sparsegpt", "wanda", "magnitude")
 _PERMUTE = {"permute": {"score": "energy"}}
 _INT8 = {"quantize": {"mode": "static", "weight": "int8", "observer": "mse", "fallback": ["dynamic", "weight"]}}
 _DISTIL = {"losses": {"kl": {}}, "seconds": MOST, "samples": 4096}
@@ -78,12 +84,15 @@ class _Case:
 
     def one_shot(self) -> Iterator[Figure]:
         """Loss of each method, with channels as they are and permuted."""
+        data = CalibrationData.from_arrays(_data(self.task, self.zoo))
+        ctx = Context(data=data, run=partial(engine.of_runtime("ort").execute, threads=1), progress=self.progress)
+        clean, _ = Pipeline(Recipe.load("clean").passes).run(self.source)
+        permuted, _ = Pipeline([Permute(score="energy")]).run(clean, ctx)
         lost = {}
-        ways: Mapping[str, list[Mapping[str, Any]]] = {"": [], ", permuted": [_PERMUTE]}
-        for label, before in ways.items():
+        for label, model in (("", clean), (", permuted", permuted)):
             for method in METHODS:
-                model, _ = self.made([*before, {"prune": {"method": method}}])
-                lost[method + label] = self.score(model) - self.float
+                pruned, _ = Pipeline([Prune(method=method)]).run(model, ctx)
+                lost[method + label] = self.score(pruned) - self.float
         told = ", ".join(f"{k} +{v:.4f}" for k, v in lost.items())
         plain = [lost[m] for m in METHODS]
         yield Figure(f"{self.name} 2:4 one-shot, nats over float", "sparsegpt < wanda < magnitude", told,
