@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphpress.base import Context, Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.moments import collect_moments
+from graphpress.moments import Moments, collect_moments
 from graphpress.passes.prune import masks
 from graphpress.passes.prune.pattern import checked
 from graphpress.passes.prune.search import Search
@@ -32,8 +32,8 @@ class Permute(Pass):
 
     Attributes:
         n, m: The pattern: n of each m neighbours along the reduction axis are kept.
-        score: What is to be kept: ``magnitude`` |w|, or ``energy`` w^2 E[x^2], which is what the layer's output loses
-            where inputs do not go together; needs data, and lowers the loss of all masks more.
+        score: What is to be kept: ``magnitude`` |w|, or ``energy`` w^2 E[x^2] as a share of the layer's E|W x|^2, which
+            is what its output loses where inputs do not go together; needs data, and lowers the loss of all masks.
         stripes: Groups of m columns searched exhaustively at a time: 0 (swaps of two columns only), 2 or 3.
         escapes: Random disturbances of each group after the search has come to rest.
         samples: Most samples of the data to look at.
@@ -53,7 +53,7 @@ class Permute(Pass):
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         checked(self.n, self.m, self.name)
         channels = follow(model)
-        work = _Work(channels, self.m, self._energies(model, ctx, channels))
+        work = _Work(channels, self.m, self._moments(model, ctx, channels))
         search = Search(self.n, self.m, self.stripes * self.m, self.escapes, seed=ctx.seed)
         new = np.arange(len(work.roots))
         before = work.kept(new, self.n)
@@ -71,8 +71,8 @@ class Permute(Pass):
             after = work.kept(new, self.n)
             report.metrics |= {"groups": float(len(moved)), "kept before": before, "kept after": after}
 
-    def _energies(self, model: ir.Model, ctx: Context, channels: Channels) -> Mapping[str, np.ndarray]:
-        """Mean square of each column that a layer reads, in the order of its weight."""
+    def _moments(self, model: ir.Model, ctx: Context, channels: Channels) -> Mapping[str, Moments]:
+        """Of the inputs of layers, by name; none where magnitudes are the score."""
         names = [p.node.name or "" for p in channels.ports if p.reads]
         if self.score == "magnitude" or not names:
             return {}
@@ -82,8 +82,7 @@ class Permute(Pass):
                 fix="Give data (--data), or choose score: magnitude.",
             )  # fmt: skip
         data = ctx.data.take(self.samples, ctx.seed)
-        seen = collect_moments(model, names, data, ctx.run, progress=ctx.progress)
-        return {name: np.diagonal(seen[name].matrix[0]) for name in seen}
+        return collect_moments(model, names, data, ctx.run, progress=ctx.progress)
 
 
 @dataclass
@@ -91,12 +90,12 @@ class _Work:
     """The layers that read channels, as matrices of scores [rows, places].
 
     Attributes:
-        energies: By layer, the mean square of each of its columns; where there is none magnitudes are the score.
+        moments: By layer, of its inputs; where there are none magnitudes are the score.
     """
 
     channels: Channels
     m: int
-    energies: Mapping[str, np.ndarray]
+    moments: Mapping[str, Moments]
 
     def __post_init__(self) -> None:
         self.roots = self.channels.roots()
@@ -107,11 +106,11 @@ class _Work:
         """[rows, places] of one layer."""
         view = linear.linear(port.node)
         assert isinstance(view, linear.Linear)
-        weight = view.weight().astype(np.float32)
-        energy = self.energies.get(port.node.name or "")
-        if energy is not None:
-            weight = weight**2 * energy.reshape(1, *weight.shape[1:]).astype(np.float32)
-        return masks.columns_last(np.abs(weight))
+        weight, seen = view.weight().astype(np.float64), self.moments.get(port.node.name or "")
+        if seen is not None:
+            energy = np.diagonal(seen.matrix[0]).reshape(1, *weight.shape[1:])
+            weight = weight**2 * (energy / (seen.error(weight) or 1.0))
+        return masks.columns_last(np.abs(weight)).astype(np.float32)
 
     def kept(self, new: np.ndarray, n: int) -> float:
         """What masks keep in all layers together, under an order."""
