@@ -15,7 +15,7 @@ from graphpress.gate import GateResult
 from graphpress.recipe import Recipe
 from graphpress.report import Report, SiteRow
 from graphpress.tools.bench.cell import Cell, fill, judge, purpose, quick
-from graphpress.tools.bench.matrix import chosen, load, main, render, save
+from graphpress.tools.bench.matrix import chosen, in_order, load, main, render, save
 from graphpress.tools.bench.task import Task
 from graphpress.types import Plan
 
@@ -130,3 +130,16 @@ def test_bad_requests_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["--zoo", str(tmp_path), "--recipes", "w8a9", "--out", str(tmp_path / "m.json")]) == 2
     assert "'w8a9': there is no such recipe" in capsys.readouterr().err
     assert chosen(None) == list(catalog.recipes())
+
+
+def test_the_table_in_the_docs_has_every_shipped_recipe(checkout: Path) -> None:
+    text = (checkout / "tools/bench/matrix.md").read_text()
+    columns = next(line for line in text.splitlines() if line.startswith("| | ")).strip("| ").split(" | ")
+    assert sorted(columns) == sorted(catalog.recipes())
+
+
+def test_order(zoo: Path) -> None:
+    cells = [Cell("codelm", "w8a8"), Cell("unknown", "acm"), Cell("resnet20", "w8a8"), Cell("resnet20", "acm")]
+    assert [(c.model, c.recipe) for c in in_order(cells, zoo)] == [
+        ("resnet20", "acm"), ("resnet20", "w8a8"), ("codelm", "w8a8"), ("unknown", "acm"),
+    ]  # fmt: skip

@@ -75,9 +75,15 @@ def fill(cells: list[Cell], args: argparse.Namespace, command: Sequence[str]) ->
             yield Cell.from_json(found) if isinstance(found, dict) else Cell(task.name, recipe, "crash", reason=found)
 
 
+def in_order(cells: Sequence[Cell], zoo: Path) -> list[Cell]:
+    """Models as the zoo has them, recipes by name, whenever they were run."""
+    places = {task.name: i for i, task in enumerate(tasks(zoo))}
+    return sorted(cells, key=lambda c: (places.get(c.model, len(places)), c.recipe))
+
+
 def render(cells: Sequence[Cell], what: str = _QUICK) -> str:
     """The table, models down and recipes across, with every reason once below it."""
-    models, recipes = (list(dict.fromkeys(getattr(c, name) for c in cells)) for name in ("model", "recipe"))
+    models, recipes = dict.fromkeys(c.model for c in cells), dict.fromkeys(c.recipe for c in cells)
     notes: dict[str, int] = {}
     found = {(c.model, c.recipe): _text(c, notes) for c in cells}
     table = [f"| | {' | '.join(recipes)} |", "|---" * (len(recipes) + 1) + "|"]
@@ -111,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     if args.markdown:
-        print(render(cells), end="")
+        print(render(in_order(cells, args.zoo)), end="")
     crashed = [c for c in cells if c.status == "crash"]
     for cell in crashed:
         print(f"crash: {cell.model}, {cell.recipe}: {cell.reason}\n{cell.trace}", file=sys.stderr)

@@ -43,8 +43,8 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
     recovered = _Case(zoo, "codelm", progress, {**_DISTIL, "steps": 200, "batch_size": 4})
     yield from recovered.recovered(0.05, "nats", [{"pack-sparse": {}}])
     for name in ("resnet20", "resnet56"):
-        steps = 1500 if name == "resnet20" else 600
-        case = _Case(zoo, name, progress, {**_DISTIL, "steps": steps, "batch_size": 32, "lr": 1e-3})
+        steps, rate = (400, 1e-3) if name == "resnet20" else (300, 5e-4)
+        case = _Case(zoo, name, progress, {**_DISTIL, "steps": steps, "batch_size": 32, "lr": rate})
         yield from case.recovered(2.5, "points", [_INT8, {"recipe": "fold"}, {"pack-sparse": {}}])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -24,7 +25,8 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
             f"ResNet-20 W8A8 without data, {what}", "within 0.3 points of 300 real images",
             f"{distilled:.2f} % against {real:.2f} %", real - distilled <= _ALLOWED + 1e-9, "2,000 test images",
         )  # fmt: skip
-        yield Figure(f"the same, all in all, {what}", "under 30 s", f"{seconds:.1f} s", seconds < _SECONDS)
+        note = "torch on one thread, so that a neighbour on the machine costs nothing"
+        yield Figure(f"the same, all in all, {what}", "under 30 s", f"{seconds:.1f} s", seconds < _SECONDS, note)
 
 
 def measured(zoo: Path, model: ir.Model, progress: Progress = quiet) -> tuple[float, float, float]:
@@ -35,10 +37,24 @@ def measured(zoo: Path, model: ir.Model, progress: Progress = quiet) -> tuple[fl
     (name,) = (v.name or "" for v in model.graph.inputs)
     images = {name: next(a for k, a in task.data().items() if k != "labels")}
     real, _ = gp.compile(model, "w8a8", images, prove=False, progress=progress)
-    start = time.perf_counter()
-    distilled, _ = gp.compile(model, "zeroq", prove=False, progress=progress)
-    seconds = time.perf_counter() - start
+    with _one_thread():
+        start = time.perf_counter()
+        distilled, _ = gp.compile(model, "zeroq", prove=False, progress=progress)
+        seconds = time.perf_counter() - start
     return _score(task, real), _score(task, distilled), seconds
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other take many times as long where another process has one of the cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def exported(zoo: Path) -> ir.Model:
