@@ -22,6 +22,7 @@ _MEANING = {
     "BatchNormalization": (9, 14),
     "Resize": (11,),
     "Dropout": (12,),
+    "Split": (18,),
     "Upsample": (10,),
     "GridSample": (20,),
 }

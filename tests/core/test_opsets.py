@@ -35,6 +35,21 @@ def test_attributes_that_became_inputs() -> None:
     kit.assert_same_outputs(model, raised)
 
 
+@pytest.mark.parametrize("sizes", [False, True])
+def test_a_split_says_into_how_many(sizes: bool) -> None:
+    """From opset 18 on it needs sizes or their number, which the schemas do not tell."""
+    constant = "n = Constant <value_ints=[2,2]> ()" if sizes else ""
+    source = f"""<ir_version: 8, opset_import: ["": 13]> g (float[2,4] x) => (float[2,2] a, float[2,2] b) {{
+        {constant}
+        a, b = Split <axis=1> (x{", n" if sizes else ""})
+    }}"""
+    model = kit.parse(source)
+    raised = model.clone()
+    edit.require_opset(raised, 18)
+    verify.check(raised)
+    kit.assert_same_outputs(model, raised)
+
+
 def test_a_refusal_leaves_the_model_as_it_was() -> None:
     model = kit.parse("g (float[4] x) => (float[4] y) { y = Relu(x) }")
     with pytest.raises(Unsupported, match="opset 99 is newer"):
