@@ -47,7 +47,9 @@ class Permute(Pass):
     samples: int = 128
 
     name = "permute"
-    numerics = Numerics.EXACT
+    # Sums come in another order: in float32 FastestDet moves by 5e-5 of its RMS, as it does between ONNX Runtime's own
+    # levels of optimisation; in float64 by 1e-13.
+    numerics = Numerics.CLOSE
     needs = (Stage.FLOAT,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:

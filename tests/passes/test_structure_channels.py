@@ -255,6 +255,7 @@ def test_a_vision_transformer() -> None:
         ("cifar10/resnet20_bn.onnx", [16, 16, 32]),
         ("imagenet/mobilenet_v1_0.5_160.onnx", [16, 32, 64]),
         ("llm/codelm/codelm.onnx", [256, 704]),
+        ("detection/fastestdet/FastestDet.onnx", []),
     ],
 )
 def test_real_models(zoo: Path, path: str, stream: list[int]) -> None:
