@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from graphpress import checkpoint
-from graphpress.base import Executor, Progress, Runner, quiet
+from graphpress.base import Arrays, Executor, Progress, Runner, quiet
 from graphpress.expose import Exposed, expose
 from graphpress.observers import Observer, Range, observer
 from graphpress.types import Scheme
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BUDGET = 64 << 20  # bytes of observed values that the runs under way may give back together
 WORKERS = min(os.cpu_count() or 1, 4)  # runs at a time: whole batches spread over cores better than single operators do
+_Result = TypeVar("_Result")
 _LARGEST = 64  # samples in a run: larger ones are no faster
 
 
@@ -139,15 +140,7 @@ class _Run:
         """(samples, observed values) of each batch in order, while the next ones are running already."""
         binding = self.data.binding
         assert binding is not None
-        running: deque[tuple[int, Future[dict[str, np.ndarray]]]] = deque()
-        with ThreadPoolExecutor(WORKERS) as pool:
-            for feeds in batches:
-                running.append((binding.count(feeds), pool.submit(self._execute, feeds)))
-                if len(running) > WORKERS:
-                    count, oldest = running.popleft()
-                    yield count, oldest.result()
-            for count, rest in running:
-                yield count, rest.result()
+        return ahead(lambda feeds: (binding.count(feeds), self._execute(feeds)), batches)
 
     def _execute(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The observed values by the caller's names."""
@@ -162,3 +155,15 @@ class _Run:
         first = next(iter(self.data.batches(1)))
         each = sum(a.nbytes for a in (*self._execute(first).values(), *first.values()))
         return max(1, min(BUDGET // (WORKERS + 1) // max(each, 1), _LARGEST))
+
+
+def ahead(run: Callable[[Arrays], _Result], batches: Iterable[Arrays]) -> Iterator[_Result]:
+    """The result of each batch in order, while the next ones are running already."""
+    running: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for feeds in batches:
+            running.append(pool.submit(run, feeds))
+            if len(running) > WORKERS:
+                yield running.popleft().result()
+        for rest in running:
+            yield rest.result()

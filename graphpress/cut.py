@@ -59,7 +59,7 @@ def boundary(model: ir.Model, values: Collection[str]) -> Boundary:
     changed = {known[name] for name in values}
     inputs: dict[str, None] = dict.fromkeys(values)
     for node in model.graph:
-        reads = [v for v in _reads(node) if not edit.is_constant(v)]
+        reads = [v for v in edit.reads(node) if not edit.is_constant(v)]
         if any(v in changed for v in reads) and not any(o.name in values for o in node.outputs):
             changed.update(node.outputs)
             inputs.update(dict.fromkeys(v.name or "" for v in reads))
@@ -67,16 +67,6 @@ def boundary(model: ir.Model, values: Collection[str]) -> Boundary:
     made = {o.name for maker in makers if maker is not None for o in maker.outputs} - set(values)
     outputs = tuple(o.name or "" for o in model.graph.outputs if o in changed)
     return Boundary(tuple(n for n in inputs if n not in made), outputs)
-
-
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads, values of outer graphs that its bodies capture included."""
-    found = [v for v in node.inputs if v is not None]
-    for body in edit.subgraphs(node):
-        inside = set(body.inputs) | set(body.initializers.values()) | {o for n in body.all_nodes() for o in n.outputs}
-        found += [v for n in body.all_nodes() for v in n.inputs if v is not None and v not in inside]
-        found += [v for v in body.outputs if v not in inside]
-    return found
 
 
 def _values(model: ir.Model) -> dict[str, ir.Value]:

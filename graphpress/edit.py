@@ -56,6 +56,15 @@ def find(model: ir.Model, name: str) -> ir.Node:
     return known[name]
 
 
+def reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads of its graph, through the bodies that it holds too."""
+    found = [v for v in node.inputs if v is not None]
+    for body in subgraphs(node):
+        inner = [v for n in body.all_nodes() for v in n.inputs if v is not None] + list(body.outputs)
+        found += [v for v in inner if v.graph is node.graph]
+    return found
+
+
 def opset(model: ir.Model) -> int:
     """The version of the default domain that the model imports (1 where it imports none)."""
     return model.opset_imports.get("", 1)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +11,11 @@ import onnx_ir as ir
 from graphpress import edit
 from graphpress.base import Arrays, Executor, Progress, quiet
 from graphpress.calibration import CalibrationData
+from graphpress.collect import ahead
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.expose import expose
 from graphpress.unfold import Window
 
-WORKERS = min(os.cpu_count() or 1, 4)  # runs at a time
 _ELEMENTS = 1 << 22  # of unfolded rows that are held at a time
 _BATCH = 8  # samples in a run
 
@@ -220,17 +217,3 @@ def stream(
 
     total = -(-len(bound) // batch_size)
     return Stream(ahead(run, progress(bound.batches(batch_size), "observe", total)), where.unobserved)
-
-
-def ahead(
-    run: Callable[[Arrays], dict[str, np.ndarray]], batches: Iterable[Arrays], workers: int = WORKERS
-) -> Iterator[dict[str, np.ndarray]]:
-    """The result of each batch in order, while the next ones are running already."""
-    running: deque[Future[dict[str, np.ndarray]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for feeds in batches:
-            running.append(pool.submit(run, feeds))
-            if len(running) > workers:
-                yield running.popleft().result()
-        for rest in running:
-            yield rest.result()

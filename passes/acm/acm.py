@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,11 +12,11 @@ import onnx_ir as ir
 from graphpress import edit, selectors
 from graphpress.base import SCOPE, Context, Pass, PassReport
 from graphpress.errors import BadRequest
+from graphpress.moments import Moments, collect_moments
 from graphpress.ops.acm import OP
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.passes.acm import site
 from graphpress.passes.acm.cut import Learners, block_learners, projection_learners
-from graphpress.passes.acm.moments import Moments, second_moments
 from graphpress.passes.structure import ffn
 from graphpress.types import Numerics, Stage
 
@@ -74,7 +74,7 @@ class Acm(Pass):
                 report.skip("model", "it has no feed-forward block")
             return
         edit.require_opset(model, OP.opset)
-        moments = second_moments(model, chosen, ctx, self.samples)
+        moments = self._moments(model, chosen, ctx)
         knots, prices = untrained_table(self.learners)
         price = site.add_budget(model, self.budget, knots, prices)
         for found in ctx.progress(chosen, "learners", len(chosen)):
@@ -106,13 +106,22 @@ class Acm(Pass):
             return True
         return False
 
-    def _substitute(self, found: ffn.Found, price: ir.Value, moments: Moments) -> None:
+    def _moments(self, model: ir.Model, chosen: Sequence[ffn.Found], ctx: Context) -> Mapping[str, Moments]:
+        """Of the hidden values of blocks and the inputs of projections, by the last layer; none without data."""
+        if ctx.data is None or ctx.run is None or self.samples < 1:
+            return {}
+        data = ctx.data.bind(model).take(self.samples, ctx.seed)
+        return collect_moments(model, [f.name for f in chosen], data, ctx.run, progress=ctx.progress)
+
+    def _substitute(self, found: ffn.Found, price: ir.Value, moments: Mapping[str, Moments]) -> None:
+        seen = moments.get(found.name)
+        moment = None if seen is None else seen.matrix[0]
         if isinstance(found, ffn.Block):
-            power = moments.get(found.hidden_value.name or "")
-            made = block_learners(found, self.learners, self.fraction, None if power is None else np.diag(power))
+            power = None if moment is None else np.diag(moment)
+            made = block_learners(found, self.learners, self.fraction, power)
             kind, gated, least = found.activation, found.gate is not None, 0 if found.residual else 1
         else:
-            made = projection_learners(found.layer, self.learners, self.fraction, moments.get(found.input.name or ""))
+            made = projection_learners(found.layer, self.learners, self.fraction, moment)
             kind, gated, least = "identity", False, 1
         replace(found, made, price, {"activation": kind, "gated": int(gated), "min_learners": least, "int8": 0})
 

@@ -116,13 +116,6 @@ def price_node(model: ir.Model) -> ir.Node | None:
     return next((n for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "ACMPrice")), None)
 
 
-def budget_input(model: ir.Model) -> str | None:
-    """Name of the input that holds the budget."""
-    node = price_node(model)
-    value = node.inputs[0] if node is not None else None
-    return value.name if value is not None and value.is_graph_input() else None
-
-
 def set_table(model: ir.Model, knots: np.ndarray, prices: np.ndarray) -> None:
     """Put in what each budget costs: knots rise to 1, prices do not rise."""
     node = price_node(model)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 
 from graphpress.errors import BadRequest, nearest
-from graphpress.passes.quantize.options import Options
+from graphpress.passes.quantize.options import Integer, Mode, Options
 
 FLOAT = "float"
 DEFAULT = ("w8a8", "w8a8-dynamic", "w8a16", "w4a8", "w4a16-asym", "w4a16-g64", "w2a16-g32-asym")
+_WEIGHTS: dict[tuple[int, bool], Integer] = {  # (bits, with a zero point)
+    (2, False): "int2", (4, False): "int4", (8, False): "int8",
+    (2, True): "uint2", (4, True): "uint4", (8, True): "uint8",
+}  # fmt: skip
 _NAME = re.compile(r"w(?P<bits>2|4|8)a(?P<activation>8|16)(?P<run>-dynamic|-token)?(-g(?P<group>\d+))?(?P<asym>-asym)?")
 
 
@@ -30,10 +34,10 @@ def parse(name: str) -> Options:
             fix=f"{nearest(name, DEFAULT)} A name is w2|w4|w8, a8|a16, then any of -dynamic or -token, -g64, -asym.",
         )  # fmt: skip
     bits, asym = int(found["bits"]), bool(found["asym"])
-    mode = "weight" if found["activation"] == "16" else ("dynamic" if found["run"] else "static")
+    mode: Mode = "weight" if found["activation"] == "16" else ("dynamic" if found["run"] else "static")
     return Options(
-        mode=mode,  # type: ignore[arg-type]
-        weight=f"{'u' if asym else ''}int{bits}",  # type: ignore[arg-type]
+        mode=mode,
+        weight=_WEIGHTS[bits, asym],
         weight_granularity="per_group" if found["group"] else "per_channel",
         group_size=int(found["group"] or 64),
         weight_symmetric=not asym,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -80,10 +80,8 @@ class Clock:
         edge_keys = {e: (where, e, m.graph.inputs[0].shape, self._shape(v)) for e, (m, v) in edges.items()}
         known_edges = {e: self.store.get(*k) for e, k in edge_keys.items()}
         if None in known.values() or None in known_edges.values():
-            makers: dict[str, Callable[[], tuple[Runner, Values]]] = {f: lambda f=f: self._made(node, f) for f in timed}  # type: ignore[misc]
-            makers |= {e: lambda m=m: self._ready(m) for e, (m, _) in edges.items()}  # type: ignore[misc]
-            makers[_IDLE] = self._idle
-            got = alternate({k: make() for k, make in makers.items()})
+            runs = {f: self._made(node, f) for f in timed} | {e: self._ready(m) for e, (m, _) in edges.items()}
+            got = alternate(runs | {_IDLE: self._idle()})
             got |= {e: max(got[e] - got[_IDLE], 0.0) for e in edges}  # of two runs, calling them cancels out
             known = {f: self.store.put(got[f], *keys[f]) for f in timed}
             known_edges = {e: self.store.put(got[e], *edge_keys[e]) for e in edges}

@@ -19,7 +19,6 @@ from graphpress.passes.allocate.problem import OUTSIDE, Choice, Problem, Totals
 if TYPE_CHECKING:
     from scipy.optimize import LinearConstraint
 
-COSTS = ("drop", "size", "latency")
 UNITS = {"drop": "", "size": " bytes", "latency": " ms"}
 _SLACK = 1e-9  # of a budget, for the rounding of sums
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from graphpress import edit
 from graphpress.passes.recover.parameters import find
-from graphpress.passes.recover.student import reads, typed
+from graphpress.passes.recover.student import typed
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _flow(graph: ir.Graph, parameters: Collection[str]) -> _Flow:
     behind: dict[ir.Value, dict[str, None]] = {graph.initializers[name]: {name: None} for name in parameters}
     by_input = {v for v in graph.inputs if not v.is_initializer()}
     for node in graph:
-        read = reads(node)
+        read = edit.reads(node)
         names = dict.fromkeys(name for v in read for name in behind.get(v, ()))
         if by_input.isdisjoint(read):
             behind |= dict.fromkeys(node.outputs, names)
@@ -109,7 +110,7 @@ def _segments(graph: ir.Graph, flow: _Flow, known: dict[str | None, ir.DataType 
     for node in graph:
         segment.nodes.append(node)
         live |= dict.fromkeys(v for v in node.outputs if left.get(v))
-        for value in dict.fromkeys(v for v in reads(node) if v in live):
+        for value in dict.fromkeys(v for v in edit.reads(node) if v in live):
             left[value] -= 1
             if not left[value]:
                 del live[value]
@@ -134,7 +135,7 @@ def _merged(segments: list[_Segment], flow: _Flow, matrices: set[str]) -> list[_
 
 def _aside(segment: _Segment, flow: _Flow) -> tuple[str, ...]:
     inside = set(segment.nodes)
-    read = dict.fromkeys(v for n in segment.nodes for v in reads(n))
+    read = dict.fromkeys(v for n in segment.nodes for v in edit.reads(n))
     return tuple(v.name or "" for v in read if v in flow.still and v.producer() not in inside)
 
 

@@ -242,9 +242,8 @@ class Trainer:
             loss = math.nan
         else:
             with torch.no_grad(), reproducible(self._seed(0)):
-                counts = [_samples(piece) for piece in self.held]
                 losses = [float(self.loss(self._seen(piece, 0))) for piece in self.held]
-            loss = sum(n * x for n, x in zip(counts, losses, strict=True)) / sum(counts)
+            loss = weighted(losses, self.held)
             if not math.isfinite(loss):
                 broken = next((p for p, x in zip(self.held, losses, strict=True) if not math.isfinite(x)), self.held[0])
                 self._diverged("the loss of the held-back samples", loss, broken)
@@ -335,3 +334,9 @@ def reproducible(seed: int) -> Iterator[None]:
 def _samples(piece: Tensors) -> int:
     """How many samples a piece of a batch holds."""
     return next((len(t) for t in piece.values() if t.dim()), 1)
+
+
+def weighted(losses: Sequence[float], batches: Sequence[Tensors]) -> float:
+    """The mean over samples of means over batches; NaN where there are none."""
+    counts = [_samples(batch) for batch in batches]
+    return sum(n * x for n, x in zip(counts, losses, strict=True)) / sum(counts) if counts else math.nan

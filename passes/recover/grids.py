@@ -91,10 +91,12 @@ class Quantized:
 
     def cast(self, params: QParams) -> QParams:
         """With the scale rounded to the type that the graph holds it in."""
-        wanted = self.q.inputs[1].dtype.numpy()  # type: ignore[union-attr]
-        scale = params.scale.astype(wanted)
+        scale = self.q.inputs[1]
+        assert scale is not None and scale.dtype is not None
+        wanted = scale.dtype.numpy()
+        rounded = params.scale.astype(wanted)
         smallest = np.finfo(np.float32).tiny if wanted == np.float32 else np.float32(2.0**-24)
-        return QParams(np.maximum(scale.astype(np.float32), smallest), params.zero_point)
+        return QParams(np.maximum(rounded.astype(np.float32), smallest), params.zero_point)
 
     def rows(self, stored: np.ndarray) -> np.ndarray:
         """[out, K] of an array of the stored weight's shape."""
@@ -171,17 +173,17 @@ def _grid(layer: Linear, q: ir.Node, dq: ir.Node) -> Quantized | str:
         return "its scale or zero point is not constant, or its type is no integer"
     if tuple(q.inputs[1:3]) != tuple(dq.inputs[1:3]):
         return "Q and DQ have different scales"
-    return Quantized(layer, q, dq, _scheme(layer.node, q, dtype, scale, zero))
+    return Quantized(layer, q, dq, _scheme(layer, q, dtype, scale, zero))
 
 
-def _scheme(node: ir.Node, q: ir.Node, dtype: ir.DataType, scale: np.ndarray, zero: np.ndarray) -> Scheme:
+def _scheme(layer: Linear, q: ir.Node, dtype: ir.DataType, scale: np.ndarray, zero: np.ndarray) -> Scheme:
     """As noted by the pass that wrote the pair, or else read off it."""
     block = int(edit.attribute(q, "block_size", 0))
     granularity: Granularity = PER_TENSOR
     if scale.size > 1 or block:
-        axis = int(edit.attribute(q, "axis", 1)) % len(q.inputs[0].shape or ())  # type: ignore[union-attr]
+        axis = int(edit.attribute(q, "axis", 1)) % len(layer.shape)
         granularity = per_group(axis, block) if block else per_channel(axis)
-    for part in node.metadata_props.get(SCHEME, "").split("; "):
+    for part in layer.node.metadata_props.get(SCHEME, "").split("; "):
         edge, _, words = part.partition(" ")
         if edge == "weight[1]":
             try:

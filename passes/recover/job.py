@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,8 +11,8 @@ import onnx_ir as ir
 
 from graphpress.base import Context
 from graphpress.passes.recover.constraints import AtLeast, Constraint, Masked, Within
-from graphpress.passes.recover.engine import Outcome, Trainer, reproducible
-from graphpress.passes.recover.losses.base import Tensors, Weighted
+from graphpress.passes.recover.engine import Outcome, Trainer, reproducible, weighted
+from graphpress.passes.recover.losses.base import Weighted
 from graphpress.passes.recover.samples import Samples
 from graphpress.passes.recover.schedule import Settings
 from graphpress.passes.recover.state import Store
@@ -102,9 +101,3 @@ class Job:
         with torch.no_grad(), reproducible(self.settings.seed):
             losses = [float(self.loss(pair(batch))) for batch in self.held]
         return weighted(losses, self.held)
-
-
-def weighted(losses: Sequence[float], batches: Sequence[Tensors]) -> float:
-    """The mean over samples of means over batches."""
-    counts = [next((len(t) for t in b.values() if t.dim()), 1) for b in batches]
-    return sum(n * x for n, x in zip(counts, losses, strict=True)) / sum(counts) if counts else math.nan

@@ -216,11 +216,5 @@ def _read(starts: Collection[ir.Value], outputs: Sequence[ir.Value]) -> set[ir.V
         node = value.producer()
         if node is not None and node not in seen:
             seen.add(node)
-            pending.extend(reads(node))
+            pending.extend(edit.reads(node))
     return found
-
-
-def reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads, in its subgraphs too."""
-    inside = [v for body in edit.subgraphs(node) for inner in body.all_nodes() for v in inner.inputs]
-    return [v for v in (*node.inputs, *inside) if v is not None]

@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from graphpress import edit, npz
 from graphpress.base import Arrays, Executor
+from graphpress.collect import ahead
 from graphpress.cut import cut
-from graphpress.moments import ahead
 
 MEMORY = 1 << 30  # bytes of kept values; more lie in a temporary folder
 
@@ -45,9 +45,9 @@ def waves(graph: ir.Graph, layers: Sequence[ir.Node]) -> list[Wave]:
         tainted: set[ir.Value] = set()
         waiting = {layers[i] for i in pending}
         for node in order[start:]:
-            if node in waiting or any(v in tainted for v in reads(node)):
+            if node in waiting or any(v in tainted for v in edit.reads(node)):
                 tainted.update(node.outputs)
-        ready = tuple(i for i in pending if not any(v in tainted for v in reads(layers[i])))
+        ready = tuple(i for i in pending if not any(v in tainted for v in edit.reads(layers[i])))
         needed = _ancestors(order, [layers[i] for i in pending])
         found.append(Wave(ready, tuple(v.name or "" for v in _live(order, start, needed) if v not in fixed)))
         pending = [i for i in pending if i not in ready]
@@ -56,17 +56,17 @@ def waves(graph: ir.Graph, layers: Sequence[ir.Node]) -> list[Wave]:
 
 def _ancestors(order: Sequence[ir.Node], layers: Sequence[ir.Node]) -> set[ir.Node]:
     """The nodes that the layers' inputs are computed with, and the layers."""
-    found, wanted = set(layers), {v for n in layers for v in reads(n)}
+    found, wanted = set(layers), {v for n in layers for v in edit.reads(n)}
     for node in reversed(order):
         if node in found or any(o in wanted for o in node.outputs):
             found.add(node)
-            wanted.update(reads(node))
+            wanted.update(edit.reads(node))
     return found
 
 
 def _live(order: Sequence[ir.Node], start: int, needed: set[ir.Node]) -> list[ir.Value]:
     made = {o for n in order[start:] for o in n.outputs}
-    read = dict.fromkeys(v for n in order[start:] if n in needed for v in reads(n))
+    read = dict.fromkeys(v for n in order[start:] if n in needed for v in edit.reads(n))
     return [v for v in read if v not in made and not edit.is_constant(v)]
 
 
@@ -74,17 +74,8 @@ def _fixed(order: Sequence[ir.Node]) -> set[ir.Value]:
     """Values that are computed from constants alone."""
     found: set[ir.Value] = set()
     for node in order:
-        if all(v in found or edit.is_constant(v) for v in reads(node)):
+        if all(v in found or edit.is_constant(v) for v in edit.reads(node)):
             found.update(node.outputs)
-    return found
-
-
-def reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads of its graph, through the bodies that it holds too."""
-    found = [v for v in node.inputs if v is not None]
-    for body in edit.subgraphs(node):
-        inner = [v for n in body.all_nodes() for v in n.inputs if v is not None] + list(body.outputs)
-        found += [v for v in inner if v.graph is node.graph]
     return found
 
 

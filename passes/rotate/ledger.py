@@ -137,8 +137,9 @@ class Turn:
         return np.concatenate([array[..., : self.start], turned, array[..., self.stop :]], -1)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Turn) and other.matrix is self.matrix
-        return same and (self.start, self.stop) == (other.start, other.stop)  # type: ignore[attr-defined]
+        if not isinstance(other, Turn) or other.matrix is not self.matrix:
+            return False
+        return (self.start, self.stop) == (other.start, other.stop)
 
     def __hash__(self) -> int:
         return hash((id(self.matrix), self.start, self.stop))

@@ -92,3 +92,9 @@ def test_remove_unused_passes_over_absent_inputs() -> None:
 def test_find_offers_the_nearest_name() -> None:
     with pytest.raises(StaleSite, match="Did you mean 'Relu_1'"):
         edit.find(kit.parse(CHAIN), "Relu_2")
+
+
+def test_what_a_node_reads_through_its_bodies() -> None:
+    model = kit.parse(BRANCHES)
+    branch = next(n for n in model.graph if n.op_type == "If")
+    assert [v.name for v in edit.reads(branch)] == ["c", "h", "x"]

@@ -15,7 +15,6 @@ from graphpress import bundle, edit, tables
 from graphpress.base import SCHEME, Context
 from graphpress.errors import BadRequest, GraphpressError
 from graphpress.passes.quantize.apply_plan import ApplyPlan
-from graphpress.passes.quantize.options import override
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.target import Target
@@ -124,7 +123,7 @@ def _of_model(model: ir.Model, path: Path) -> Plan:
             if found is None:
                 raise BadRequest(f"{text!r} is no scheme", where=f"{path}, node {node.name!r}")
             site = Site(node.name or "", int(found["slot"]), Role(found["role"]))
-            schemes[site] = override(Scheme(), found["scheme"], {}, f"{path}, {site}")
+            schemes[site] = Scheme.parse(found["scheme"])
     if not schemes:
         raise BadRequest("no operator of it says that it is quantized", where=str(path))
     return Plan(schemes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -47,6 +47,20 @@ class Seen:
         chosen = [n for n in names or self.outputs if n in self.student and n in self.teacher]
         found = [(self.student[n], self.teacher[n]) for n in chosen]
         return [(s, t) for s, t in found if s.is_floating_point() and t.is_floating_point()]
+
+    def mean(
+        self, term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], on: Sequence[str], loss: str
+    ) -> torch.Tensor:
+        """The mean of ``term(student, teacher)`` over the pairs of ``on``.
+
+        Raises:
+            BadRequest: There are none.
+        """
+        pairs = self.pairs(on)
+        if not pairs:
+            raise BadRequest("no output is of floats", where=f"loss {loss!r}", fix="Name values with its option 'on'.")
+        terms = [term(s, t) for s, t in pairs]
+        return sum(terms[1:], start=terms[0]) / len(terms)
 
 
 class Loss(Protocol):

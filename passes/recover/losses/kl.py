@@ -37,11 +37,7 @@ class Kl:
         return self.on
 
     def __call__(self, seen: Seen) -> torch.Tensor:
-        pairs = seen.pairs(self.on)
-        if not pairs:
-            raise BadRequest("no output is of floats", where="loss 'kl'", fix="Name the logits with its option 'on'.")
-        terms = [self._divergence(s, t) for s, t in pairs]
-        return sum(terms[1:], start=terms[0]) / len(terms)
+        return seen.mean(self._divergence, self.on, "kl")
 
     def _divergence(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         q = (student / self.temperature).log_softmax(self.axis)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphpress.errors import BadRequest
 from graphpress.passes.recover.losses.base import Seen
 
 if TYPE_CHECKING:
@@ -29,11 +28,11 @@ class Mse:
         return self.on
 
     def __call__(self, seen: Seen) -> torch.Tensor:
-        pairs = seen.pairs(self.on)
-        if not pairs:
-            raise BadRequest("no output is of floats", where="loss 'mse'", fix="Name values with its option 'on'.")
-        terms = [(s - t).square().mean() / t.square().mean().clamp_min(1e-12) for s, t in pairs]
-        return sum(terms[1:], start=terms[0]) / len(terms)
+        return seen.mean(_share, self.on, "mse")
+
+
+def _share(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    return (student - teacher).square().mean() / teacher.square().mean().clamp_min(1e-12)
 
 
 LOSS = Mse
