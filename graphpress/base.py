@@ -81,7 +81,8 @@ class Context:
             arguments); None where torch may not be used. Raises Unsupported where torch is not installed.
         deploy: Lowers a portable model for the target and gives a runner of it there, on as many threads as users have.
         evaluate: The user's metric of a runner, higher is better, where there is one.
-        teacher: The model before the first lossy pass, whose values recovery trains towards; never changed.
+        teacher: The model before the first lossy pass, whose values recovery trains towards; never changed. Where it is
+            None, the pipeline fills it in for the passes after that one.
     """
 
     target: Target | None = None

@@ -230,13 +230,8 @@ class _Job:
             self.evaluate = top1(self.held_out)
 
     def context(self) -> Context:
-        from graphpress.backends import ort, reference
-
-        return Context(
-            target=self.target, data=self.data, run=partial(ort.execute, threads=1), oracle=reference.execute,
-            seed=self.seed, progress=self.progress, calibrate=self.calibrate, differentiate=_differentiate,
-            deploy=lambda model: self.engine.execute(self.engine.lower(model, self.target)), evaluate=self.evaluate,
-        )  # fmt: skip
+        found = context(self.target, self.data, seed=self.seed, progress=self.progress)
+        return replace(found, calibrate=self.calibrate, evaluate=self.evaluate)
 
     def once(self, recipe: Recipe) -> Compiled:
         with self.clock.phase("passes"):
@@ -254,8 +249,7 @@ class _Job:
         """The tidied float graph, the portable rewritten one, and what the passes said."""
         cut = next((i for i, p in enumerate(recipe.passes) if p.numerics is Numerics.LOSSY), len(recipe.passes))
         clean, first = self.tidy(recipe.passes[:cut])
-        ctx = replace(self.context(), teacher=clean)
-        portable, rest = Pipeline(recipe.passes[cut:], check_numbers=check_numbers).run(clean, ctx)
+        portable, rest = Pipeline(recipe.passes[cut:], check_numbers=check_numbers).run(clean, self.context())
         return clean, portable, [*first, *rest]
 
     def tidy(self, passes: tuple[Pass, ...]) -> tuple[ir.Model, list[PassReport]]:
@@ -350,6 +344,20 @@ class _Job:
             self.diagnose(compiled, report)
         if feeds is not None:
             report.latency = compare_latency(self.original(), self.engine.execute(compiled.lowered), feeds)
+
+
+def context(
+    target: Target, data: CalibrationData | None = None, *, seed: int = 0, progress: Progress = quiet
+) -> Context:
+    """What passes get to work with: everything that executes, for a target."""
+    from graphpress.backends import ort, reference
+
+    runtime = engine.of(target)
+    return Context(
+        target=target, data=data, run=partial(ort.execute, threads=1), oracle=reference.execute, seed=seed,
+        progress=progress, differentiate=_differentiate,
+        deploy=lambda model: runtime.execute(runtime.lower(model, target)),
+    )  # fmt: skip
 
 
 def _differentiate(*args: Any, **options: Any) -> Any:

@@ -71,12 +71,14 @@ class Pipeline:
         reports = []
         for i, step in enumerate(ctx.progress(self.passes, "passes", len(self.passes))):
             before = work.clone() if self.dump else None
+            teacher = work.clone() if ctx.teacher is None and _lossy(step) else ctx.teacher
             try:
                 report = self._one(work, step, ctx, oracle)
             except GraphpressError as e:
                 self._explain(e, i, before)
                 raise
             reports.append(report)
+            ctx = replace(ctx, teacher=teacher)
             if report.data is not None:  # the rest sees what the pass made
                 ctx = replace(ctx, data=report.data)
                 oracle = _Oracle(ctx, self.check_numbers)
@@ -89,7 +91,7 @@ class Pipeline:
         known = {id(n) for n in edit.nodes(work)}
         edit.forget_names(work)
         before = text.state(work)
-        if not isinstance(step, Pass) or step.numerics is not Numerics.LOSSY:
+        if not _lossy(step):
             oracle.remember(work)
         start = time.perf_counter()
         _run(work, step, ctx, report)
@@ -128,6 +130,10 @@ class Pipeline:
 def name_of(step: Step) -> str:
     """The name of a pass, also of one of onnx_ir."""
     return step.name if isinstance(step, Pass) else type(step).__name__
+
+
+def _lossy(step: Step) -> bool:
+    return isinstance(step, Pass) and step.numerics is Numerics.LOSSY
 
 
 def _run(work: ir.Model, step: Step, ctx: Context, report: PassReport) -> None:

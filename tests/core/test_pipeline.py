@@ -69,6 +69,19 @@ class Early(Pass):
         report.skip("Relu_1", "nothing to do")
 
 
+@dataclass(frozen=True)
+class Drop(Pass):
+    """Replaces Relu by Abs, which is lossy, and says whom it would have been trained towards."""
+
+    name: ClassVar[str] = "drop"
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        if ctx.teacher is not None:
+            report.metrics["teacher"] = " ".join(n.op_type for n in ctx.teacher.graph)
+        Rename().run(model, ctx, report)
+
+
 def context() -> Context:
     x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(8, 4)
     return Context(
@@ -136,3 +149,13 @@ def test_deviation_sees_names_shapes_nans_and_integers() -> None:
     assert deviation(x, {"y": np.array([1.0, 0.0, -np.inf], np.float32)}) == np.inf
     assert deviation({"y": np.array([1, 2])}, {"y": np.array([1, 3])}) == np.inf
     assert deviation({"y": np.array([3.0, 4.0])}, {"y": np.array([3.0, 4.5])}) == pytest.approx(0.5 / np.sqrt(12.5))
+
+
+def test_passes_after_a_lossy_one_get_the_model_before_it_as_teacher() -> None:
+    model = kit.parse(CHAIN)
+    _, reports = Pipeline([onnx_ir_passes.RemoveUnusedNodesPass(), Drop(), Drop()]).run(model)
+    before = " ".join(n.op_type for n in model.graph)
+    assert "Relu" in before
+    assert [r.metrics.get("teacher") for r in reports] == [None, None, before]
+    _, reports = Pipeline([Drop(), Drop()]).run(model, Context(teacher=kit.parse(CHAIN.replace("Relu", "Neg"))))
+    assert all("Neg" in str(r.metrics["teacher"]) for r in reports)

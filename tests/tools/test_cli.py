@@ -146,6 +146,16 @@ def test_opt(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert parsed(capsys, "inspect", out)["storage"]["int4"]["elements"] > 0
 
 
+def test_opt_trains_towards_the_model_before_the_first_lossy_pass(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = parsed(
+        capsys, "opt", MODEL, "-p", "prune{method=magnitude},recover{steps=3}", "--data", DATA,
+        "--out", str(tmp_path / "n.onnx"),
+    )  # fmt: skip
+    assert [p["pass"] for p in found["passes"]] == ["prune", "recover"]
+
+
 def test_the_lists(capsys: pytest.CaptureFixture[str]) -> None:
     names = parsed(capsys, "recipes")
     assert {"w8a8", "w8a8-dynamic", "w8a16", "w4a16", "w4a8"} <= set(names)

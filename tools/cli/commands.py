@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 import graphpress as gp
 from graphpress import bundle, catalog, demand, text
-from graphpress.base import Context
+from graphpress.compiler import context
 from graphpress.errors import BadRequest, GateError, RecipeError, nearest
 from graphpress.frontends import stored, wire
 from graphpress.pipeline import Pipeline
@@ -111,16 +111,13 @@ def opt(
     model: Path, passes: str, out: Path, *, data: Path | None, target: str, seed: int, show: bool
 ) -> dict[str, Any]:
     """Run passes and save; what each did."""
-    from graphpress.backends import ort, reference
-
     steps = parse_passes(passes)
     loaded, where = gp.load(model), Target.load(target)
     samples = gp.CalibrationData.load(data) if data is not None else None
     if samples is not None:
         samples.check(loaded)
     with terminal.progress() as progress:
-        context = Context(where, samples, ort.execute, reference.execute, seed=seed, progress=progress)
-        result, reports = Pipeline(steps).run(loaded, context)
+        result, reports = Pipeline(steps).run(loaded, context(where, samples, seed=seed, progress=progress))
     with bundle.disk_errors(out):
         gp.save(result, out)
     done = [

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 import graphpress as gp
 from graphpress import bundle, edit, tables
-from graphpress.base import SCHEME, Context
+from graphpress.base import SCHEME
+from graphpress.compiler import context
 from graphpress.errors import BadRequest, GraphpressError
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.pipeline import Pipeline
@@ -73,16 +74,13 @@ def apply(model: Path, source: Path, out: Path, *, data: Path | None, target: st
         StaleSite: The plan names an operator or slot that the tidied model does not have; the nearest is given.
         BadRequest: It has calibrated activations and there are no data.
     """
-    from graphpress.backends import ort, reference
-
     plan, loaded, where = read(source), gp.load(model), Target.load(target)
     samples = gp.CalibrationData.load(data) if data is not None else None
     if samples is not None:
         samples.check(loaded)
     steps = (*Recipe.load("clean").passes, ApplyPlan(plan), *Recipe.load("fold").passes)
     with terminal.progress() as progress:
-        context = Context(where, samples, ort.execute, reference.execute, seed=seed, progress=progress)
-        result, reports = Pipeline(steps).run(loaded, context)
+        result, reports = Pipeline(steps).run(loaded, context(where, samples, seed=seed, progress=progress))
     with bundle.disk_errors(out):
         gp.save(result, out)
     skips = [{"pass": r.name, "where": s.where, "why": s.why} for r in reports if r.plan for s in r.skips]
