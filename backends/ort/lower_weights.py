@@ -5,8 +5,8 @@
 - Between static codes, but with scales that the kernel does not take (groups, another axis), or where there is no
   kernel: DequantizeLinear, set apart by a Reshape. ONNX Runtime 1.32 would fuse the former all the same, and fail or be
   wrong; and a float weight there it rounds to int8 by itself, with one scale for all channels.
-- Everywhere else they are restored, folded once at load: Cast to float, Sub zero, Mul scale. A DequantizeLinear there
-  would be computed in every run, or become a MatMulNBits that rounds activations.
+- Everywhere else they are restored, folded once at load: Cast to float, Sub the zero points (cast likewise), Mul scale.
+  A DequantizeLinear there would be computed in every run, or become a MatMulNBits that rounds activations.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def _restored(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
         )
     value = emit.helper_node("Cast", [codes], site, {"to": ir.DataType.FLOAT})
     if not w.symmetric:
-        zero = edit.add_const(graph, w.zero.astype(np.float32).reshape(shape), f"{w.value.name}_zero")
+        stored = edit.add_const(graph, w.zero.astype(w.codes.dtype).reshape(shape), f"{w.value.name}_zero")
+        zero = emit.helper_node("Cast", [stored], site, {"to": ir.DataType.FLOAT})
         value = emit.helper_node("Sub", [value, zero], site)
     scale = edit.add_const(graph, w.scale.reshape(shape), f"{w.value.name}_scale")
     value = emit.helper_node("Mul", [value, scale], site)

@@ -107,11 +107,15 @@ def _spread(model: ir.Model) -> float:
     return float(np.abs(light({"x": np.zeros((1, *model.graph.inputs[0].shape[1:]), np.float32)})["f"]).sum(0).max())
 
 
+def _stored(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
 def test_four_bits_stay_four_bits_in_the_file() -> None:
     for bits, kernel in ((4, "MatMulNBits"), (2, "MatMul"), (8, "MatMul")):
         lowered = lower(_matmul(bits, 256, 64, 0), TARGET)
         assert edit.find(lowered, "op").op_type == kernel
-        stored = sum(v.const_value.nbytes for v in lowered.graph.initializers.values() if v.const_value is not None)
+        stored = _stored(lowered)
         assert 256 * 64 * bits // 8 <= stored < 256 * 64 * bits // 8 + 3000
 
 
@@ -301,6 +305,8 @@ def test_groups_that_do_not_divide_the_axis_are_restored(channels: int, signed: 
     want = reference.execute(model)(feeds)["y"]
     lowered = lower(model, TARGET)
     assert not any(n.op_type == "DequantizeLinear" for n in lowered.graph)
+    filled = 8 * 9 * (16 * scales[1] - channels) / 2  # bytes of the last group, filled up
+    assert _stored(model) <= _stored(lowered) <= _stored(model) + filled + 100  # zero points stay in 4 bits as well
     for run in (reference.execute, session.execute):
         np.testing.assert_allclose(run(lowered)(feeds)["y"], want, rtol=0, atol=np.abs(want).max() * 1e-6)
 
