@@ -27,6 +27,7 @@ SCALED = "scale"  # in SOURCE, of a parameter into which a pass has folded somet
 ATEN = "graphpress.aten"  # of a node that is all of one torch operator, and means a little less or more: its name
 UNUSED = "graphpress.unused"  # of a model, as JSON: torch state that its graph does not read
 ROLE = "graphpress.role"  # likewise: parameter, buffer, or temporary, which a state dict does not have
+OPTION = "graphpress.option"  # of an input with a default: what callers may choose by it, such as a budget
 SCOPE = "graphpress.scope"  # node: module path in the source program
 STAGE = "graphpress.stage"  # model: its Stage
 TARGET = "graphpress.target"  # model: the target it was lowered for

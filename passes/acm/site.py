@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress import edit
-from graphpress.base import ROLE
+from graphpress.base import OPTION, ROLE
 from graphpress.errors import BadRequest
 from graphpress.ops.acm import INPUTS
 from graphpress.ops.base import DOMAIN
@@ -143,6 +143,7 @@ def add_budget(model: ir.Model, budget: float, knots: np.ndarray, prices: np.nda
         return node.outputs[0]
     graph = model.graph
     value = edit.add_const(graph, np.array(budget, np.float32), "budget")
+    value.metadata_props[OPTION] = "budget"
     graph.inputs.append(value)
     arrays = {"budget_knots": knots, "budget_prices": prices}
     table = [edit.add_const(graph, np.asarray(a, np.float32), n) for n, a in arrays.items()]

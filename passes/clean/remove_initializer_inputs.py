@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphpress.base import Context, Pass, PassReport
+from graphpress.base import OPTION, Context, Pass, PassReport
 from graphpress.types import Numerics
 
 
@@ -17,7 +17,8 @@ class RemoveInitializerInputs(Pass):
 
     Old exporters list every weight as an input too. A caller could override such a weight, so nothing that needs a
     constant (folding, quantizing) applies to it. Callers that do override one lose that: this is the only clean pass
-    that changes a signature, and no output changes for all others.
+    that changes a signature, and no output changes for all others. An input that a pass made for callers to choose by,
+    such as the budget of Adaptive Computation Modules, stays.
     """
 
     name: ClassVar[str] = "remove-initializer-inputs"
@@ -25,7 +26,7 @@ class RemoveInitializerInputs(Pass):
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         inputs = model.graph.inputs
-        kept = [v for v in inputs if not v.is_initializer()]
+        kept = [v for v in inputs if not v.is_initializer() or OPTION in v.metadata_props]
         report.changed = len(inputs) - len(kept)
         if report.changed:
             inputs.clear()

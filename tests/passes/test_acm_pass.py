@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,8 @@ from graphpress.errors import BadRequest
 from graphpress.passes.acm import site, usage
 from graphpress.passes.acm.acm import Acm
 from graphpress.passes.clean.infer_shapes import InferShapes
+from graphpress.pipeline import Pipeline
+from graphpress.recipe import Recipe
 from graphpress.target import Target
 from tests import kit
 from tests.passes.quantizing import model, normal
@@ -214,3 +217,12 @@ def test_a_block_without_a_way_around_it_keeps_one_learner() -> None:
     after, _ = kit.apply(model(text, weights), Acm())
     assert site.sites(after)[0].least == 1
     assert np.abs(kit.run(after, {"x": normal(3, 8), "budget": np.array(0.01, np.float32)})["y"]).max() > 0
+
+
+def test_a_finished_model_keeps_its_budget_through_a_file_and_a_second_clean(tmp_path: Path) -> None:
+    after, _ = kit.apply(encoder(), Acm(), ctx=context())
+    gp.save(after, tmp_path / "m.onnx")
+    again, _ = Pipeline(Recipe.load("clean").passes).run(gp.load(tmp_path / "m.onnx"), context())
+    assert [v.name for v in again.graph.inputs] == ["x", "budget"]
+    for budget in (0.25, 1.0):
+        np.testing.assert_array_equal(kit.run(again, at(budget))["y"], kit.run(after, at(budget))["y"])
