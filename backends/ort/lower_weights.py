@@ -1,7 +1,8 @@
 """Weights that no low-bit kernel reads as they are stored. The file keeps their packed codes in every form.
 
-- In front of a static integer kernel, codes of 4 or 2 bits are widened: Cast to int8, which ONNX Runtime folds once, at
-  load, then DequantizeLinear. QLinearConv, QLinearMatMul and QGemm then run on the widened codes.
+- In front of a static integer kernel, codes of 4 or 2 bits are widened to int8: Cast, and Sub of the zero points where
+  there are any, folded once by ONNX Runtime, at load, then DequantizeLinear. QLinearConv, QLinearMatMul and QGemm then
+  run on the widened codes.
 - Between static codes, but with scales that the kernel does not take (groups, another axis), or where there is no
   kernel: DequantizeLinear, set apart by a Reshape. ONNX Runtime 1.32 would fuse the former all the same, and fail or be
   wrong; and a float weight there it rounds to int8 by itself, with one scale for all channels.
@@ -73,13 +74,21 @@ def _set_apart(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
 
 
 def _widened_weight(site: ir.Node, w: Weight) -> ir.Value:
-    graph = site.graph
+    """Codes and zero points below 8 bits differ by an int8, which kernels read much faster than codes beside zeros."""
+    graph, kind = site.graph, ir.DataType.INT8
     assert isinstance(graph, ir.Graph)
-    codes = emit.widened(site, w.value)
-    storage = np.int8 if w.dtype.is_signed() else np.uint8
-    zero = edit.add_const(graph, w.zero.astype(storage), f"{w.value.name}_zero")
+    if w.symmetric:
+        codes = emit.widened(site, w.value)
+        kind = codes.dtype or kind
+    else:
+        shape, _ = _shapes(w)
+        zero = edit.add_const(graph, w.zero.astype(w.codes.dtype).reshape(shape), f"{w.value.name}_zero")
+        wide = [emit.helper_node("Cast", [v], site, {"to": ir.DataType.INT32}) for v in (w.value, zero)]
+        codes = emit.helper_node("Cast", [emit.helper_node("Sub", wide, site)], site, {"to": kind})
+        edit.like(codes, w.value, kind)
+    none = edit.add_const(graph, np.zeros(w.zero.shape, kind.numpy()), f"{w.value.name}_none")
     attributes = {} if w.axis is None else {"axis": w.axis}
-    out = emit.helper_node("DequantizeLinear", [codes, w.node.inputs[1], zero], site, attributes)
+    out = emit.helper_node("DequantizeLinear", [codes, w.node.inputs[1], none], site, attributes)
     return edit.like(out, w.node.outputs[0])
 
 
