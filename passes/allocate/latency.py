@@ -1,8 +1,8 @@
 """Latency of each format at each operator, measured on the target at real shapes; and of conversions at its edges.
 
 Of a statically quantized operator the integer kernel alone is timed, codes in and codes out, and the conversions apart:
-whether they are needed depends on the neighbours. What differs in storage only (weights that are restored to float when
-the model is loaded) is not timed twice. Runs of all formats alternate, and lower quartiles count.
+whether they are needed depends on the neighbours. What differs in storage only (weights that are restored to float, or
+widened to 8 bits, when the model is loaded) is not timed twice. Runs of all formats alternate; lower quartiles count.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Clock:
         return times
 
     def _one(self, node: str, formats: tuple[str, ...], where: str, times: Times) -> None:
-        twins = {f: FLOAT for f in formats if self._restored(node, f)}
+        twins = self._twins(node, formats)
         timed = [FLOAT, *(f for f in formats if f not in twins)]
         keys = {f: (where, self._signature(node, f)) for f in timed}
         known = {f: self.store.get(*keys[f]) for f in timed}
@@ -90,14 +90,31 @@ class Clock:
         for edge, ms in known_edges.items():
             (times.up if edge == _UP else times.down)[edges[edge][1]] = ms or 0.0
 
-    def _restored(self, node: str, name: str) -> bool:
-        """Whether the format stores weights low-bit and computes in float: no kernel reads them."""
-        target, sites = self.ctx.target, self.parts.schemes(node, name)
-        if target is None or any(s.role is not Role.WEIGHT for s in sites):
-            return False
-        found = self.parts.space.nodes()[node]
-        fits = (c for c in target.find(found.op_type, "weight") if c.violation(found, sites) is None)
-        return next((not c.kernel for c in fits), False)
+    def _twins(self, node: str, formats: tuple[str, ...]) -> dict[str, str]:
+        """Formats that differ from another one, or from float, in storage only: the same kernel at the same edges."""
+        first, twins = dict[tuple[str, ...], str](), dict[str, str]()
+        for name in formats:
+            sites = self.parts.schemes(node, name)
+            kernel = self._kernel(node, sites)
+            if kernel == "":  # weights are restored when the model is loaded
+                twins[name] = FLOAT
+            elif kernel is not None and _static(sites):
+                edges = [f"{s.slot} {v}" for s, v in sites.items() if s.role is not Role.WEIGHT]
+                scales = [str(v.granularity) for s, v in sites.items() if s.role is Role.WEIGHT]
+                twin = first.setdefault((kernel, *edges, *scales), name)
+                twins |= {name: twin} if twin != name else {}
+        return twins
+
+    def _kernel(self, node: str, sites: Schemes) -> str | None:
+        """The kernel that the target has for it; empty: none reads such weights; None: not known."""
+        found = self.parts.space.nodes().get(node)
+        if self.ctx.target is None or found is None:
+            return None
+        mode = "static" if _static(sites) else "weight"
+        if mode == "weight" and any(s.role is not Role.WEIGHT for s in sites):
+            return None
+        fits = (c for c in self.ctx.target.find(found.op_type, mode) if c.violation(found, sites) is None)
+        return next((c.kernel or "" for c in fits), None)
 
     def _made(self, node: str, name: str) -> tuple[Runner, Values]:
         return self._ready(bare(self.parts.folded(node, name)) if name != FLOAT else self.parts.parts[node].model)

@@ -95,6 +95,7 @@ def test_times_are_taken_once_for_each_machine_shape_and_format(tmp_path: Path) 
     assert first.cached == 6  # first and second are one shape: float, two formats with kernels, two conversions
     assert deploy.built > 0
     assert first.parts["stem"]["w4a16-asym"] == first.parts["stem"]["float"]  # restored to float at load
+    assert first.parts["first"]["w4a8"] == first.parts["first"]["w8a8"]  # widened at load: the same kernel
     assert set(first.up) >= {"x", "r0", "r1"}
     assert set(first.down) >= {"r0", "r1", "r2"}
     count = deploy.built
