@@ -1,4 +1,4 @@
-"""Low-bit weights between static codes: on the integer kernel as plain int8, or set apart from it, never rounded again."""
+"""Low-bit weights between static codes: plain int8 on the integer kernel, or set apart from it, never rounded again."""
 
 from __future__ import annotations
 
