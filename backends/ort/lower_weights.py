@@ -74,22 +74,28 @@ def _set_apart(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
 
 
 def _widened_weight(site: ir.Node, w: Weight) -> ir.Value:
-    """Codes and zero points below 8 bits differ by an int8, which kernels read much faster than codes beside zeros."""
-    graph, kind = site.graph, ir.DataType.INT8
+    graph = site.graph
     assert isinstance(graph, ir.Graph)
-    if w.symmetric:
-        codes = emit.widened(site, w.value)
-        kind = codes.dtype or kind
-    else:
-        shape, _ = _shapes(w)
-        zero = edit.add_const(graph, w.zero.astype(w.codes.dtype).reshape(shape), f"{w.value.name}_zero")
-        wide = [emit.helper_node("Cast", [v], site, {"to": ir.DataType.INT32}) for v in (w.value, zero)]
-        codes = emit.helper_node("Cast", [emit.helper_node("Sub", wide, site)], site, {"to": kind})
-        edit.like(codes, w.value, kind)
-    none = edit.add_const(graph, np.zeros(w.zero.shape, kind.numpy()), f"{w.value.name}_none")
+    codes = emit.widened(site, w.value) if w.symmetric else _centred(site, w)
+    assert codes.dtype is not None
+    none = edit.add_const(graph, np.zeros(w.zero.shape, codes.dtype.numpy()), f"{w.value.name}_none")
     attributes = {} if w.axis is None else {"axis": w.axis}
     out = emit.helper_node("DequantizeLinear", [codes, w.node.inputs[1], none], site, attributes)
     return edit.like(out, w.node.outputs[0])
+
+
+def _centred(site: ir.Node, w: Weight) -> ir.Value:
+    """Codes less their zero points: int8 below 8 bits, which kernels read much faster than codes beside zero points."""
+    wide = [emit.helper_node("Cast", [v], site, {"to": ir.DataType.INT32}) for v in (w.value, _zero(site, w))]
+    codes = emit.helper_node("Cast", [emit.helper_node("Sub", wide, site)], site, {"to": ir.DataType.INT8})
+    return edit.like(codes, w.value, ir.DataType.INT8)
+
+
+def _zero(site: ir.Node, w: Weight) -> ir.Value:
+    """The zero points, stored as narrow as the codes, in a shape that broadcasts over them."""
+    graph = site.graph
+    assert isinstance(graph, ir.Graph)
+    return edit.add_const(graph, w.zero.astype(w.codes.dtype).reshape(_shapes(w)[0]), f"{w.value.name}_zero")
 
 
 def _restored(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
@@ -103,8 +109,7 @@ def _restored(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
         )
     value = emit.helper_node("Cast", [codes], site, {"to": ir.DataType.FLOAT})
     if not w.symmetric:
-        stored = edit.add_const(graph, w.zero.astype(w.codes.dtype).reshape(shape), f"{w.value.name}_zero")
-        zero = emit.helper_node("Cast", [stored], site, {"to": ir.DataType.FLOAT})
+        zero = emit.helper_node("Cast", [_zero(site, w)], site, {"to": ir.DataType.FLOAT})
         value = emit.helper_node("Sub", [value, zero], site)
     scale = edit.add_const(graph, w.scale.reshape(shape), f"{w.value.name}_scale")
     value = emit.helper_node("Mul", [value, scale], site)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import engine
-from graphpress.backends import ort, reference
+from graphpress import compiler
 from graphpress.base import Context, Progress
 from graphpress.calibration import CalibrationData
 from graphpress.passes.allocate import formats, ties
@@ -71,14 +69,9 @@ def _bench(task: Task, source: ir.Model, progress: Progress) -> Bench:
 
 def context(task: Task, source: ir.Model, progress: Progress) -> Context:
     """What a compilation for ONNX Runtime has, all of the task's calibration data, and no labels."""
-    target = Target.load("ort-cpu")
-    runtime = engine.of(target)
     data = CalibrationData.from_arrays({k: v for k, v in task.data().items() if k != "labels"})
-    return Context(
-        target=target, data=data.bind(source), run=partial(ort.execute, threads=1), oracle=reference.execute,
-        calibrate=Recall(), progress=progress, differentiate=engine.of_runtime("fx").build,
-        deploy=lambda model: runtime.execute(runtime.lower(model, target)),
-    )  # fmt: skip
+    found = compiler.context(Target.load("ort-cpu"), data.bind(source), progress=progress)
+    return replace(found, calibrate=Recall())
 
 
 def _random(space: Space, rng: np.random.Generator) -> dict[str, str]:
