@@ -100,7 +100,7 @@ class Clock:
                 twins[name] = FLOAT
             elif kernel is not None and _static(sites):
                 edges = [f"{s.slot} {v}" for s, v in sites.items() if s.role is not Role.WEIGHT]
-                scales = [str(v.granularity) for s, v in sites.items() if s.role is Role.WEIGHT]
+                scales = [f"{v.granularity} {v.symmetric}" for s, v in sites.items() if s.role is Role.WEIGHT]
                 twin = first.setdefault((kernel, *edges, *scales), name)
                 twins |= {name: twin} if twin != name else {}
         return twins
