@@ -3,11 +3,11 @@
 - In front of a static integer kernel, codes of 4 or 2 bits are widened to int8: Cast, and Sub of the zero points where
   there are any, folded once by ONNX Runtime, at load, then DequantizeLinear. QLinearConv, QLinearMatMul and QGemm then
   run on the widened codes.
-- Between static codes, but with scales that the kernel does not take (groups, another axis), or where there is no
-  kernel: DequantizeLinear, set apart by a Reshape. ONNX Runtime 1.32 would fuse the former all the same, and fail or be
-  wrong; and a float weight there it rounds to int8 by itself, with one scale for all channels.
 - Everywhere else they are restored, folded once at load: Cast to float, Sub the zero points (cast likewise), Mul scale.
   A DequantizeLinear there would be computed in every run, or become a MatMulNBits that rounds activations.
+- Between static codes, but with scales that the kernel does not take (groups, another axis), or where there is no
+  kernel, the restored ones are set apart by a Clip: ONNX Runtime 1.32 rounds a float weight between DequantizeLinear
+  and QuantizeLinear to int8 by itself, with one scale for all channels.
 """
 
 from __future__ import annotations
@@ -32,14 +32,12 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
         w = canonical.weight(value)
         if w is None:
             continue
-        if not _between_static(node):
-            edit.set_input(node, slot, _restored(node, w, shared))
-        elif not _fits(node, slot, w, target):
-            edit.set_input(node, slot, _set_apart(node, w, shared))
-        elif w.bits < 8:
-            edit.set_input(node, slot, _widened_weight(node, w))
-        else:
+        fits = _between_static(node) and _fits(node, slot, w, target)
+        if fits and w.bits == 8:
             continue
+        if not fits and _between_static(node):
+            _set_apart(node)
+        edit.set_input(node, slot, _widened_weight(node, w) if fits else _restored(node, w, shared))
         edit.remove_unused([value])
         found = True
     return found
@@ -60,17 +58,11 @@ def _fits(node: ir.Node, slot: int, w: Weight, target: Target) -> bool:
     return bool(axes) and not w.block and (w.axis is None or w.axis in {a % rank for a in axes if a is not None})
 
 
-def _set_apart(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
-    graph, name = site.graph, w.value.name
-    assert isinstance(graph, ir.Graph)
-    codes = shared.const(graph, ("apart", name), f"{name}_apart", lambda: w.codes[None])
-    lift = bool(w.block)
-    scale, zero = (a[None] if lift else a for a in (w.scale, w.zero.astype(w.codes.dtype)))
-    constants = [edit.add_const(graph, a, f"{name}_{n}") for a, n in ((scale, "scale"), (zero, "zero"))]
-    attributes = {} if w.axis is None else {"axis": w.axis + 1} | ({"block_size": w.block} if lift else {})
-    value = emit.helper_node("DequantizeLinear", [codes, *constants], site, attributes)
-    whole = edit.add_const(graph, np.array(w.codes.shape, np.int64), "shape")
-    return edit.like(emit.helper_node("Reshape", [value, whole], site), w.node.outputs[0])
+def _set_apart(site: ir.Node) -> None:
+    """Put a Clip without bounds, which nothing removes, between the codes and what computes with them in float."""
+    x = site.inputs[0]
+    if x is not None and (maker := x.producer()) is not None and maker.op_type == "DequantizeLinear":
+        edit.set_input(site, 0, edit.like(emit.helper_node("Clip", [x], site), x))
 
 
 def _widened_weight(site: ir.Node, w: Weight) -> ir.Value:

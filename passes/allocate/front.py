@@ -8,6 +8,7 @@ programming over a graph of small width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -18,8 +19,10 @@ from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, T
 
 LIMIT = 1 << 15  # points kept at a time in all
 # Of each open link: its index, what its source gives, the kinds of readers seen or the bytes that they may take.
-_State: TypeAlias = tuple[tuple[int, bool | None, float], ...]
-_FLOATS, _INTEGERS = 1, 2
+_State: TypeAlias = tuple[tuple[int, int | None, float], ...]
+_FLOATS, _INTEGERS, _JOINED = 1, 2, 4
+# What a source gives -> the kinds of readers that cannot stand beside it.
+_NEVER = {_FLOATS: _JOINED, _INTEGERS: 0, _JOINED: _FLOATS | _JOINED}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ def pareto(problem: Problem, cost: str = "latency", limit: int = LIMIT) -> Front
         opened: dict[_State, list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]] = {}
         for state, points in states.items():
             for c, choice in enumerate(variable.choices):
+                if cost == "size" and choice.joined:  # its bytes are those of the same format among floats
+                    continue
                 after, paid = step(state, index, choice, links, touching, last)
+                if paid == math.inf:
+                    continue
                 own = choice.latency if cost == "latency" else choice.size
                 opened.setdefault(after, []).append(
                     (points.cost + own + paid, points.drop + choice.drop, points.trail, c)
@@ -89,21 +96,25 @@ def pareto(problem: Problem, cost: str = "latency", limit: int = LIMIT) -> Front
 def _step(
     state: _State, index: int, choice: Choice, links: Sequence[Link], touching: Sequence[int], last: dict[int, int]
 ) -> tuple[_State, float]:
-    """The state after a choice, and what the links that it closes cost."""
+    """The state after a choice, and what the links that it closes cost: infinite, if they are not allowed."""
     known, paid = {i: (gives, int(seen)) for i, gives, seen in state}, 0.0
     for i in touching:
         link = links[i]
-        gives, seen = known.pop(i, (False if link.source == OUTSIDE else None, _FLOATS * (OUTSIDE in link.readers)))
+        gives, seen = known.pop(i, (_FLOATS if link.source == OUTSIDE else None, _FLOATS * (OUTSIDE in link.readers)))
         if index in link.readers:
-            seen |= _INTEGERS if choice.reads else _FLOATS
+            seen |= _JOINED if choice.joined else (_INTEGERS if choice.reads else _FLOATS)
         if index == link.source:
-            gives = choice.gives
+            gives = (_JOINED if choice.joined else _INTEGERS) if choice.gives else _FLOATS
         if gives is not None:
-            seen &= _FLOATS if gives else _INTEGERS  # the others cost nothing any more
+            if seen & _NEVER[gives]:
+                return (), math.inf
+            seen &= _INTEGERS if gives == _FLOATS else _FLOATS  # the others cost nothing any more
         if last[i] > index:
             known[i] = gives, seen
-        elif seen:
-            paid += link.down if gives else link.up
+        elif gives == _FLOATS:
+            paid += link.up if seen else 0.0
+        else:
+            paid += link.down if seen else link.kept
     return tuple((i, gives, seen) for i, (gives, seen) in sorted(known.items())), paid
 
 
@@ -114,11 +125,11 @@ def _step_bytes(
     known, paid = {i: (gives, waiting) for i, gives, waiting in state}, 0.0
     for i in touching:
         link = links[i]
-        gives, waiting = known.pop(i, (False if link.source == OUTSIDE else None, 0.0))
+        gives, waiting = known.pop(i, (0 if link.source == OUTSIDE else None, 0.0))
         if choice.keeps:
             waiting += link.bytes_of(index)
         if index == link.source:
-            gives = choice.gives
+            gives = int(choice.gives)
         if gives is not None:
             paid += waiting if gives else 0.0
             waiting = 0.0

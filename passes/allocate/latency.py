@@ -1,8 +1,9 @@
 """Latency of each format at each operator, measured on the target at real shapes; and of conversions at its edges.
 
-Of a statically quantized operator the integer kernel alone is timed, codes in and codes out, and the conversions apart:
-whether they are needed depends on the neighbours. What differs in storage only (weights that are restored to float, or
-widened to 8 bits, when the model is loaded) is not timed twice. Runs of all formats alternate; lower quartiles count.
+Of a statically quantized operator the integer kernel alone is timed, codes in and codes out, and what it takes beside
+others apart (``seams``): that depends on the neighbours. What differs in storage only (weights that are restored to
+float, or widened to 8 bits, when the model is loaded) is not timed twice. Runs of all formats alternate; lower
+quartiles count.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import onnx_ir as ir
 
 from graphpress.base import Context, Runner
 from graphpress.cut import cut
+from graphpress.passes.allocate import seams
 from graphpress.passes.allocate.formats import FLOAT
-from graphpress.passes.allocate.parts import Parts
+from graphpress.passes.allocate.parts import CODES_OF, Parts, bare
 from graphpress.passes.allocate.probe import Values
 from graphpress.passes.allocate.space import Schemes
 from graphpress.passes.allocate.store import Store
@@ -36,11 +38,20 @@ _PACKAGE = {"ort": "onnxruntime", "fx": "torch"}
 
 @dataclass
 class Times:
-    """Milliseconds. ``parts``: operator -> format -> time; ``up``, ``down``: value -> time to (de)quantize it."""
+    """Milliseconds.
+
+    Attributes:
+        parts: Operator -> format -> time.
+        up: Value -> time to quantize it alone.
+        down: Value -> time to dequantize it alone.
+        seams: Value -> what it takes between its writer and its readers; absent where they were not timed together.
+        cached: How many figures were known from before.
+    """
 
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
     up: dict[str, float] = field(default_factory=dict)
     down: dict[str, float] = field(default_factory=dict)
+    seams: dict[str, seams.Seamed] = field(default_factory=dict)
     cached: int = 0
 
 
@@ -66,6 +77,9 @@ class Clock:
         where = machine(self.ctx)
         for node in self.ctx.progress(wanted, "latency", len(wanted)):
             self._one(node, wanted[node], where, times)
+        found = [s for s in seams.seams(self.parts) if s.source in wanted]
+        for seam in self.ctx.progress(found, "neighbours", len(found)):
+            self._seam(seam, where, times)
         times.cached = self.store.found - before
         self.store.save()
         return times
@@ -89,6 +103,24 @@ class Clock:
         times.parts[node] = row | {f: row[twin] for f, twin in twins.items()}
         for edge, ms in known_edges.items():
             (times.up if edge == _UP else times.down)[edges[edge][1]] = ms or 0.0
+
+    def _seam(self, seam: seams.Seam, where: str, times: Times) -> None:
+        """Time an operator with its readers, if each of them was timed alone in floats and in codes."""
+        names = {n: seams.static_format(self.parts, n) for n in seam.nodes}
+        rows = {n: times.parts.get(n, {}) for n in names}
+        if not all(name in rows[n] for n, name in names.items()):
+            return
+        signed = [self._signature(n, name or FLOAT) for n, name in names.items()]
+        keys = {s: (where, s, seam.readers.count(seams.OUTSIDE), signed) for s in seams.STATES}
+        found = {s: self.store.get(*key) for s, key in keys.items()}
+        if None in found.values():
+            models = seams.states(self.parts, seam)
+            if models is None:
+                return
+            took = alternate({s: self._ready(m) for s, m in models.items()})
+            found = {s: self.store.put(took[s], *keys[s]) for s in seams.STATES}
+        alone = {n: rows[n][name or FLOAT] - rows[n][FLOAT] for n, name in names.items()}
+        times.seams[seam.value] = seams.difference(seam, {s: ms or 0.0 for s, ms in found.items()}, alone)
 
     def _twins(self, node: str, formats: tuple[str, ...]) -> dict[str, str]:
         """Formats that differ from another one, or from float, in storage only: the same kernel at the same edges."""
@@ -138,7 +170,7 @@ class Clock:
         known = self.values.get(value.name or "")
         if known is not None:
             return known
-        source = self.values[value.metadata_props[_CODES_OF]]
+        source = self.values[value.metadata_props[CODES_OF]]
         assert value.dtype is not None
         info = np.iinfo(value.dtype.numpy())
         low, high = float(source.min(initial=0)), float(source.max(initial=0))
@@ -156,7 +188,7 @@ class Clock:
         codes = dq.inputs[0] if dq is not None and dq.op_type == "DequantizeLinear" else None
         if codes is not None and codes.producer() is not None:
             part = cut(model, [_name(codes)], [_name(out)])
-            part.graph.inputs[0].metadata_props[_CODES_OF] = _name(out)
+            part.graph.inputs[0].metadata_props[CODES_OF] = _name(out)
             found[_DOWN] = part, _name(out)
         return found
 
@@ -176,38 +208,12 @@ class Clock:
         return f"{array.shape} {array.dtype}"
 
 
-_CODES_OF = "graphpress.codes_of"  # on an input of a part: the float value that its codes stand for
-
-
 def _name(value: ir.Value | None) -> str:
     return value.name or "" if value is not None else ""
 
 
 def _static(sites: Schemes) -> bool:
     return any(s.role is not Role.WEIGHT and not v.dynamic for s, v in sites.items())
-
-
-def bare(model: ir.Model) -> ir.Model:
-    """A copy without Q at its inputs and DQ at its outputs: codes in, codes out."""
-    clone = model.clone()
-    graph = clone.graph
-    for i, value in enumerate(list(graph.inputs)):
-        users = {u.node for u in value.uses()}
-        if len(users) == 1 and (q := users.pop()).op_type == "QuantizeLinear" and q.inputs[0] is value:
-            codes = q.outputs[0]
-            given = ir.Value(name=f"{value.name}_codes", shape=value.shape, type=codes.type)
-            given.metadata_props[_CODES_OF] = value.name or ""
-            codes.replace_all_uses_with(given)
-            graph.inputs[i] = given
-            graph.remove(q, safe=True)
-    for i, value in enumerate(list(graph.outputs)):
-        dq = value.producer()
-        if dq is None or dq.op_type != "DequantizeLinear" or dq.inputs[0] is None or dq.inputs[0].producer() is None:
-            continue
-        if len(value.uses()) == 0:
-            graph.outputs[i] = dq.inputs[0]
-            graph.remove(dq, safe=True)
-    return clone
 
 
 def alternate(runners: Mapping[str, tuple[Runner, Values]], seconds: float = SECONDS) -> dict[str, float]:

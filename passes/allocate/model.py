@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -12,9 +12,9 @@ from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.latency import Times
 from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, Variable
+from graphpress.passes.allocate.seams import passes, readers, settled
 from graphpress.passes.allocate.sensitivity import Sensitivity
 from graphpress.passes.allocate.space import Group
-from graphpress.passes.quantize import anatomy
 from graphpress.types import Kind, Role
 
 INTEGER = "integer"  # the other choice of an operator without weights
@@ -70,7 +70,21 @@ def _variable(parts: Parts, tables: Tables, group: Group) -> Variable:
         gives = any(s.role is Role.OUTPUT for s, _ in sites)
         keeps = all(s.role is Role.WEIGHT and v.granularity.kind is not Kind.GROUP for s, v in sites)
         choices.append(Choice(name, drop, float(size), latency, reads, gives, keeps))
+    static = next((c for c in choices if c.reads and c.latency), None)
+    if static is not None:
+        kept = (c for c in choices if c.keeps and all(_joins(parts, n, c.format, static.format) for n in group.nodes))
+        choices += [replace(c, latency=static.latency, reads=True, gives=static.gives, joined=True) for c in kept]
     return Variable(group.name, group.nodes, tuple(choices))
+
+
+def _joins(parts: Parts, node: str, name: str, static: str) -> bool:
+    """Whether the integer kernel takes the weights of a format of weights alone, where activations come in codes."""
+    found, target = parts.space.nodes().get(node), parts.space.target
+    if target is None or found is None:
+        return False
+    weights = parts.schemes(node, name)
+    computed = {s: v for s, v in parts.schemes(node, static).items() if s.role is not Role.WEIGHT}
+    return target.allows(found, {**computed, **weights}) is None
 
 
 def _shared(parts: Parts, group: Group) -> set[str]:
@@ -99,58 +113,42 @@ def _links(parts: Parts, variables: list[Variable], times: Times) -> Iterator[Li
     nodes = {n.name: n for n in graph if n.name is not None and n.name in owner}
     gives = {i for i, v in enumerate(variables) if any(c.gives for c in v.choices)}
     reads = {i for i, v in enumerate(variables) if any(c.reads for c in v.choices)}
-    sources = [(owner[name], v) for name, n in nodes.items() for v in _settled(n)]
+    sources = [(owner[name], v) for name, n in nodes.items() for v in settled(n)]
     known = {v for _, v in sources}
     outside = [v for v in (*graph.inputs, *(o for n in graph for o in n.outputs)) if v not in known]
-    made = (v for v in outside if (p := v.producer()) is None or (p.name not in owner and not _passes(p)))
+    made = (v for v in outside if (p := v.producer()) is None or (p.name not in owner and not passes(p)))
     for source, value in [*sources, *((OUTSIDE, v) for v in made)]:
-        readers = dict.fromkeys(owner.get(r, OUTSIDE) for r in _readers(value, owner))
-        if (source in gives and set(readers) != {source}) or any(r in reads for r in readers):
-            up = times.up.get(value.name or "", 0.0) or _any(times.up, value)
-            extra = tuple(_bias(nodes, variables, r, value) for r in readers)
-            yield Link(source, tuple(readers), up, times.down.get(value.name or "", up), extra)
+        found = dict.fromkeys(owner.get(r, OUTSIDE) for r in readers(value, owner))
+        if (source in gives and set(found) != {source}) or any(r in reads for r in found):
+            extra = tuple(_bias(nodes, variables, r, value) for r in found)
+            yield _link(source, value, tuple(found), extra, times)
+
+
+def _link(source: int, value: ir.Value, readers: tuple[int, ...], extra: tuple[float, ...], times: Times) -> Link:
+    """As it was timed with its neighbours; else by what conversions take alone."""
+    name = value.name or ""
+    if name in times.seams:
+        seam = times.seams[name]
+        return Link(source, readers, seam.up, seam.down, extra, seam.kept)
+    up = times.up.get(name, 0.0) or _any(times.up, value)
+    return Link(source, readers, up, times.down.get(name, up), extra)
 
 
 def _bias(nodes: Mapping[str, ir.Node], variables: list[Variable], reader: int, value: ir.Value) -> float:
     """Bytes more in the biases of those operators of a reader that read the value, stored as int32 with their grid."""
     names = variables[reader].nodes if reader != OUTSIDE else ()
-    mine = [nodes[n] for n in names if nodes[n].op_type in ("Conv", "Gemm") and n in _readers(value, {n: 0})]
+    mine = [nodes[n] for n in names if nodes[n].op_type in ("Conv", "Gemm") and n in readers(value, {n: 0})]
     held = [n.inputs[2].const_value for n in mine if len(n.inputs) > 2 and n.inputs[2] is not None]
     return float(sum(8 * t.size for t in held if t is not None))  # a scale and a zero point of four bytes each
 
 
 def _any(times: dict[str, float], value: ir.Value) -> float:
     """The time of a value that only data movement stands between it and a timed one."""
-    pending = [u.node for u in value.uses() if _passes(u.node)]
+    pending = [u.node for u in value.uses() if passes(u.node)]
     while pending:
         node = pending.pop()
         for out in node.outputs:
             if out.name in times:
                 return times[out.name]
-            pending += [u.node for u in out.uses() if _passes(u.node)]
+            pending += [u.node for u in out.uses() if passes(u.node)]
     return 0.0
-
-
-def _settled(node: ir.Node) -> list[ir.Value]:
-    clamp = anatomy.clamp_behind(node)
-    return [clamp.outputs[0]] if clamp is not None else list(node.outputs)
-
-
-def _passes(node: ir.Node) -> bool:
-    """Whether integers go through as they are."""
-    return anatomy.moved(node) or anatomy.interval(node) is not None
-
-
-def _readers(value: ir.Value, owner: dict[str, int]) -> Iterator[str]:
-    """Operators that read a value, through data movement; "" for what is always float."""
-    if value.is_graph_output():
-        yield ""
-    for use in value.uses():
-        name = use.node.name or ""
-        if name in owner:
-            yield name
-        elif _passes(use.node):
-            for out in use.node.outputs:
-                yield from _readers(out, owner)
-        else:
-            yield ""

@@ -22,6 +22,8 @@ from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.types import Plan, Role, Scheme, Stage
 
+CODES_OF = "graphpress.codes_of"  # on an input of a bare part: the float value that its codes stand for
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -80,11 +82,13 @@ class Parts:
 
     def _quantized(self, node: str, name: str) -> ir.Model | str:
         model = self.parts[node].model
-        if name == FLOAT:
-            return model
+        return model if name == FLOAT else self.written(model, self.schemes(node, name))
+
+    def written(self, model: ir.Model, schemes: Schemes) -> ir.Model | str:
+        """A copy of some parts of the model with Q/DQ by ``schemes``, or why they cannot be written."""
         report, clone = PassReport(), model.clone()
         ctx = replace(self.ctx, calibrate=lambda _, values, *a, **k: _lookup(self.ranges, values), data=self.ctx.data)
-        ApplyPlan(Plan(self.schemes(node, name))).run(clone, ctx, report)
+        ApplyPlan(Plan(schemes)).run(clone, ctx, report)
         return report.skips[0].why if report.skips else clone
 
     def run(self, node: str, name: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -145,3 +149,26 @@ def _lookup(known: Calibration, values: Mapping[str, Scheme]) -> Any:
         ranges={n: known.ranges[n] for n in values if n in known.ranges},
         unobserved={n: known.unobserved[n] for n in values if n in known.unobserved},
     )
+
+
+def bare(model: ir.Model) -> ir.Model:
+    """A copy without Q at its inputs and DQ at its outputs: codes in, codes out."""
+    clone = model.clone()
+    graph = clone.graph
+    for i, value in enumerate(list(graph.inputs)):
+        users = {u.node for u in value.uses()}
+        if len(users) == 1 and (q := users.pop()).op_type == "QuantizeLinear" and q.inputs[0] is value:
+            codes = q.outputs[0]
+            given = ir.Value(name=f"{value.name}_codes", shape=value.shape, type=codes.type)
+            given.metadata_props[CODES_OF] = value.name or ""
+            codes.replace_all_uses_with(given)
+            graph.inputs[i] = given
+            graph.remove(q, safe=True)
+    for i, value in enumerate(list(graph.outputs)):
+        dq = value.producer()
+        if dq is None or dq.op_type != "DequantizeLinear" or dq.inputs[0] is None or dq.inputs[0].producer() is None:
+            continue
+        if len(value.uses()) == 0:
+            graph.outputs[i] = dq.inputs[0]
+            graph.remove(dq, safe=True)
+    return clone

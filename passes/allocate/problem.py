@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ class Choice:
         gives: Whether it writes them.
         keeps: Whether it reads floats and weights with a scale for each output channel, so that folding stores its bias
             as integers too where its input happens to come quantized.
+        joined: It is a format of the weights alone, on the integer kernel that the target has for it where its
+            neighbours, quantized for their own sake, hand it codes and take codes; allowed nowhere else.
     """
 
     format: str
@@ -30,6 +33,7 @@ class Choice:
     reads: bool = False
     gives: bool = False
     keeps: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Link:
         readers: Who reads it.
         up: Milliseconds to quantize it once, where the source writes floats and a reader wants integers.
         down: Milliseconds to dequantize it once, where the source writes integers and a reader wants floats.
+        kept: Milliseconds where the source writes integers and all readers want them, more than in float, where two
+            neighbours may share a layout that each of them alone has to change.
         extra: Of each reader, bytes more where the source writes integers and it ``keeps``; empty: none.
     """
 
@@ -59,6 +65,7 @@ class Link:
     up: float
     down: float
     extra: tuple[float, ...] = ()
+    kept: float = 0.0
 
     def bytes_of(self, reader: int) -> float:
         """``extra`` of one reader."""
@@ -108,12 +115,16 @@ class Problem:
         return sum(b for r, b in zip(link.readers, link.extra, strict=False) if r != OUTSIDE and picked[r].keeps)
 
     def conversion(self, link: Link, picked: Sequence[Choice]) -> float:
-        """Milliseconds that a link takes."""
-        gives = link.source != OUTSIDE and picked[link.source].gives
-        reads = [r != OUTSIDE and picked[r].reads for r in link.readers]
-        if gives:
-            return 0.0 if all(reads) else link.down
-        return link.up if any(reads) else 0.0
+        """Milliseconds that a link takes; infinite where a ``joined`` choice stands beside floats."""
+        source = picked[link.source] if link.source != OUTSIDE else _FLOAT
+        readers = [picked[r] if r != OUTSIDE else _FLOAT for r in link.readers]
+        codes = source.gives and not source.joined
+        wants = all(r.reads and not r.joined for r in readers)
+        if (any(r.joined for r in readers) and not codes) or (source.joined and source.gives and not wants):
+            return math.inf
+        if source.gives:
+            return link.kept if all(r.reads for r in readers) else link.down
+        return link.up if any(r.reads for r in readers) else 0.0
 
     def formats(self, chosen: Sequence[int]) -> dict[str, str]:
         """Operator -> format of an assignment."""
@@ -121,7 +132,10 @@ class Problem:
         return {n: v.choices[c].format for v, c in pairs if not v.free for n in v.nodes}
 
     def chosen(self, formats: dict[str, str], joined: Sequence[str] | set[str]) -> list[int]:
-        """The assignment of formats by operator, free variables being in integers if they are in ``joined``."""
+        """The assignment of formats by operator, free variables being in integers if they are in ``joined``.
+
+        Formats of weights alone are on integer kernels wherever their neighbours make it so.
+        """
         found = []
         for v in self.variables:
             names = [c.format for c in v.choices]
@@ -129,4 +143,15 @@ class Problem:
                 found.append(int(v.nodes[0] in joined))
             else:
                 found.append(names.index(formats.get(v.nodes[0], names[0])))
+        picked = [v.choices[c] for v, c in zip(self.variables, found, strict=True)]
+        for i, v in enumerate(self.variables):
+            mine = [x for x in self.links if i in (x.source, *x.readers)]
+            for k, choice in enumerate(v.choices):
+                if choice.joined and choice.format == picked[i].format:
+                    beside = [*picked[:i], choice, *picked[i + 1 :]]
+                    if all(self.conversion(x, beside) < math.inf for x in mine):
+                        found[i], picked = k, beside
         return found
+
+
+_FLOAT = Choice("float")  # what OUTSIDE is

@@ -2,7 +2,7 @@
 
 One binary for each choice of each variable (HAWQ-V3, arXiv:2011.10680, section 3.4, with measured latency); a
 conversion is a continuous variable that is at least the difference of its ends' kinds, which is exact as its cost is
-never negative.
+never negative. That codes are handed on may cost or gain: that variable is held from both sides.
 """
 
 from __future__ import annotations
@@ -75,8 +75,16 @@ def _infeasible(program: _Program, budgets: Mapping[str, float]) -> Infeasible:
     return error
 
 
+def _gives(choice: Choice) -> bool:
+    return choice.gives
+
+
+def _reads(choice: Choice) -> bool:
+    return choice.reads
+
+
 class _Program:
-    """The matrices, built once: columns are the choices of all variables, two for each link, one for each bias."""
+    """The matrices, built once: columns are the choices of all variables, three for each link, one for each bias."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -84,7 +92,7 @@ class _Program:
         self.binaries = int(self.starts[-1])
         pairs = ((x, r) for x in problem.links for r in dict.fromkeys(x.readers) if r != OUTSIDE and x.bytes_of(r))
         self.biases = [(x.source, r, x.bytes_of(r)) for x, r in pairs if x.source != OUTSIDE]
-        self.width = self.binaries + 2 * len(problem.links) + len(self.biases)
+        self.width = self.binaries + 3 * len(problem.links) + len(self.biases)
 
     def best(self, objective: str, budgets: Mapping[str, float]) -> Answer | None:
         """The optimum, or None where nothing is feasible."""
@@ -116,7 +124,7 @@ class _Program:
 
     def _costs(self, kind: str) -> np.ndarray:
         own = [getattr(c, kind) for v in self.problem.variables for c in v.choices]
-        links = [x for link in self.problem.links for x in (link.up, link.down)]
+        links = [x for link in self.problem.links for x in (link.up, link.down, link.kept)]
         biases = [b if kind == "size" else 0.0 for _, _, b in self.biases]
         return np.array([*own, *(links if kind == "latency" else [0.0] * len(links)), *biases], float)
 
@@ -127,24 +135,36 @@ class _Program:
         return rows
 
     def _links(self) -> Sequence[LinearConstraint]:
-        """up >= reads(reader) - gives(source), down >= gives(source) - reads(reader), for each reader."""
+        """Of each link, with g(ives) and r(eads) of each reader; what is joined stands beside codes only.
+
+        up >= r - g, down >= g - r for each reader; kept <= g, kept <= r for each, kept >= g + sum of (r - 1).
+        """
         from scipy.optimize import LinearConstraint
 
-        rows = []
+        rows, most = [], list[float]()
         for i, link in enumerate(self.problem.links):
-            up = self.binaries + 2 * i
-            gives = self._is(link.source, lambda c: c.gives)
-            for reader in link.readers:
-                difference = self._is(reader, lambda c: c.reads) - gives
-                for column, sign in ((up, 1), (up + 1, -1)):
-                    row = sign * difference
-                    row[column] -= 1
-                    rows.append(row)
-        found = [LinearConstraint(np.array(rows), -np.inf, 0)] if rows else []
-        both = [self._is(s, lambda c: c.gives) + self._is(r, lambda c: c.keeps) for s, r, _ in self.biases]
+            up, down, kept = (self._unit(self.binaries + 3 * i + k) for k in range(3))
+            gives, reads = self._is(link.source, _gives), [self._is(r, _reads) for r in link.readers]
+            found = [(gives + np.sum(reads, 0) - kept, float(len(reads))), (kept - gives, 0.0)]
+            for reader, read in zip(link.readers, reads, strict=True):
+                found += [(read - gives - up, 0.0), (gives - read - down, 0.0), (kept - read, 0.0)]
+                codes = self._is(link.source, lambda c: c.gives and not c.joined)
+                wants = self._is(reader, lambda c: c.reads and not c.joined)
+                found.append((self._is(reader, lambda c: c.joined) - codes, 0.0))
+                found.append((self._is(link.source, lambda c: c.joined and c.gives) - wants, 0.0))
+            rows += [row for row, _ in found if row.any()]
+            most += [bound for row, bound in found if row.any()]
+        both = [self._is(s, _gives) + self._is(r, lambda c: c.keeps) for s, r, _ in self.biases]
         for i, row in enumerate(both):  # gives and keeps
             row[self.width - len(self.biases) + i] -= 1
-        return [*found, LinearConstraint(np.array(both), -np.inf, 1)] if both else found
+        rows += both
+        most += [1.0] * len(both)
+        return [LinearConstraint(np.array(rows), -np.inf, np.array(most))] if rows else []
+
+    def _unit(self, column: int) -> np.ndarray:
+        row = np.zeros(self.width)
+        row[column] = 1.0
+        return row
 
     def _is(self, variable: int, of: Callable[[Choice], bool]) -> np.ndarray:
         row = np.zeros(self.width)

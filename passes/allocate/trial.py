@@ -59,7 +59,7 @@ class Bench:
     ctx: Context
     probe: Probe
     timed: bool
-    trials: dict[tuple[int, ...], Trial] = field(default_factory=dict)
+    trials: dict[tuple[str, ...], Trial] = field(default_factory=dict)
 
     @cached_property
     def float_runner(self) -> Runner:
@@ -86,7 +86,7 @@ class Bench:
 
     def run(self, chosen: Sequence[int]) -> Trial:
         """Compile and measure an assignment."""
-        key = tuple(c for v, c in zip(self.problem.variables, chosen, strict=True) if not v.free)
+        key = tuple(self.problem.formats(chosen).values())
         if key not in self.trials:
             self.trials[key] = self._run(chosen)
         return self.trials[key]
