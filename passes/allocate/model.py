@@ -50,7 +50,8 @@ def build(parts: Parts, tables: Tables) -> Problem:
     if static is not None:
         variables += [_free(node, tables.times) for node in space.light]
     variables.sort(key=lambda v: place[v.nodes[0]])
-    links = _links(parts, variables, tables.times) if static is not None else []
+    links = list(_links(parts, variables, tables.times)) if static is not None else []
+    variables = [_reachable(i, v, variables, links) for i, v in enumerate(variables)]
     size = reports.stored_bytes(space.model)
     return Problem(tuple(variables), tuple(links), float(size), tables.latency)
 
@@ -75,6 +76,14 @@ def _variable(parts: Parts, tables: Tables, group: Group) -> Variable:
         kept = (c for c in choices if c.keeps and all(_joins(parts, n, c.format, static.format) for n in group.nodes))
         choices += [replace(c, latency=static.latency, reads=True, gives=static.gives, joined=True) for c in kept]
     return Variable(group.name, group.nodes, tuple(choices))
+
+
+def _reachable(index: int, variable: Variable, variables: list[Variable], links: list[Link]) -> Variable:
+    """Without choices that are joined to codes which nobody could hand it."""
+    sources = {x.source for x in links if index in x.readers}
+    if all(s != OUTSIDE and any(c.gives and not c.joined for c in variables[s].choices) for s in sources):
+        return variable
+    return replace(variable, choices=tuple(c for c in variable.choices if not c.joined))
 
 
 def _joins(parts: Parts, node: str, name: str, static: str) -> bool:
