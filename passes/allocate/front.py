@@ -20,9 +20,9 @@ from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, T
 LIMIT = 1 << 15  # points kept at a time in all
 # Of each open link: its index, what its source gives, the kinds of readers seen or the bytes that they may take.
 _State: TypeAlias = tuple[tuple[int, int | None, float], ...]
-_FLOATS, _INTEGERS, _JOINED = 1, 2, 4
+_FLOATS, _INTEGERS, _JOINED, _SOFT = 1, 2, 4, 8
 # What a source gives -> the kinds of readers that cannot stand beside it.
-_NEVER = {_FLOATS: _JOINED, _INTEGERS: 0, _JOINED: _FLOATS | _JOINED}
+_NEVER = {_FLOATS: _JOINED, _INTEGERS: 0, _SOFT: _JOINED, _JOINED: _FLOATS | _JOINED | _SOFT}
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,14 @@ def _step(
         link = links[i]
         gives, seen = known.pop(i, (_FLOATS if link.source == OUTSIDE else None, _FLOATS * (OUTSIDE in link.readers)))
         if index in link.readers:
-            seen |= _JOINED if choice.joined else (_INTEGERS if choice.reads else _FLOATS)
+            seen |= _kind(choice) if choice.reads else _FLOATS
         if index == link.source:
-            gives = (_JOINED if choice.joined else _INTEGERS) if choice.gives else _FLOATS
+            gives = _kind(choice) if choice.gives else _FLOATS
         if gives is not None:
             if seen & _NEVER[gives]:
                 return (), math.inf
-            seen &= _INTEGERS if gives == _FLOATS else _FLOATS  # the others cost nothing any more
+            costly = seen & ~_FLOATS if gives == _FLOATS else seen & _FLOATS  # the others cost nothing any more
+            seen = costly and (_INTEGERS if gives == _FLOATS else _FLOATS)
         if last[i] > index:
             known[i] = gives, seen
         elif gives == _FLOATS:
@@ -116,6 +117,11 @@ def _step(
         else:
             paid += link.down if seen else link.kept
     return tuple((i, gives, seen) for i, (gives, seen) in sorted(known.items())), paid
+
+
+def _kind(choice: Choice) -> int:
+    """What its codes are to a neighbour."""
+    return _JOINED if choice.joined else (_SOFT if choice.soft else _INTEGERS)
 
 
 def _step_bytes(

@@ -111,7 +111,7 @@ def _shared(parts: Parts, group: Group) -> set[str]:
 def _free(node: str, times: Times) -> Variable:
     row = times.parts.get(node, {FLOAT: 0.0, INTEGER: 0.0})
     name = next(f for f in row if f != FLOAT)
-    integer = Choice(INTEGER, latency=row[name] - row[FLOAT], reads=True, gives=True)
+    integer = Choice(INTEGER, latency=row[name] - row[FLOAT], reads=True, gives=True, soft=True)
     return Variable(node, (node,), (Choice(FLOAT), integer), free=True)
 
 

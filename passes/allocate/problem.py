@@ -24,6 +24,7 @@ class Choice:
             as integers too where its input happens to come quantized.
         joined: It is a format of the weights alone, on the integer kernel that the target has for it where its
             neighbours, quantized for their own sake, hand it codes and take codes; allowed nowhere else.
+        soft: It is in codes only if others are, so the search lets nothing ``joined`` count on it.
     """
 
     format: str
@@ -34,6 +35,7 @@ class Choice:
     gives: bool = False
     keeps: bool = False
     joined: bool = False
+    soft: bool = False
 
 
 @dataclass(frozen=True)

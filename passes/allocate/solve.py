@@ -148,8 +148,8 @@ class _Program:
             found = [(gives + np.sum(reads, 0) - kept, float(len(reads))), (kept - gives, 0.0)]
             for reader, read in zip(link.readers, reads, strict=True):
                 found += [(read - gives - up, 0.0), (gives - read - down, 0.0), (kept - read, 0.0)]
-                codes = self._is(link.source, lambda c: c.gives and not c.joined)
-                wants = self._is(reader, lambda c: c.reads and not c.joined)
+                codes = self._is(link.source, lambda c: c.gives and not (c.joined or c.soft))
+                wants = self._is(reader, lambda c: c.reads and not (c.joined or c.soft))
                 found.append((self._is(reader, lambda c: c.joined) - codes, 0.0))
                 found.append((self._is(link.source, lambda c: c.joined and c.gives) - wants, 0.0))
             rows += [row for row, _ in found if row.any()]

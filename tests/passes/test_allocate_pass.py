@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 import graphpress as gp
-from graphpress import demand, page
+from graphpress import demand, engine, page
 from graphpress import report as reports
 from graphpress.base import Arrays, Context, PassReport, Runner
 from graphpress.errors import BadRequest, GateError, StaleSite
@@ -87,10 +87,10 @@ def test_a_loss_in_points_is_held_by_the_compiled_model() -> None:
 
 def slow(model: ir.Model) -> Runner:
     """A target on which each operator with weights takes 2 ms in float, and nothing in codes."""
-    real = allocating.context(None).deploy
-    assert real is not None
-    runner, floats = real(model), 0
-    for node in model.graph:
+    runtime = engine.of(allocating.TARGET)
+    lowered, floats = runtime.lower(model, allocating.TARGET), 0
+    runner = runtime.execute(lowered, threads=1)
+    for node in lowered.graph:
         makers = [v.producer() for v in node.inputs[:2] if v is not None]
         codes = all(m is not None and m.op_type == "DequantizeLinear" for m in makers)
         floats += node.op_type in ("Conv", "Gemm") and not codes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,3 +131,18 @@ def test_no_variable_and_no_choice_are_problems_too() -> None:
     assert pareto(Problem((), size=10.0), "size").points[0].totals.size == 10.0
     single = Problem((Variable("a", ("a",), (Choice("float"),)),), size=10.0)
     assert solve(single, "drop", {"size": 10.0}).chosen == (0,)
+
+
+def test_what_is_joined_stands_between_codes_and_the_search_counts_on_no_soft_ones() -> None:
+    codes = Choice("w8a8", 1.0, latency=-10.0, reads=True, gives=True)
+    alone = [Choice("w8a16"), Choice("w8a16", latency=-10.0, reads=True, gives=True, joined=True)]
+    links = (Link(0, (1,), 2.0, 2.0), Link(1, (2,), 2.0, 2.0))
+    for last, least in ((codes, 70.0), (replace(codes, soft=True), 84.0)):
+        ends = (Choice("float"), codes), (Choice("float"), last)
+        rows = (ends[0], (Choice("float"), *alone), ends[1])
+        p = Problem(tuple(Variable(str(i), (str(i),), row, i == 2) for i, row in enumerate(rows)), links, latency=100.0)
+        assert solve(p, "latency", {}).totals.latency == least
+        assert pareto(p).points[0].totals.latency == least
+        assert p.chosen({"0": "w8a8", "1": "w8a16"}, {"2"}) == [1, 2, 1]  # where it is known, it is predicted
+        assert p.chosen({"0": "w8a8", "1": "w8a16"}, {}) == [1, 1, 0]
+        assert p.totals([0, 2, 1]).latency == np.inf
