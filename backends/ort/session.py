@@ -173,10 +173,22 @@ def open_session(
         if folder:
             native.add_session_config_entry(_EXTERNAL_FOLDER, folder)
         try:
-            session = ort.InferenceSession(data, native, providers=[provider])
+            session = ort.InferenceSession(data, native, providers=[provider], disabled_optimizers=_disabled(model))
         except _FAILED as e:
             _refuse(model, e)
     return Session(session, names)
+
+
+def _disabled(model: ir.Model) -> list[str]:
+    """What ONNX Runtime 1.32 must not do: it fails where it folds a QuantizeLinear of 2 bits."""
+    narrow = {ir.DataType.INT2, ir.DataType.UINT2}
+    quantizers = (n for n in model.graph.all_nodes() if n.op_type == "QuantizeLinear" and n.domain == "")
+    return ["ConstantFolding"] if any(n.outputs[0].dtype in narrow or _codes(n) in narrow for n in quantizers) else []
+
+
+def _codes(node: ir.Node) -> ir.DataType | None:
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    return zero.dtype if zero is not None else None
 
 
 def _output_names(model: ir.Model, outputs: Sequence[str] | None) -> list[str]:

@@ -8,7 +8,7 @@ from graphpress.errors import BadRequest, nearest
 from graphpress.passes.quantize.options import Integer, Mode, Options
 
 FLOAT = "float"
-DEFAULT = ("w8a8", "w8a8-dynamic", "w8a16", "w4a8", "w4a16-asym", "w4a16-g64", "w2a16-g32-asym")
+DEFAULT = ("w8a8", "w8a8-dynamic", "w8a16", "w4a8", "w4a16-asym", "w4a16-g64-asym", "w2a16-g32-asym")
 _WEIGHTS: dict[tuple[int, bool], Integer] = {  # (bits, with a zero point)
     (2, False): "int2", (4, False): "int4", (8, False): "int8",
     (2, True): "uint2", (4, True): "uint4", (8, True): "uint8",

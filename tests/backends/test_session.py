@@ -129,3 +129,22 @@ def test_activations_before_a_weight_behind_dq_stay_float(bits: str) -> None:
     after, _ = kit.apply(made, options, ctx=context(None, None))
     x = {"x": normal(16, 64, seed=1)}
     np.testing.assert_allclose(session.execute(after)(x)["y"], kit.run(after, x)["y"], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["int2", "uint2"])
+def test_a_constant_in_front_of_two_bit_quantization_runs(kind: str) -> None:
+    """ONNX Runtime 1.32 fails when it folds such a Q."""
+    rng = np.random.default_rng(0)
+    model = parse(
+        """<ir_version: 11, opset_import: ["" : 25]> g (float[4, 8] x, float w, float s, float z) => (float[4, 6] y) {
+            c = QuantizeLinear<axis = 1>(w, s, z)
+            f = DequantizeLinear<axis = 1>(c, s, z)
+            y = MatMul(x, f)
+        }""",
+        w=rng.normal(size=(8, 6)).astype(np.float32),
+        s=rng.uniform(0.5, 1, 6).astype(np.float32),
+        z=codes(rng, kind, (6,)),
+    )
+    feeds = kit.random_feeds(model, 0)
+    want, got = reference.execute(model)(feeds)["y"], session.execute(model)(feeds)["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
