@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 
 WIDTH, HIDDEN, DEPTH, HEADS, PATCH = 48, 192, 4, 4, 2
+FOLDS = 3
 
 
-def trained(epochs: int = 40, seed: int = 0) -> tuple[Any, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def trained(fold: int = 0, epochs: int = 40, seed: int = 0) -> tuple[Any, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(module that takes [N, 8, 8] pictures and gives [N, 10] logits, (training pictures, test pictures, test labels)).
 
-    A third of the digits are for the test.
+    One third of the digits, the ``fold``-th, is for the test.
     """
     import torch
 
-    train_x, train_y, test_x, test_y = _data(seed)
+    train_x, train_y, test_x, test_y = _data(fold, seed)
     torch.manual_seed(seed)
     module = _module()
     x, y = torch.from_numpy(train_x), torch.from_numpy(train_y)
@@ -35,15 +36,15 @@ def trained(epochs: int = 40, seed: int = 0) -> tuple[Any, tuple[np.ndarray, np.
     return module.eval(), (train_x, test_x, test_y)
 
 
-def _data(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _data(fold: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     found = load_digits()
     order = np.random.default_rng(seed).permutation(len(found.target))
     pictures = (found.images[order] / 8 - 1).astype(np.float32)
     labels = found.target[order].astype(np.int64)
-    cut = 2 * len(order) // 3
-    return pictures[:cut], labels[:cut], pictures[cut:], labels[cut:]
+    test = np.arange(len(order)) * FOLDS // len(order) == fold
+    return pictures[~test], labels[~test], pictures[test], labels[test]
 
 
 def _module() -> Any:
