@@ -34,7 +34,7 @@ from graphpress.types import Role
 SECONDS = 0.04  # for each runner of an operator
 _LEAST = 7  # runs of each
 _IDLE, _SAME = "a model that does nothing", "a model that is always the same"
-_SLOWER, _ATTEMPTS, _PAUSE = 1.15, 4, 0.5  # how much slower than usual counts as disturbed; seconds of patience
+_SLOWER, _PAUSE, _PATIENCE = 1.15, 0.5, 15.0  # how much slower than usual counts as disturbed; seconds to wait, in all
 _UP, _DOWN = "quantize input", "dequantize output"
 _PACKAGE = {"ort": "onnxruntime", "fx": "torch"}
 
@@ -68,6 +68,7 @@ class Clock:
         store: Times known from before on this machine.
         values: What lies at the edges of the parts, on one sample.
         usual: Milliseconds of the model that is always the same where nothing disturbs it, as far as seen.
+        patience: Seconds left for taking times again.
     """
 
     parts: Parts
@@ -75,6 +76,7 @@ class Clock:
     store: Store
     values: Values
     usual: float = math.inf
+    patience: float = _PATIENCE
 
     def run(self, wanted: Mapping[str, tuple[str, ...]]) -> Times:
         """Times of operators in the formats wanted of each, in float always."""
@@ -164,15 +166,14 @@ class Clock:
 
     def _quiet(self, runs: Mapping[str, tuple[Runner, Values]]) -> dict[str, float]:
         """``alternate`` beside a model that is always the same: again, while the machine makes that one slow."""
-        best: dict[str, float] = {}
-        for attempt in range(_ATTEMPTS):
-            time.sleep(_PAUSE * attempt)
+        best = alternate({**runs, _SAME: self._same})
+        self.usual = min(self.usual, best[_SAME])
+        while best[_SAME] > _SLOWER * self.usual and self.patience > 0:
+            start = time.perf_counter()
+            time.sleep(_PAUSE)
             got = alternate({**runs, _SAME: self._same})
-            if not best or got[_SAME] < best[_SAME]:
-                best = got
-            self.usual = min(self.usual, best[_SAME])
-            if best[_SAME] <= _SLOWER * self.usual:
-                break
+            best = min(best, got, key=lambda times: times[_SAME])
+            self.patience -= time.perf_counter() - start
         return best
 
     @cached_property

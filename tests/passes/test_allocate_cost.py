@@ -210,7 +210,7 @@ def test_a_time_taken_while_the_machine_is_busy_is_taken_again() -> None:
             time.sleep(0.01 if time.perf_counter() < busy_until else 0.001)
             return {}
 
-    clock = Clock(parts, replace(ctx, deploy=lambda model: Machine()), Store(None, "latency"), {})
+    clock = Clock(parts, replace(ctx, deploy=lambda model: Machine()), Store(None, "latency"), {}, patience=3)
     assert clock._quiet({"a": (Machine(), {})})["a"] == pytest.approx(1, abs=0.5)
     busy_until = time.perf_counter() + 0.3
     assert clock._quiet({"a": (Machine(), {})})["a"] < 5
