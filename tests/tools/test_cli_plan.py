@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -48,6 +49,22 @@ def test_a_plan_edited_by_hand_is_applied_and_found_again(
     assert done["operators"] == len(plan.nodes()) - 1
     assert isinstance(gp.load(out), ir.Model)
     assert parsed(capsys, "plan", "diff", str(file), str(out)) == {}
+
+
+def test_a_plan_of_mixed_is_applied_as_mixed_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, again, nearest = tmp_path / "out", tmp_path / "again.onnx", tmp_path / "nearest.onnx"
+    options = ["--max-size", "0.2x", "--set", "allocate.samples=8", "--set", "allocate.measure=1"]
+    run(capsys, "compile", MODEL, "--recipe", "mixed", "--data", DATA, "--out", str(out), *options, "--keep")
+    run(capsys, "plan", "apply", MODEL, str(out), "--data", DATA, "--gptq", "--out", str(again))
+    run(capsys, "plan", "apply", MODEL, str(out), "--data", DATA, "--out", str(nearest))
+    mixed, same, other = (weights(gp.load(p)) for p in (out / "model.onnx", again, nearest))
+    assert mixed.keys() == same.keys() == other.keys()
+    assert all(np.array_equal(mixed[n], same[n]) for n in mixed)
+    assert any(not np.array_equal(mixed[n], other[n]) for n in mixed)
+
+
+def weights(model: ir.Model) -> dict[str, np.ndarray]:
+    return {n: v.const_value.numpy() for n, v in model.graph.initializers.items() if v.const_value is not None}
 
 
 def test_what_is_no_plan_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

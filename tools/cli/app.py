@@ -163,13 +163,14 @@ def plan_apply(
     out: Annotated[Path, typer.Option("--out", help="The rewritten ONNX file.")],
     data: Data = None,
     target: Target = "ort-cpu",
+    gptq: Annotated[bool, typer.Option("--gptq", help="Round the weights by GPTQ, as recipe mixed does.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Quantize MODEL, tidied as every recipe begins, by a plan, and fold; static activations need --data."""
+    """Quantize MODEL, tidied as every recipe begins, by a plan, and fold; static activations and GPTQ need --data."""
     from graphpress.tools.cli import plans
 
-    _show(plans.apply(model, source, out, data=data, target=target, seed=seed), as_json)
+    _show(plans.apply(model, source, out, data=data, target=target, gptq=gptq, seed=seed), as_json)
 
 
 @app.command()

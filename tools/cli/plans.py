@@ -16,6 +16,7 @@ from graphpress.base import SCHEME
 from graphpress.compiler import context
 from graphpress.errors import BadRequest, GraphpressError
 from graphpress.passes.quantize.apply_plan import ApplyPlan
+from graphpress.passes.recover.gptq import Gptq
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.target import Target
@@ -67,18 +68,21 @@ def diff(a: Path, b: Path) -> Difference:
     return Difference(read(a).diff(read(b)))
 
 
-def apply(model: Path, source: Path, out: Path, *, data: Path | None, target: str, seed: int) -> dict[str, Any]:
-    """Tidy a model, write a plan into it, fold and save it.
+def apply(
+    model: Path, source: Path, out: Path, *, data: Path | None, target: str, gptq: bool, seed: int
+) -> dict[str, Any]:
+    """Tidy a model, write a plan into it, round its weights by GPTQ if asked to, fold and save it.
 
     Raises:
         StaleSite: The plan names an operator or slot that the tidied model does not have; the nearest is given.
-        BadRequest: It has calibrated activations and there are no data.
+        BadRequest: It has calibrated activations, or GPTQ is asked for, and there are no data.
     """
     plan, loaded, where = read(source), gp.load(model), Target.load(target)
     samples = gp.CalibrationData.load(data) if data is not None else None
     if samples is not None:
         samples.check(loaded)
-    steps = (*Recipe.load("clean").passes, ApplyPlan(plan), *Recipe.load("fold").passes)
+    rounding = (Gptq(),) if gptq else ()
+    steps = (*Recipe.load("clean").passes, ApplyPlan(plan), *rounding, *Recipe.load("fold").passes)
     with terminal.progress() as progress:
         result, reports = Pipeline(steps).run(loaded, context(where, samples, seed=seed, progress=progress))
     with bundle.disk_errors(out):
