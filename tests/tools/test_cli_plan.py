@@ -51,20 +51,25 @@ def test_a_plan_edited_by_hand_is_applied_and_found_again(
     assert parsed(capsys, "plan", "diff", str(file), str(out)) == {}
 
 
-def test_a_plan_of_mixed_is_applied_as_mixed_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, again, nearest = tmp_path / "out", tmp_path / "again.onnx", tmp_path / "nearest.onnx"
+def test_a_plan_is_applied_with_gptq_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, better, nearest = tmp_path / "out", tmp_path / "better.onnx", tmp_path / "nearest.onnx"
     options = ["--max-size", "0.2x", "--set", "allocate.samples=8", "--set", "allocate.measure=1"]
     run(capsys, "compile", MODEL, "--recipe", "mixed", "--data", DATA, "--out", str(out), *options, "--keep")
-    run(capsys, "plan", "apply", MODEL, str(out), "--data", DATA, "--gptq", "--out", str(again))
-    run(capsys, "plan", "apply", MODEL, str(out), "--data", DATA, "--out", str(nearest))
-    mixed, same, other = (weights(gp.load(p)) for p in (out / "model.onnx", again, nearest))
-    assert mixed.keys() == same.keys() == other.keys()
-    assert all(np.array_equal(mixed[n], same[n]) for n in mixed)
-    assert any(not np.array_equal(mixed[n], other[n]) for n in mixed)
+    apply = ["plan", "apply", MODEL, str(out)]
+    run(capsys, *apply, "--gptq", "--data", DATA, "--out", str(better))
+    run(capsys, *apply, "--data", DATA, "--out", str(nearest))
+    assert parsed(capsys, "plan", "diff", str(better), str(nearest)) == {}
+    mine, other = codes(gp.load(better)), codes(gp.load(nearest))
+    assert len(mine) > 3 and mine.keys() == other.keys()
+    assert any(not np.array_equal(mine[n], other[n]) for n in mine)
+    run(capsys, *apply, "--gptq", "--out", str(tmp_path / "none.onnx"), code=2)
+    assert not (tmp_path / "none.onnx").exists()
 
 
-def weights(model: ir.Model) -> dict[str, np.ndarray]:
-    return {n: v.const_value.numpy() for n, v in model.graph.initializers.items() if v.const_value is not None}
+def codes(model: ir.Model) -> dict[str, np.ndarray]:
+    """Stored weights in codes."""
+    held = {n: v.const_value for n, v in model.graph.initializers.items() if n.endswith("QuantizeLinear_out")}
+    return {n: t.numpy() for n, t in held.items() if t is not None}
 
 
 def test_what_is_no_plan_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

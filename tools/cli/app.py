@@ -163,7 +163,7 @@ def plan_apply(
     out: Annotated[Path, typer.Option("--out", help="The rewritten ONNX file.")],
     data: Data = None,
     target: Target = "ort-cpu",
-    gptq: Annotated[bool, typer.Option("--gptq", help="Round the weights by GPTQ, as recipe mixed does.")] = False,
+    gptq: Annotated[bool, typer.Option("--gptq", help="Round the weights by GPTQ.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: Json = False,
 ) -> None:
