@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from graphpress.gate import GateResult
 from graphpress.recipe import Recipe
 from graphpress.report import Report, SiteRow
 from graphpress.tools.bench.cell import Cell, fill, judge, purpose, quick
+from graphpress.tools.bench.children import lines
 from graphpress.tools.bench.matrix import chosen, in_order, load, main, render, save
 from graphpress.tools.bench.task import Task
 from graphpress.types import Plan
@@ -136,6 +138,11 @@ def test_the_table_in_the_docs_has_every_shipped_recipe(checkout: Path) -> None:
     text = (checkout / "tools/bench/matrix.md").read_text()
     columns = next(line for line in text.splitlines() if line.startswith("| | ")).strip("| ").split(" | ")
     assert sorted(columns) == sorted(catalog.recipes())
+
+
+def test_what_a_native_library_prints_is_no_cell() -> None:
+    script = """import json; print("Warning: a library speaks"); print(); print(json.dumps({"recipe": "w8a8"}))"""
+    assert list(lines([sys.executable, "-c", script], "m", ["w8a8"], 30)) == [("w8a8", {"recipe": "w8a8"})]
 
 
 def test_order(zoo: Path) -> None:

@@ -46,7 +46,8 @@ def _printed(process: subprocess.Popen[str], limit: float) -> Iterator[dict[str,
     try:
         for line in process.stdout:
             timer.cancel()
-            yield json.loads(line)
+            if line.startswith("{"):  # native libraries may print there too
+                yield json.loads(line)
             timer = threading.Timer(limit, process.kill)
             timer.start()
     finally:
