@@ -29,11 +29,11 @@ from graphpress.tools.bench.figures.base import Figure
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import tasks
 
-MOST = 600.0  # seconds that a training may take
+MOST = 600.0  # seconds that a training may take, held against what it took
 METHODS: tuple[Literal["sparsegpt", "wanda", "magnitude"], ...] = ("sparsegpt", "wanda", "magnitude")
 _PERMUTE = {"permute": {"score": "energy"}}
 _INT8 = {"quantize": {"mode": "static", "weight": "int8", "observer": "mse", "fallback": ["dynamic", "weight"]}}
-_DISTIL = {"losses": {"kl": {}}, "seconds": MOST, "samples": 4096}
+_DISTIL = {"losses": {"kl": {}}, "samples": 4096}  # no time limit: the result would depend on the machine
 
 
 def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
