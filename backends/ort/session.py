@@ -180,7 +180,7 @@ def open_session(
 
 
 def _disabled(model: ir.Model) -> list[str]:
-    """What ONNX Runtime 1.32 must not do: it fails where it folds a QuantizeLinear of 2 bits."""
+    """What ONNX Runtime 1.32 must not do: folding a QuantizeLinear of 2 bits fails, or gives wrong values."""
     narrow = {ir.DataType.INT2, ir.DataType.UINT2}
     quantizers = (n for n in model.graph.all_nodes() if n.op_type == "QuantizeLinear" and n.domain == "")
     return ["ConstantFolding"] if any(n.outputs[0].dtype in narrow or _codes(n) in narrow for n in quantizers) else []

@@ -121,9 +121,9 @@ def passes(node: ir.Node) -> bool:
 
 
 def readers(value: ir.Value, owner: Container[str]) -> Iterator[str]:
-    """Operators that read a value, through data movement; "" for what is always float."""
+    """Operators that read a value, through data movement; OUTSIDE for what is always float."""
     if value.is_graph_output():
-        yield ""
+        yield OUTSIDE
     for use in value.uses():
         name = use.node.name or ""
         if name in owner:
@@ -132,4 +132,4 @@ def readers(value: ir.Value, owner: Container[str]) -> Iterator[str]:
             for out in use.node.outputs:
                 yield from readers(out, owner)
         else:
-            yield ""
+            yield OUTSIDE
