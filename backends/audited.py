@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.base import SPARSITY
 from graphpress.errors import BadRequest
-from graphpress.tables import Table, percent, scheme
+from graphpress.keys import SPARSITY
+from graphpress.report.tables import Table, percent, scheme
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import ORIGIN
+from graphpress.graph import edit
+from graphpress.keys import ORIGIN
 
 TOKEN = ("graphpress", "DynamicQuantizeToken")
 BITS = {"INT8": 8, "UINT8": 8, "INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2}

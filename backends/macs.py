@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
+from graphpress.graph import edit
 
 _KERNEL_SLOT = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
 _PRODUCTS = frozenset(

@@ -18,11 +18,11 @@ from torch import fx as torch_fx
 from graphpress.backends import reference
 from graphpress.backends.audited import made_up_feeds
 from graphpress.backends.fx import dtypes
-from graphpress.backends.fx.builder import NODE, VALUE
 from graphpress.backends.fx.kernels.base import Kernel
 from graphpress.backends.fx.lower import execute
-from graphpress.base import Arrays
-from graphpress.tables import Table
+from graphpress.backends.fx.values import NODE, VALUE
+from graphpress.report.tables import Table
+from graphpress.runner import Arrays
 from graphpress.target import Target
 
 _CLOSE = 1e-5  # of the largest magnitude: floats that differ by less are the same

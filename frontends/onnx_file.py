@@ -10,11 +10,11 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from graphpress import edit, verify
 from graphpress.errors import InvalidModel, VerifyError
 from graphpress.frontends import checks, settle, stored, weights, wire
 from graphpress.frontends.save import save
 from graphpress.frontends.scrub import drop_undecodable
+from graphpress.graph import edit, verify
 
 __all__ = ["load", "save"]
 

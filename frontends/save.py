@@ -16,10 +16,10 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
-from graphpress import edit
 from graphpress.errors import BadRequest
 from graphpress.frontends import wire
 from graphpress.frontends.scrub import scrub
+from graphpress.graph import edit
 
 EXTERNAL_FROM = 1 << 30  # bytes of weights from which on they go to a file of their own
 _FILE_LIMIT = (1 << 31) - (1 << 20)  # protobuf reads no message of 2 GB; the rest of the graph needs room too

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.errors import InvalidModel
+from graphpress.graph import edit
 
 T = TypeVar("T")
 # Operators whose float operands are weights. An infinity there can only be damage; elsewhere it may be a mask.

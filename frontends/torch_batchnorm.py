@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.statistics import write_statistics
+from graphpress.graph import edit
+from graphpress.graph.statistics import write_statistics
 
 Statistics = tuple[np.ndarray, np.ndarray]  # mean and standard deviation of each channel
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graphpress import edit, verify
 from graphpress.errors import BadRequest, Unsupported
 from graphpress.frontends import (
     torch_batchnorm,
@@ -23,6 +22,7 @@ from graphpress.frontends import (
     torch_tidy,
     torch_weights,
 )
+from graphpress.graph import edit, verify
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import ATEN, SCOPE
-from graphpress.statistics import STATISTICS
+from graphpress.graph import edit
+from graphpress.graph.statistics import STATISTICS
+from graphpress.keys import ATEN, SCOPE
 
 TRACE = "pkg.torch.onnx.stack_trace"
 _SCOPES = "pkg.torch.onnx.name_scopes"

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphpress.base import ROLE, SOURCE, UNUSED
 from graphpress.frontends.torch_names import unique
+from graphpress.keys import ROLE, SOURCE, UNUSED
 
 _SIZES = {"Shape", "Size"}  # read a weight, but not its values
 _MOVES = {

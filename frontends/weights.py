@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.errors import InvalidModel
 from graphpress.frontends.settle import LAYERS
 from graphpress.frontends.stored import StoredTensor
+from graphpress.graph import edit
 
 CHUNK = 1 << 20  # elements looked at together
 

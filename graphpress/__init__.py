@@ -6,24 +6,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphpress.base import Context as Context
-    from graphpress.base import Pass as Pass
-    from graphpress.base import PassReport as PassReport
-    from graphpress.calibration import CalibrationData as CalibrationData
-    from graphpress.compiler import audit as audit
-    from graphpress.compiler import compile as compile
-    from graphpress.compiler import load as load
-    from graphpress.compiler import lower as lower
-    from graphpress.compiler import save as save
-    from graphpress.compiler import to_torch as to_torch
-    from graphpress.compiler import trace as trace
+    from graphpress.context import Context as Context
+    from graphpress.contracts import Pass as Pass
+    from graphpress.contracts import PassReport as PassReport
     from graphpress.errors import GateError as GateError
     from graphpress.errors import GraphpressError as GraphpressError
-    from graphpress.inspection import diff as diff
-    from graphpress.inspection import inspect as inspect
+    from graphpress.job.compile import compile as compile
+    from graphpress.job.job import Compiled as Compiled
+    from graphpress.job.job import Job as Job
+    from graphpress.job.models import audit as audit
+    from graphpress.job.models import load as load
+    from graphpress.job.models import lower as lower
+    from graphpress.job.models import save as save
+    from graphpress.job.models import to_torch as to_torch
+    from graphpress.job.models import trace as trace
+    from graphpress.observe.data import CalibrationData as CalibrationData
     from graphpress.pipeline import Pipeline as Pipeline
     from graphpress.recipe import Recipe as Recipe
-    from graphpress.report import Report as Report
+    from graphpress.report.inspection import diff as diff
+    from graphpress.report.inspection import inspect as inspect
+    from graphpress.report.report import Report as Report
     from graphpress.target import Target as Target
     from graphpress.types import Granularity as Granularity
     from graphpress.types import Plan as Plan
@@ -31,14 +33,17 @@ if TYPE_CHECKING:
     from graphpress.types import Site as Site
 
 _HOME = {
-    "base": ("Context", "Pass", "PassReport"),
-    "calibration": ("CalibrationData",),
-    "compiler": ("audit", "compile", "load", "lower", "save", "to_torch", "trace"),
+    "context": ("Context",),
+    "contracts": ("Pass", "PassReport"),
     "errors": ("GateError", "GraphpressError"),
-    "inspection": ("diff", "inspect"),
+    "job.compile": ("compile",),
+    "job.job": ("Compiled", "Job"),
+    "job.models": ("audit", "load", "lower", "save", "to_torch", "trace"),
+    "observe.data": ("CalibrationData",),
     "pipeline": ("Pipeline",),
     "recipe": ("Recipe",),
-    "report": ("Report",),
+    "report.inspection": ("diff", "inspect"),
+    "report.report": ("Report",),
     "target": ("Target",),
     "types": ("Granularity", "Plan", "Scheme", "Site"),
 }

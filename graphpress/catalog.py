@@ -10,11 +10,10 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
-from importlib import resources
 from types import ModuleType
 from typing import Any
 
-from graphpress.base import Pass
+from graphpress.contracts import Pass
 from graphpress.errors import GraphpressError
 
 
@@ -49,21 +48,3 @@ def ops() -> dict[str, Any]:
         if hasattr(module, "OP"):
             _put(known, module.OP.name, module.OP)
     return known
-
-
-def _files(folder: str, suffix: str) -> dict[str, str]:
-    root = resources.files("graphpress").joinpath(folder)
-    if not root.is_dir():
-        return {}
-    found = {f.name.removesuffix(suffix): f for f in root.iterdir() if f.name.endswith(suffix)}
-    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
-
-
-def recipes() -> dict[str, str]:
-    """The shipped recipes: name -> YAML text."""
-    return _files("recipes", ".yaml")
-
-
-def targets() -> dict[str, str]:
-    """The shipped targets: name -> JSON text."""
-    return _files("targets", ".json")

@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit, text, verify
-from graphpress.base import BY, STAGE, Arrays, Context, Pass, PassReport, Runner
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, PassError, Unsupported, VerifyError
+from graphpress.graph import edit, text, verify
+from graphpress.keys import BY, STAGE
+from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
 
 Step = Pass | ir.passes.PassBase

@@ -22,10 +22,10 @@ from typing import Any
 import pydantic
 import yaml
 
-from graphpress import catalog
-from graphpress.base import Pass
+from graphpress import catalog, shipped
+from graphpress.contracts import Pass
 from graphpress.errors import RecipeError, nearest
-from graphpress.gate import Gate
+from graphpress.job.gate import Gate
 
 _KEYS = ("name", "summary", "passes", "gate")
 MAX_BYTES = 1 << 20  # a recipe is a page of text
@@ -180,20 +180,20 @@ def _from_item(item: Any, where: str) -> tuple[Pass, ...]:
 
 def _included(name: str, where: str) -> tuple[Pass, ...]:
     """Shipped recipes include others, but only shipped ones: a file stands for itself and cannot include itself."""
-    shipped = catalog.recipes()
-    if name not in shipped:
-        raise RecipeError(f"includes {name!r}, which is no shipped recipe", where=where, fix=nearest(name, shipped))
+    known = shipped.recipes()
+    if name not in known:
+        raise RecipeError(f"includes {name!r}, which is no shipped recipe", where=where, fix=nearest(name, known))
     return Recipe.load(name).passes
 
 
 def _read(source: str | Path) -> tuple[str, str]:
-    shipped = catalog.recipes()
-    if str(source) in shipped:
-        return shipped[str(source)], f"recipe {str(source)!r}"
+    known = shipped.recipes()
+    if str(source) in known:
+        return known[str(source)], f"recipe {str(source)!r}"
     path = Path(source)
     if not path.is_file():
         raise RecipeError(
-            "there is no such recipe or file", where=f"recipe {str(source)!r}", fix=nearest(str(source), shipped)
+            "there is no such recipe or file", where=f"recipe {str(source)!r}", fix=nearest(str(source), known)
         )
     if path.stat().st_size > MAX_BYTES:
         raise RecipeError("larger than 1 MiB: not a recipe", where=str(path))

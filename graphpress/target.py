@@ -16,8 +16,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphpress import catalog, edit
+from graphpress import shipped
 from graphpress.errors import BadRequest, nearest
+from graphpress.graph import edit
 from graphpress.types import Kind, Role, Scheme, Site
 
 _NATIVE = "native"  # in a table: the activation type that is fast on this machine
@@ -228,7 +229,7 @@ def _isa() -> str:
 
 @functools.cache
 def _load(name: str, isa: str) -> Target:
-    known = catalog.targets()
+    known = shipped.targets()
     if name not in known:
         raise BadRequest("there is no such target", where=f"target {name!r}", fix=nearest(name, known))
     data = json.loads(known[name])

@@ -125,7 +125,7 @@ class Scheme:
         granularity: How many scales; axes are of the stored tensor.
         symmetric: zero_point fixed at the middle of the range (0 for signed types).
         dynamic: The scale is computed at run time (activations only).
-        observer: How the range is found where it is not dynamic (see ``calibration.OBSERVERS`` for activations and
+        observer: How the range is found where it is not dynamic (``observe.observers.OBSERVERS`` for activations,
             ``quantizers`` for weights): minmax, moving_average, percentile, mse, entropy.
     """
 

@@ -9,8 +9,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from graphpress import edit, text
-from graphpress.base import BY, ORIGIN, Context, PassReport
+from graphpress.context import Context
+from graphpress.contracts import PassReport
+from graphpress.graph import edit, text
+from graphpress.keys import BY, ORIGIN
 from graphpress.pipeline import Pipeline, Step
 
 

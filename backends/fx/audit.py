@@ -15,15 +15,16 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphpress import edit
 from graphpress.backends import macs
 from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
-from graphpress.backends.fx.builder import NODE
 from graphpress.backends.fx.choice import DENSE, REFUSED
 from graphpress.backends.fx.kernels.base import Kernel
 from graphpress.backends.fx.lower import execute
+from graphpress.backends.fx.values import NODE
 from graphpress.backends.macs import Shapes
-from graphpress.base import SCHEME, Arrays
+from graphpress.graph import edit
+from graphpress.keys import SCHEME
+from graphpress.runner import Arrays
 from graphpress.target import Target
 
 BUDGET, MOST_RUNS = 0.3, 10  # seconds of repeated runs, the fastest counts

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 from torch import fx
 
 from graphpress.backends.fx import host
 from graphpress.backends.fx.host_nodes import Item
+from graphpress.backends.fx.values import Values
 from graphpress.errors import Unsupported
-
-if TYPE_CHECKING:
-    from graphpress.backends.fx.builder import Builder
 
 Result: TypeAlias = tuple[str | None, tuple[int | None, ...] | None]  # type and shape, as far as the graph knows them
 
@@ -33,8 +32,14 @@ class Body:
     results: list[Result | None]
 
 
-def build(graph: ir.Graph, parent: Builder, op_type: str) -> Body:
+def build(graph: ir.Graph, inner: Values, op_type: str, fill: Callable[[ir.Graph], None]) -> Body:
     """Build the body of an operator of a type.
+
+    Args:
+        graph: The body.
+        inner: Its values, nothing bound yet.
+        op_type: Of the operator that has it.
+        fill: Adds the nodes of the body to ``inner``.
 
     A Loop's body takes its turn as a number and no condition, which is true whenever it runs; the condition that it
     gives is a number where it is one on the host.
@@ -44,21 +49,20 @@ def build(graph: ir.Graph, parent: Builder, op_type: str) -> Body:
     """
     if op_type == "If" and graph.inputs:
         raise Unsupported("branches of If take no inputs", fix="Let them read the values around them.")
-    inner = type(parent)(parent.options, parent)
     inputs, kinds = list(graph.inputs), ["Tensor"] * len(graph.outputs)
     if op_type == "Loop":
         _bind_turn(inner, *inputs[:2])
         inputs, kinds[0] = inputs[2:], "Number"
     for value in inputs:
         inner.bind(value, inner.placeholder(value.name or "input"))
-    inner.fill(graph)
+    fill(graph)
     given = [inner.wanted(v, kind) for v, kind in zip(graph.outputs, kinds, strict=True)]
     inner.graph.output(tuple(given))
     results = [None if g is True else _result(v) for v, g in zip(graph.outputs, given, strict=True)]
     return Body(inner.shelf.module(inner.graph), list(inner.captured.values()), results)
 
 
-def _bind_turn(inner: Builder, turn: ir.Value, condition: ir.Value) -> None:
+def _bind_turn(inner: Values, turn: ir.Value, condition: ir.Value) -> None:
     number: Any = inner.placeholder(turn.name or "turn")
     if _rank(turn):
         number = inner.graph.call_function(host.numbers, (number,))

@@ -9,12 +9,13 @@ import onnx_ir.passes.common as common
 import torch
 from torch import fx
 
-from graphpress import edit
 from graphpress.backends.fx import choice, gradients, signature, weights
-from graphpress.backends.fx.builder import Builder, identifier
+from graphpress.backends.fx.builder import Builder
 from graphpress.backends.fx.options import Kernels, Options
-from graphpress.base import PARAMETERS, UNUSED
+from graphpress.backends.fx.values import identifier
 from graphpress.errors import BadRequest, nearest
+from graphpress.graph import edit
+from graphpress.keys import PARAMETERS, UNUSED
 from graphpress.ops import packing
 from graphpress.ops.base import DOMAIN
 from graphpress.target import Target

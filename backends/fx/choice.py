@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.fx import sites
 from graphpress.backends.fx.kernels import activations, float8_linear, int8_conv, int8_linear, sparse24, weight_only
 from graphpress.backends.fx.options import Chosen, Kernels
 from graphpress.backends.fx.sites import Site
-from graphpress.base import SPARSITY
 from graphpress.errors import Unsupported
+from graphpress.graph import edit
+from graphpress.keys import SPARSITY
 from graphpress.target import Target
 
 REFUSED = "graphpress.refused"  # key in the meta of a module: Kernels.refused

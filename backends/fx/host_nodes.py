@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import onnx_ir as ir
 from torch import fx
 
-from graphpress import edit
 from graphpress.backends.fx import dtypes, host
+from graphpress.graph import edit
 
 SMALL = 64  # elements up to which an integer constant may take part
 _TYPES = ("INT64", "INT32", "BOOL")

@@ -10,8 +10,8 @@ from torch import fx
 
 from graphpress.backends.fx.build import build
 from graphpress.backends.fx.runner import ModuleRunner
-from graphpress.base import STAGE, TARGET
 from graphpress.errors import BadRequest, Unsupported
+from graphpress.keys import STAGE, TARGET
 from graphpress.target import Target
 from graphpress.types import Stage
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch.nn.functional as F
 
-from graphpress import edit
 from graphpress.backends.fx import weights
-
-if TYPE_CHECKING:
-    from graphpress.backends.fx.builder import Builder
+from graphpress.backends.fx.values import Values
+from graphpress.graph import edit
 
 
 @dataclass(frozen=True)
@@ -25,20 +22,20 @@ class Linear:
     weight: ir.Value
     bias: ir.Value | None
 
-    def add(self, builder: Builder) -> None:
+    def add(self, values: Values) -> None:
         """Add the call under the last node's name; what is noted of sites goes by the product's."""
-        x, bias = builder.operand(self.product, 0, "Tensor"), builder.wanted(self.bias, "Tensor")
-        args = (x, builder.parameter(self.weight), *(() if bias is None else (bias,)))
-        builder.bind(self.last.outputs[0], builder.call(self.last, F.linear, args, {}, of=self.product))
+        x, bias = values.operand(self.product, 0, "Tensor"), values.wanted(self.bias, "Tensor")
+        args = (x, values.parameter(self.weight), *(() if bias is None else (bias,)))
+        values.bind(self.last.outputs[0], values.call(self.last, F.linear, args, {}, of=self.product))
 
 
-def find(graph: ir.Graph, builder: Builder) -> dict[ir.Node, Linear | None]:
-    """What stands for some nodes of the builder's graph, by the last of them; None for those not to be computed."""
-    kernels, asked = builder.options.kernels, builder.options.asked
+def find(graph: ir.Graph, values: Values) -> dict[ir.Node, Linear | None]:
+    """What stands for some nodes of the graph, by the last of them; None for those not to be computed."""
+    kernels, asked = values.options.kernels, values.options.asked
     found: dict[ir.Node, Linear | None] = {}
     for node in graph:
         weight = None if node in kernels.at or node in kernels.replaced else _weight(node)
-        if weight is not None and id(weight) in builder.local and (linear := _linear(node, weight, asked)) is not None:
+        if weight is not None and id(weight) in values.local and (linear := _linear(node, weight, asked)) is not None:
             found |= {linear.product: None, linear.last: linear}
     for made in {v.producer() for n in found for v in n.inputs[1:2] if v is not None}:
         if made is not None and made.op_type == "Transpose" and _hidden(made, asked):

@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from graphpress.backends.fx import dtypes, signature
-from graphpress.base import Arrays
 from graphpress.errors import BadRequest, GraphpressError, nearest
+from graphpress.runner import Arrays
 
 
 class ModuleRunner:

@@ -15,8 +15,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from graphpress.backends.fx import dtypes
-from graphpress.backends.fx.builder import Builder, identifier
+from graphpress.backends.fx.builder import Builder
 from graphpress.backends.fx.host_nodes import Item
+from graphpress.backends.fx.values import identifier
 from graphpress.errors import BadRequest, nearest
 
 KEY = "graphpress.signature"  # of a traced model, as JSON; what it holds: see frontends/torch_signature.py

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
+from graphpress.graph import edit
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 

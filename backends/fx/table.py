@@ -15,8 +15,8 @@ import onnx_ir as ir
 from graphpress import catalog
 from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.ops import quantization
-from graphpress.base import ATEN
 from graphpress.errors import GraphpressError, Unsupported
+from graphpress.keys import ATEN
 from graphpress.ops.base import DOMAIN
 
 _STANDARD = ("", "ai.onnx", "ai.onnx.preview")  # no operator is in two of them

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from graphpress.backends.fx import dtypes
-from graphpress.base import ROLE, SCALED, SOURCE
+from graphpress.keys import ROLE, SCALED, SOURCE
 
 FOLDED = "_folded"  # what a state dict calls a tensor that is not the source's of its name
 _SAME = {"identity", "cast", "castlike"}

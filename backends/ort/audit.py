@@ -8,7 +8,6 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from graphpress import edit
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
 from graphpress.backends.macs import Kernel
@@ -16,9 +15,11 @@ from graphpress.backends.ort import lower_float, origin
 from graphpress.backends.ort.groups import quantizers, static_violation
 from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Profile, profile
-from graphpress.base import ORIGIN, SCHEME, Arrays
 from graphpress.errors import BadRequest
+from graphpress.graph import edit
+from graphpress.keys import ORIGIN, SCHEME
 from graphpress.ops import packing
+from graphpress.runner import Arrays
 from graphpress.target import Target
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")

@@ -8,8 +8,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import BY
+from graphpress.graph import edit
+from graphpress.keys import BY
 
 T = TypeVar("T")
 

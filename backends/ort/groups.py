@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
+from graphpress.graph import edit
 from graphpress.target import Capability, Target, condition
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends.ort import (
     emit,
     lower_acm,
@@ -24,8 +23,9 @@ from graphpress.backends.ort import (
     lower_weights,
 )
 from graphpress.backends.ort.session import Session, execute
-from graphpress.base import STAGE, TARGET
 from graphpress.errors import Unsupported
+from graphpress.graph import edit
+from graphpress.keys import STAGE, TARGET
 from graphpress.ops import packing
 from graphpress.target import Target
 from graphpress.types import Stage

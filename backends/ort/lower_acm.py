@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.ort import emit
+from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN
 from graphpress.target import Target
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.ort import emit
+from graphpress.graph import edit
 from graphpress.target import Target
 
 # exp(-28) = 7e-13: 80 000 masked tokens together stay below a float's rounding, and scores up to 4 above the token's

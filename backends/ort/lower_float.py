@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.ort import emit
 from graphpress.backends.ort.groups import quantizers
+from graphpress.graph import edit
 from graphpress.target import Target
 
 # FusedGemm insists on an activation: this one is the identity.

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
 from graphpress.backends.ort import emit
 from graphpress.backends.ort.lower_nbits import pack_bits
+from graphpress.graph import edit
 from graphpress.target import Target
 
 

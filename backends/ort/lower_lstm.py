@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
 from graphpress.backends.ort import emit
+from graphpress.graph import edit
 from graphpress.target import Target
 
 _OPTIONAL = range(3, 8)  # B, sequence_lens, initial_h, initial_c, P: the same slots in both operators

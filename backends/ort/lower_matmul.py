@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
 from graphpress.backends.ort import emit
+from graphpress.graph import edit
 from graphpress.ops import dynamic_quantize_token
 from graphpress.target import Target
 

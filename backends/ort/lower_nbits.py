@@ -27,11 +27,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Matrix, Weight
 from graphpress.backends.ort import emit
 from graphpress.backends.ort.lower_matmul import bias_of, plain
+from graphpress.graph import edit
 from graphpress.target import Target
 
 ROUNDS_ACTIVATIONS = 4

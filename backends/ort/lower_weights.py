@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
 from graphpress.backends.ort import emit
 from graphpress.backends.ort.groups import matching, quantizers
+from graphpress.graph import edit
 from graphpress.target import Target
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit
 
 # What ONNX Runtime hangs on names; the prefix is that of a branch it moved out of its If.
 _ADDED = re.compile(r"^(_if_(then|else)_branch_)+|(_token_\d+|_nchwc|/duplicated)+$")

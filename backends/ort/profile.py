@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from graphpress.backends.macs import Kernel, Shapes
 from graphpress.backends.ort.session import Session, SessionOptions, open_session
-from graphpress.base import Arrays
+from graphpress.runner import Arrays
 
 BUDGET = 0.3  # seconds of repeated runs; the fastest counts
 MOST_RUNS = 10

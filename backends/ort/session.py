@@ -15,8 +15,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as capi
 
-from graphpress.base import Arrays
 from graphpress.errors import BadRequest, Unsupported, nearest
+from graphpress.runner import Arrays
 
 if TYPE_CHECKING:
     from graphpress.target import Target

@@ -14,7 +14,7 @@ from onnxscript import opset18 as op
 from onnxscript import script
 from onnxscript.values import Opset
 
-from graphpress import edit
+from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 
 if TYPE_CHECKING:

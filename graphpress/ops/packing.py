@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit, sparsity
-from graphpress.base import SPARSITY
+from graphpress.graph import edit, pattern
+from graphpress.keys import SPARSITY
 from graphpress.ops import sparse_codes, sparse_matmul, sparse_weight
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.ops.sparse_codes import GROUP, Packed
@@ -158,7 +158,7 @@ def _dense(node: ir.Node, name: str) -> ir.Value:
 
 def pattern_of(node: ir.Node) -> tuple[int, int, int] | None:
     """(n, m, axis of the weight) of a layer that notes a pattern."""
-    axis = sparsity.reduction_axis(node) if not node.domain else None
+    axis = pattern.reduction_axis(node) if not node.domain else None
     if axis is None or SPARSITY not in node.metadata_props:
         return None
-    return (*sparsity.parse(node.metadata_props[SPARSITY]), axis)
+    return (*pattern.parse(node.metadata_props[SPARSITY]), axis)

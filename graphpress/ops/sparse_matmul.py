@@ -17,7 +17,7 @@ from onnxscript import opset18 as op
 from onnxscript import script
 from onnxscript.values import Opset
 
-from graphpress import edit
+from graphpress.graph import edit
 from graphpress.ops import sparse_weight
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 

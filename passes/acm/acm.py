@@ -9,15 +9,17 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit, selectors
-from graphpress.base import SCOPE, Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.moments import Moments, collect_moments
+from graphpress.graph import edit, opsets, selectors
+from graphpress.keys import SCOPE
+from graphpress.observe.moments import Moments, collect_moments
 from graphpress.ops.acm import OP
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.passes.acm import site
 from graphpress.passes.acm.cut import Learners, block_learners, projection_learners
-from graphpress.passes.structure import ffn
+from graphpress.passes.structure.layers import ffn
 from graphpress.types import Numerics, Stage
 
 
@@ -73,7 +75,7 @@ class Acm(Pass):
             elif not anatomy.blocks:
                 report.skip("model", "it has no feed-forward block")
             return
-        edit.require_opset(model, OP.opset)
+        opsets.require(model, OP.opset)
         moments = self._moments(model, chosen, ctx)
         knots, prices = untrained_table(self.learners)
         price = site.add_budget(model, self.budget, knots, prices)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphpress.passes.structure.ffn import Block
-from graphpress.passes.structure.linear import Linear
+from graphpress.passes.structure.layers.ffn import Block
+from graphpress.passes.structure.layers.linear import Linear
 
 
 @dataclass(frozen=True)

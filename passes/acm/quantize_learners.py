@@ -8,9 +8,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import SCHEME, Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
+from graphpress.graph import edit, opsets
+from graphpress.keys import SCHEME
 from graphpress.ops.acm import INPUTS
 from graphpress.passes.acm.site import Site, sites
 from graphpress.passes.quantizers import affine
@@ -47,7 +49,7 @@ class QuantizeLearners(Pass):
         for s in found:
             if s not in todo:
                 report.skip(s.node, "its learners multiply in 8 bits already")
-        edit.require_opset(model, 21)  # scales by block
+        opsets.require(model, 21)  # scales by block
         for s in ctx.progress(todo, "learners", len(todo)):
             for name in ("w1", "w2"):
                 self._store(s, name)

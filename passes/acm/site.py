@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import OPTION, ROLE
 from graphpress.errors import BadRequest
+from graphpress.graph import edit
+from graphpress.keys import OPTION, ROLE
 from graphpress.ops.acm import INPUTS
 from graphpress.ops.base import DOMAIN
-from graphpress.passes.structure.linear import unquantized
+from graphpress.passes.structure.layers.linear import unquantized
 
 PARAMETERS = ("gate", "gate_bias", "w1", "b1", "w2", "b2")
 

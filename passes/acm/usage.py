@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Executor, Progress, quiet
+from graphpress.graph import edit
 from graphpress.ops.acm_price import EVERY
 from graphpress.passes.acm.site import price_node, share, sites
+from graphpress.runner import Executor, Progress, quiet
 
 if TYPE_CHECKING:
-    from graphpress.calibration import CalibrationData
+    from graphpress.observe.data import CalibrationData
 
 KNOTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCH = 8

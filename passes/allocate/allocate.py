@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from graphpress.base import Context, Pass, PassReport, Skip
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest
+from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import budgets
 from graphpress.passes.allocate import model as tables
 from graphpress.passes.allocate.choose import Wish, choose
@@ -24,7 +26,6 @@ from graphpress.passes.allocate.store import Store
 from graphpress.passes.allocate.ties import KINDS
 from graphpress.passes.allocate.trial import Bench, Trial
 from graphpress.passes.quantize.apply_plan import ApplyPlan
-from graphpress.recall import Recall
 from graphpress.types import Numerics, Stage
 
 CHECKED = 256  # samples that compiled plans are compared on: they are few, and what was searched on flatters them

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.base import Context
-from graphpress.cut import cut
+from graphpress.context import Context
 from graphpress.errors import BadRequest
+from graphpress.graph.cut import cut
 from graphpress.passes.allocate.divergence import Kind, kinds, temperature
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import Parts

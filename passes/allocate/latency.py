@@ -21,14 +21,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.base import Context, Runner
-from graphpress.cut import cut
+from graphpress.context import Context
+from graphpress.graph.cut import cut
 from graphpress.passes.allocate import seams
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import CODES_OF, Parts, bare
 from graphpress.passes.allocate.probe import Values
 from graphpress.passes.allocate.space import Schemes
 from graphpress.passes.allocate.store import Store
+from graphpress.runner import Runner
 from graphpress.types import Role
 
 SECONDS = 0.04  # for each runner of an operator

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from graphpress.base import Context, Runner
+from graphpress.context import Context
 from graphpress.errors import BadRequest, GraphpressError
+from graphpress.runner import Runner
 
 
 def evaluated(ctx: Context, runner: Runner, what: str) -> float:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from graphpress import report as reports
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.latency import Times
 from graphpress.passes.allocate.parts import Parts
@@ -15,6 +14,7 @@ from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, V
 from graphpress.passes.allocate.seams import passes, readers, settled
 from graphpress.passes.allocate.sensitivity import Sensitivity
 from graphpress.passes.allocate.space import Group
+from graphpress.report import report as reports
 from graphpress.types import Kind, Role
 
 INTEGER = "integer"  # the other choice of an operator without weights

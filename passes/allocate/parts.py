@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import STAGE, Context, PassReport, Runner
-from graphpress.calibration import Calibration, collect
-from graphpress.cut import cut
+from graphpress.context import Context
+from graphpress.contracts import PassReport
+from graphpress.graph import edit
+from graphpress.graph.cut import cut
+from graphpress.keys import STAGE
+from graphpress.observe.collect import Calibration, collect
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.space import Schemes, Space
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
+from graphpress.runner import Runner
 from graphpress.types import Plan, Role, Scheme, Stage
 
 CODES_OF = "graphpress.codes_of"  # on an input of a bare part: the float value that its codes stand for

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.base import Context
+from graphpress.context import Context
 from graphpress.errors import BadRequest
 
 BUDGET = 512 << 20  # bytes of values kept at a time

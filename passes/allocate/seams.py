@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphpress.cut import cut
+from graphpress.graph.cut import cut
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import Parts, bare
 from graphpress.passes.allocate.space import Schemes

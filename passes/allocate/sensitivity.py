@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from graphpress.base import Context, PassReport
-from graphpress.checkpoint import key
-from graphpress.collect import WORKERS
-from graphpress.cut import boundary, cut
+from graphpress.context import Context
+from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
+from graphpress.graph.cut import boundary, cut
+from graphpress.observe.checkpoint import key
+from graphpress.observe.collect import WORKERS
 from graphpress.passes.allocate import fisher
 from graphpress.passes.allocate.divergence import Kind, divergence, kinds
 from graphpress.passes.allocate.metric import evaluated, number
@@ -28,7 +29,7 @@ from graphpress.passes.allocate.probe import Probe, Values
 from graphpress.passes.allocate.space import Schemes
 from graphpress.passes.allocate.store import Store
 from graphpress.passes.quantize.apply_plan import ApplyPlan
-from graphpress.report import stored_bytes
+from graphpress.report.report import stored_bytes
 
 _ANCHORS = 4  # operators measured both ways where an estimate has to stand in for measurements
 

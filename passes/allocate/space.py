@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Skip
+from graphpress.contracts import Skip
 from graphpress.errors import BadRequest
+from graphpress.graph import edit
 from graphpress.passes.allocate import formats, ties
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.quantize import anatomy

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.errors import BadRequest, nearest
+from graphpress.graph import edit
 from graphpress.passes.quantize import anatomy
 from graphpress.types import Plan, Role, Site
 

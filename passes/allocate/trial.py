@@ -8,9 +8,9 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from graphpress import report as reports
-from graphpress.base import Context, PassReport, Runner
-from graphpress.latency import compare
+from graphpress.context import Context
+from graphpress.contracts import PassReport
+from graphpress.job.latency import compare
 from graphpress.passes.allocate.divergence import divergence, kinds
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.metric import evaluated
@@ -18,6 +18,8 @@ from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.probe import Probe, Values
 from graphpress.passes.allocate.problem import Problem, Totals
 from graphpress.passes.quantize.apply_plan import ApplyPlan
+from graphpress.report import report as reports
+from graphpress.runner import Runner
 from graphpress.types import Plan
 
 SECONDS = 0.6  # of latency measurement a plan

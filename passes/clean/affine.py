@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit
+from graphpress.graph.statistics import read_statistics, write_statistics
 from graphpress.passes.clean.operands import absent, static
-from graphpress.statistics import read_statistics, write_statistics
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
+from graphpress.graph.statistics import write_statistics
 from graphpress.passes.clean import affine
 from graphpress.passes.clean.affine import Linear
 from graphpress.passes.clean.operands import graph_nodes
 from graphpress.passes.clean.remove_identity import can_replace, forward
-from graphpress.statistics import write_statistics
 from graphpress.types import Numerics
 
 _Affine = tuple[np.ndarray, np.ndarray]  # scale and shift, float64, one element a channel

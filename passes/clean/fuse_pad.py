@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
 from graphpress.passes.clean.operands import absent, ints, number
 from graphpress.types import Numerics
 

@@ -10,8 +10,9 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
 from graphpress.passes.clean.operands import static
 from graphpress.types import Numerics
 

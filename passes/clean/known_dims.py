@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit
 
 Dims = np.ndarray  # of objects: int, name of a dimension, or None for anything; rank 0 or 1
 _DEPTH = 16  # longer chains of shape arithmetic than this are not followed

@@ -10,8 +10,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
 from graphpress.types import Numerics
 
 _NEVER = re.compile("Bernoulli|Dropout|Multinomial|Random.*|.*Sequence.*|.*QuantizeLinear")

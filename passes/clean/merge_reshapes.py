@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
 from graphpress.passes.clean.known_dims import known_dims
 from graphpress.passes.clean.operands import graph_nodes, ints
 from graphpress.types import Numerics

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit
 
 
 def graph_nodes(model: ir.Model) -> Iterator[ir.Node]:

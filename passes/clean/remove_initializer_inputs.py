@@ -7,7 +7,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphpress.base import OPTION, Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.keys import OPTION
 from graphpress.types import Numerics
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.passes.structure.linear import Linear, layers
+from graphpress.graph import edit
+from graphpress.passes.structure.layers.linear import Linear, layers
 
 NORMS = ("RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization")
 _FLAT = ("Relu", "LeakyRelu", "Identity", "Dropout")

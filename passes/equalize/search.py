@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphpress.observers import observer
+from graphpress.observe.observers import observer
 from graphpress.ops.dynamic_quantize_token import steps
 from graphpress.passes.quantizers.affine import dequantize, fit, from_range, quantize
 from graphpress.types import Kind, Scheme

@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.moments import stream
+from graphpress.graph import edit
+from graphpress.observe.moments import stream
 from graphpress.passes.equalize.scaling import Carrier, carrier
 from graphpress.passes.equalize.search import Loss, Rows, factors
-from graphpress.passes.structure.linear import Linear, layers
+from graphpress.passes.structure.layers.linear import Linear, layers
 from graphpress.types import PER_TOKEN, Numerics, Scheme, Stage, per_channel, per_group
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context
+from graphpress.context import Context
+from graphpress.graph import edit
 from graphpress.passes.fold.grid import is_dequantize, is_quantize
 
 # Operators for which a runtime that knows QDQ has kernels from integers to integers, and whether the Q behind them is

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
 from graphpress.passes.fold.grid import Grid, grid_of, is_quantize
 from graphpress.types import Numerics, Stage
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _STORAGE = frozenset(["INT8", "UINT8", "INT16", "UINT16", "INT4", "UINT4", "INT2", "UINT2"])

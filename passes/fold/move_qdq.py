@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import SCOPE, Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
+from graphpress.keys import SCOPE
 from graphpress.passes.fold.conversions import conversions, integer_ops
 from graphpress.passes.fold.cut import FOREVER, Network
 from graphpress.passes.fold.flow import Flow

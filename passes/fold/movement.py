@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit
 
 OPSET = 13  # from here on Clip, MaxPool, Pad, ReduceMax take integers and every bound is an input
 

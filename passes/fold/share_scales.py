@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
 from graphpress.passes.fold.conversions import integer_ops
 from graphpress.passes.fold.flow import Flow
 from graphpress.passes.fold.grid import Grid, is_dequantize, is_quantize

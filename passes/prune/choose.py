@@ -7,10 +7,11 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from graphpress import edit, selectors
-from graphpress.base import SPARSITY, PassReport
+from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
-from graphpress.passes.structure.linear import Linear, linear
+from graphpress.graph import edit, selectors
+from graphpress.keys import SPARSITY
+from graphpress.passes.structure.layers.linear import Linear, linear
 
 _OPS = ("MatMul", "Gemm", "Conv")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphpress.moments import Moments
+from graphpress.observe.moments import Moments
 from graphpress.passes.prune import masks
 from graphpress.passes.quantizers import obs
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import SPARSITY, Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import Unsupported
+from graphpress.graph import edit, opsets
+from graphpress.keys import SPARSITY
 from graphpress.ops import packing
 from graphpress.ops.sparse_codes import GROUP
 from graphpress.types import Numerics
@@ -33,7 +35,7 @@ class PackSparse(Pass):
             report.skip("model", "no layer notes an n:m pattern")
             return
         try:
-            edit.require_opset(model, _OPSET)
+            opsets.require(model, _OPSET)
         except Unsupported as e:
             report.skip("model", f"packed weights need opset {_OPSET}: {e}")
             return

@@ -9,16 +9,17 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.moments import Moments, collect_moments
+from graphpress.observe.moments import Moments, collect_moments
 from graphpress.passes.prune import masks
 from graphpress.passes.prune.pattern import checked
 from graphpress.passes.prune.search import Search
-from graphpress.passes.structure import linear
-from graphpress.passes.structure.channel_flow import follow
-from graphpress.passes.structure.channel_ports import permute, sources
-from graphpress.passes.structure.channels import Channels, Port
+from graphpress.passes.structure.channels.channel_flow import follow
+from graphpress.passes.structure.channels.channel_ports import permute, sources
+from graphpress.passes.structure.channels.channels import Channels, Port
+from graphpress.passes.structure.layers import linear
 from graphpress.types import Numerics, Stage
 
 

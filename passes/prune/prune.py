@@ -8,14 +8,16 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import SPARSITY, Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.moments import Collected, collect_moments
+from graphpress.graph import edit
+from graphpress.keys import SPARSITY
+from graphpress.observe.moments import Collected, collect_moments
 from graphpress.passes.prune import methods
 from graphpress.passes.prune.choose import choose
 from graphpress.passes.prune.pattern import checked
-from graphpress.passes.structure.linear import Linear
+from graphpress.passes.structure.layers.linear import Linear
 from graphpress.types import Numerics, Stage
 
 

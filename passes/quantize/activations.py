@@ -8,9 +8,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphpress.base import Context, Skip
-from graphpress.collect import Calibration, collect
+from graphpress.context import Context
+from graphpress.contracts import Skip
 from graphpress.errors import BadRequest
+from graphpress.observe.collect import Calibration, collect
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantizers.affine import QParams, from_range
 from graphpress.types import Plan, Role, Site

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit
 from graphpress.types import Granularity, Kind, Role, Scheme, per_channel, per_group
 
 # Operators with weights: input slots that hold them.

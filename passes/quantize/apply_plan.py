@@ -9,9 +9,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import SCHEME, Context, Pass, PassReport, Skip
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest, StaleSite, nearest
+from graphpress.graph import edit, opsets
+from graphpress.keys import SCHEME
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.activations import Activations
@@ -53,7 +55,7 @@ class ApplyPlan(Pass):
         _check(plan)
         values = _locate(model, plan)
         if (version := _opset(plan, values)) > edit.opset(model):
-            edit.require_opset(model, version)
+            opsets.require(model, version)
             values = _locate(model, plan)
         weights = fit_weights(plan, values)
         activations = Activations(plan, values)

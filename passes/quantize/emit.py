@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
 from graphpress.passes.quantizers.affine import QParams, dequantize

@@ -16,7 +16,7 @@ from enum import IntFlag
 
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit
 from graphpress.passes.quantize.anatomy import CLAMPS, LIGHT, computed, interval, moved, settled
 from graphpress.types import Role, Scheme, Site
 

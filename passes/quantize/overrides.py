@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from graphpress import selectors
 from graphpress.errors import BadRequest, nearest
+from graphpress.graph import selectors
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.options import Options, override
 from graphpress.types import Kind, Plan, Role, Scheme, Site

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graphpress import edit, selectors
-from graphpress.base import SCHEME, Skip
+from graphpress.contracts import Skip
+from graphpress.graph import edit, selectors
+from graphpress.keys import SCHEME
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.flow import Flow, of_constant
 from graphpress.passes.quantize.options import Mode, Options

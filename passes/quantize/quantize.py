@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.passes.quantize.options import Options
 from graphpress.passes.quantize.plan import make_plan

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Skip
+from graphpress.contracts import Skip
+from graphpress.graph import edit
 from graphpress.passes.quantizers.affine import QParams, fit
 from graphpress.types import Kind, Plan, Role, Scheme, Site
 

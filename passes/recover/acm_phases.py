@@ -12,28 +12,30 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import checkpoint
-from graphpress.base import ORIGIN, Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
+from graphpress.keys import ORIGIN
+from graphpress.observe import checkpoint
 from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site
 from graphpress.passes.acm.site import PARAMETERS, Site
 from graphpress.passes.acm.usage import Meter, fit_prices, open_price
 from graphpress.passes.recover import acm_terms as terms
 from graphpress.passes.recover.acm_terms import BUDGET, PRICE, Layer
-from graphpress.passes.recover.engine import Outcome, Trainer
+from graphpress.passes.recover.engine.samples import Samples, split
+from graphpress.passes.recover.engine.schedule import Settings
+from graphpress.passes.recover.engine.state import Store
+from graphpress.passes.recover.engine.student import Module, Wanted, build
+from graphpress.passes.recover.engine.trainer import Outcome, Trainer
 from graphpress.passes.recover.losses.base import Seen, Tensors, make
-from graphpress.passes.recover.samples import Samples, split
-from graphpress.passes.recover.schedule import Settings
-from graphpress.passes.recover.state import Store
-from graphpress.passes.recover.student import Module, Wanted, build
-from graphpress.passes.structure import ffn
+from graphpress.passes.structure.layers import ffn
 from graphpress.types import Numerics, Stage
 
 if TYPE_CHECKING:
     import torch
 
-    from graphpress.calibration import CalibrationData
+    from graphpress.observe.data import CalibrationData
 
 _MEASURED = 4  # batches by which it is decided which parameters are kept
 _SHARPNESS = 20.0  # of scores: how much a squared error, as a share of the output's power, counts

@@ -11,18 +11,19 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from graphpress import checkpoint
-from graphpress.base import Context, Pass, PassReport
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.passes.recover import blockwise, end_to_end, parameters
-from graphpress.passes.recover.job import Job
+from graphpress.observe import checkpoint
+from graphpress.observe.data import CalibrationData
+from graphpress.passes.recover.engine import blockwise, end_to_end, parameters
+from graphpress.passes.recover.engine.job import Job
+from graphpress.passes.recover.engine.parameters import Trainable
+from graphpress.passes.recover.engine.samples import Samples, split, tensors
+from graphpress.passes.recover.engine.schedule import Settings
+from graphpress.passes.recover.engine.state import Store
+from graphpress.passes.recover.engine.student import told
 from graphpress.passes.recover.losses.base import Weighted, make
-from graphpress.passes.recover.parameters import Trainable
-from graphpress.passes.recover.samples import Samples, split, tensors
-from graphpress.passes.recover.schedule import Settings
-from graphpress.passes.recover.state import Store
-from graphpress.passes.recover.student import told
 from graphpress.types import Numerics
 
 Option = float | int | str | bool | list[str]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import PassReport
+from graphpress.contracts import PassReport
 from graphpress.errors import Unsupported
+from graphpress.graph import edit, opsets
 from graphpress.passes.rotate.ledger import Ledger
-from graphpress.passes.structure.carry import Carried, by_node, follow
-from graphpress.passes.structure.norms import Norm, find_norms
-from graphpress.passes.structure.place import whole
+from graphpress.passes.structure.channels.carry import Carried, by_node, follow
+from graphpress.passes.structure.channels.place import whole
+from graphpress.passes.structure.layers.norms import Norm, find_norms
 
 _RMS_OPSET = 23
 
@@ -63,7 +63,7 @@ def _obstacle(carried: Carried) -> str:
 def _raise_opset(model: ir.Model, norms: list[Norm]) -> str:
     try:
         if any(n.fused for n in norms):
-            edit.require_opset(model, _RMS_OPSET)
+            opsets.require(model, _RMS_OPSET)
     except Unsupported as e:
         return f"RMSNormalization needs opset {_RMS_OPSET}: {e}"
     return ""

@@ -8,14 +8,15 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
 from graphpress.passes.rotate.centre import centre
 from graphpress.passes.rotate.ledger import Ledger
-from graphpress.passes.structure.carry import Carried, Weight, by_node, follow
-from graphpress.passes.structure.linear import Linear, layers, linear
-from graphpress.passes.structure.norms import Norm, find_norms
-from graphpress.passes.structure.place import whole
+from graphpress.passes.structure.channels.carry import Carried, Weight, by_node, follow
+from graphpress.passes.structure.channels.place import whole
+from graphpress.passes.structure.layers.linear import Linear, layers, linear
+from graphpress.passes.structure.layers.norms import Norm, find_norms
 from graphpress.types import Numerics, Stage
 
 

@@ -9,11 +9,11 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import SPARSITY
 from graphpress.errors import BadRequest
-from graphpress.passes.structure.carry import Weight
-from graphpress.passes.structure.place import Place
+from graphpress.graph import edit
+from graphpress.keys import SPARSITY
+from graphpress.passes.structure.channels.carry import Weight
+from graphpress.passes.structure.channels.place import Place
 
 _LARGE = 1 << 24  # elements; more than that are not held in float64 at once where they can be taken in parts
 Change: TypeAlias = Callable[[np.ndarray], np.ndarray]  # of float64 [..., channels], channels last

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
+from graphpress.graph import edit, opsets
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.ops.hadamard import OP, is_sylvester
 
@@ -30,7 +30,7 @@ class Online:
         node, slot = edges[0]
         value = node.inputs[slot]
         assert value is not None and value.dtype is not None and isinstance(node.graph, ir.Graph)
-        edit.require_opset(self.model, OP.opset)
+        opsets.require(self.model, OP.opset)
         attach(self.model, OP)
         inputs = [value, *(self._factor(node.graph, f, value.dtype) for f in factors)]
         stored = [np.asarray(edit.constant(v)) for v in inputs[1:]]

@@ -9,18 +9,19 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, PassReport
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.graph import edit
 from graphpress.passes.rotate.bases import Choice, Kind
 from graphpress.passes.rotate.ledger import Ledger, turn
 from graphpress.passes.rotate.online import Online, merged
 from graphpress.passes.rotate.witness import witness
-from graphpress.passes.structure.carry import Carried, Weight, by_node
-from graphpress.passes.structure.heads import before_copies, find_heads
-from graphpress.passes.structure.norms import Norm, find_norms
-from graphpress.passes.structure.pairs import find_pairs
-from graphpress.passes.structure.place import Place
-from graphpress.passes.structure.streams import Stream, find_streams
+from graphpress.passes.structure.channels.carry import Carried, Weight, by_node
+from graphpress.passes.structure.channels.place import Place
+from graphpress.passes.structure.layers.heads import before_copies, find_heads
+from graphpress.passes.structure.layers.norms import Norm, find_norms
+from graphpress.passes.structure.layers.pairs import find_pairs
+from graphpress.passes.structure.layers.streams import Stream, find_streams
 from graphpress.types import Numerics, Stage
 
 _SHOWN = 3  # reasons a stream is not rotated, at most

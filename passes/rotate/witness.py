@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.base import Context
+from graphpress.context import Context
 
 
 def witness(before: ir.Model, after: ir.Model, values: Sequence[str], ctx: Context) -> tuple[float, str] | str:

@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphpress import edit, ops
+from graphpress import ops
 from graphpress.backends import reference
 from graphpress.backends.ort import audit, lower, probe, session
-from graphpress.base import ORIGIN, STAGE
 from graphpress.errors import Unsupported
+from graphpress.graph import edit
+from graphpress.keys import ORIGIN, STAGE
 from graphpress.ops import dynamic_quantize_token
 from graphpress.target import Capability, Target
 from tests import kit

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphpress import edit
 from graphpress.backends import reference
 from graphpress.backends.ort import lower, session
+from graphpress.graph import edit
 from graphpress.ops.acm_price import EVERY
 from graphpress.passes.acm.quantize_learners import QuantizeLearners
 from graphpress.passes.fold.fold_weights import FoldWeights

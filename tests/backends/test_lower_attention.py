@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphpress import edit
 from graphpress.backends import reference
 from graphpress.backends.ort import lower, session
-from graphpress.base import ORIGIN
+from graphpress.graph import edit
+from graphpress.keys import ORIGIN
 from graphpress.target import Target
 from tests import kit
 from tests.backends.given import parse

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from graphpress import edit
 from graphpress.backends import reference
 from graphpress.backends.ort import lower, session
+from graphpress.graph import edit
 from graphpress.target import Target
 from tests import kit
 from tests.backends.given import codes, parse

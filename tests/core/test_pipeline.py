@@ -10,14 +10,15 @@ import onnx_ir as ir
 import onnx_ir.passes.common as onnx_ir_passes
 import pytest
 
-from graphpress import edit, text
-from graphpress.base import Context, Pass, PassReport
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, PassError, VerifyError
+from graphpress.graph import edit, text
+from graphpress.observe.data import CalibrationData
 from graphpress.pipeline import Pipeline, deviation, stage_of
 from graphpress.types import Numerics, Stage
 from tests import kit
-from tests.core.test_edit import CHAIN
+from tests.core.graph.test_edit import CHAIN
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from onnx_ir.passes.common import IdentityEliminationPass
 
-from graphpress import catalog
+from graphpress import catalog, shipped
 from graphpress.errors import RecipeError
 from graphpress.recipe import Recipe, make_pass, parse_passes
 
 
-@pytest.mark.parametrize("name", sorted(catalog.recipes()))
+@pytest.mark.parametrize("name", sorted(shipped.recipes()))
 def test_shipped_recipes_survive_their_dump(name: str, tmp_path: Path) -> None:
     recipe = Recipe.load(name)
     path = tmp_path / "r.yaml"

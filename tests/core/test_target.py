@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphpress import edit
 from graphpress.errors import BadRequest
+from graphpress.graph import edit
 from graphpress.target import Target
 from graphpress.types import PER_TENSOR, PER_TOKEN, Role, Scheme, Site, per_channel, per_group
 from tests import kit

@@ -12,8 +12,8 @@ import onnx.numpy_helper
 import onnx_ir as ir
 import pytest
 
-from graphpress import edit
 from graphpress.frontends import onnx_file, stored
+from graphpress.graph import edit
 from tests import kit
 
 _T = onnx.TensorProto

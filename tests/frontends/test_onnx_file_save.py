@@ -18,10 +18,10 @@ import onnx.numpy_helper
 import onnx_ir as ir
 import pytest
 
-from graphpress import edit
-from graphpress.base import SCOPE
 from graphpress.errors import BadRequest
 from graphpress.frontends import onnx_file, save, stored
+from graphpress.graph import edit
+from graphpress.keys import SCOPE
 from tests import kit
 from tests.frontends.test_onnx_file import TYPES, linear, write
 

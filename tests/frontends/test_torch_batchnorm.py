@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import graphpress as gp
-from graphpress import edit
+from graphpress.graph import edit
+from graphpress.graph.statistics import read_statistics
 from graphpress.passes.clean.fold_batchnorm import FoldBatchnorm
-from graphpress.statistics import read_statistics
 from tests import kit
 
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import graphpress as gp
-from graphpress import edit
 from graphpress.backends import reference
-from graphpress.base import SCOPE
 from graphpress.frontends.torch_weights import SOURCE
+from graphpress.graph import edit
+from graphpress.keys import SCOPE
 from tests.frontends.torch_modules import Case, ConvNorm, Language, Tied, cases
 
 CASES = cases()

@@ -16,8 +16,8 @@ from torch import nn
 from torch.export import Dim
 
 import graphpress as gp
-from graphpress import edit
 from graphpress.backends import reference
+from graphpress.graph import edit
 
 SHAPES = ({0: Dim("batch"), 1: Dim("time", max=256)},)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir.passes.common as common
 import pytest
 
-from graphpress import edit
 from graphpress.frontends.torch_tidy import tidy
+from graphpress.graph import edit
 from tests import kit
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit, verify
+from graphpress.graph import edit, verify
 from graphpress.ops.acm import OP
 from graphpress.ops.base import DOMAIN, attach
 from tests import kit

@@ -7,14 +7,15 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import engine
 from graphpress.backends import fx, ort, reference
-from graphpress.base import Context, Runner
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.job import engine
+from graphpress.observe.data import CalibrationData
 from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.space import explore
 from graphpress.passes.allocate.ties import KINDS
 from graphpress.passes.clean.infer_shapes import InferShapes
+from graphpress.runner import Runner
 from graphpress.target import Target
 from tests import kit
 from tests.passes import quantizing

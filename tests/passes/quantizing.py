@@ -8,10 +8,11 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import reference
-from graphpress.base import Context, PassReport
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.contracts import PassReport
+from graphpress.graph import edit
+from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantize.options import Options
 from graphpress.passes.quantize.plan import make_plan
 from graphpress.passes.quantize.quantize import Quantize

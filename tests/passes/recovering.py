@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import ort
-from graphpress.base import Context, PassReport
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.contracts import PassReport
+from graphpress.graph import edit
+from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.recover.recover import Recover
 from tests import kit

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import reference
-from graphpress.base import Context
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.graph import edit
+from graphpress.observe.data import CalibrationData
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
 from tests import kit

@@ -14,7 +14,7 @@ import graphpress
 
 VERBS = {"audit", "compile", "diff", "inspect", "load", "lower", "save", "to_torch", "trace"}
 VALUES = {"CalibrationData", "Context", "Granularity", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
-PUBLIC = VERBS | VALUES | {"GateError", "GraphpressError", "Pass", "PassReport", "Pipeline"}
+PUBLIC = VERBS | VALUES | {"Compiled", "GateError", "GraphpressError", "Job", "Pass", "PassReport", "Pipeline"}
 HEAVY = {"torch", "onnxruntime", "sklearn", "scipy", "matplotlib"}
 COMMANDS = {"import": ["-c", "import graphpress"], "help": [Path(sys.executable).with_name("graphpress"), "--help"]}
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphpress import catalog
-from graphpress.base import PassReport, Skip
+from graphpress import shipped
+from graphpress.contracts import PassReport, Skip
 from graphpress.errors import BadRequest, PassError, Unsupported
-from graphpress.gate import GateResult
+from graphpress.job.gate import GateResult
 from graphpress.recipe import Recipe
-from graphpress.report import Report, SiteRow
+from graphpress.report.report import Report, SiteRow
 from graphpress.tools.bench.cell import Cell, fill, judge, purpose, quick
 from graphpress.tools.bench.children import lines
 from graphpress.tools.bench.matrix import chosen, in_order, load, main, render, save
@@ -54,7 +54,7 @@ def test_cells_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_quick_settings_never_make_a_search_longer() -> None:
-    for name in catalog.recipes():
+    for name in shipped.recipes():
         quick(Recipe.load(name))  # of every shipped recipe
     made = {p.name: p for p in quick(Recipe.load("zeroq")).passes}
     assert made["zeroq"].options()["iterations"] == 10
@@ -131,13 +131,13 @@ def test_bad_requests_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "no such folder" in capsys.readouterr().err
     assert main(["--zoo", str(tmp_path), "--recipes", "w8a9", "--out", str(tmp_path / "m.json")]) == 2
     assert "'w8a9': there is no such recipe" in capsys.readouterr().err
-    assert chosen(None) == list(catalog.recipes())
+    assert chosen(None) == list(shipped.recipes())
 
 
 def test_the_table_in_the_docs_has_every_shipped_recipe(checkout: Path) -> None:
     text = (checkout / "tools/bench/matrix.md").read_text()
     columns = next(line for line in text.splitlines() if line.startswith("| | ")).strip("| ").split(" | ")
-    assert sorted(columns) == sorted(catalog.recipes())
+    assert sorted(columns) == sorted(shipped.recipes())
 
 
 def test_what_a_native_library_prints_is_no_cell() -> None:

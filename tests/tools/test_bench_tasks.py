@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphpress.base import Arrays
 from graphpress.errors import BadRequest
+from graphpress.runner import Arrays
 from graphpress.tools.bench.classification import accuracy
 from graphpress.tools.bench.data import main as write_data
 from graphpress.tools.bench.language import nats

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphpress import bundle, interrupts
+from graphpress import interrupts
 from graphpress.errors import BadRequest
+from graphpress.job import bundle
 
 DEMO = resources.files("graphpress.tools.demo")
 # Runs the command with a place where it interrupts itself, as Ctrl-C would right there.
@@ -39,18 +40,18 @@ main()
 # What runs in each phase; the last three are in the middle of writing.
 PHASES = {
     "load": "graphpress.frontends.onnx_file:load",
-    "data": "graphpress.calibration:CalibrationData.check",
+    "data": "graphpress.observe.data:CalibrationData.check",
     "passes": "graphpress.passes.quantize.quantize:Quantize.run",
-    "calibrate": "graphpress.observers:Observer.range",
+    "calibrate": "graphpress.observe.observers:Observer.range",
     "lower": "graphpress.backends.ort:lower",
-    "gate": "graphpress.compiler:compare",
+    "gate": "graphpress.job.job:compare",
     "prove": "graphpress.backends.ort:audit",
-    "latency": "graphpress.latency:_once",
-    "lock": "graphpress.bundle:_lock",
+    "latency": "graphpress.job.latency:_once",
+    "lock": "graphpress.job.bundle:_lock",
     "draft": "tempfile:mkdtemp",
     "model": "graphpress.frontends.onnx_file:save",
-    "page": "graphpress.page:render",
-    "publish": "graphpress.bundle:publish",
+    "page": "graphpress.report.page:render",
+    "publish": "graphpress.job.bundle:publish",
 }
 
 

@@ -316,7 +316,7 @@ def test_a_disk_that_refuses(
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("graphpress.bundle._dump", refuse)
+    monkeypatch.setattr("graphpress.job.bundle._dump", refuse)
     said = compile_(capsys, recipe="w8a16", data=None)
     assert "out/here" in said
     assert "--out" in said

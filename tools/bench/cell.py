@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphpress.base import PassReport
+from graphpress.contracts import PassReport
 from graphpress.errors import GraphpressError, PassError, VerifyError
 from graphpress.recipe import Recipe
-from graphpress.report import Report
+from graphpress.report.report import Report
 from graphpress.tools.bench.row import warm
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import add_options, tasks

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graphpress.base import Runner
+from graphpress.runner import Runner
 from graphpress.tools.bench.images import read
 from graphpress.tools.bench.task import Scores, Task, first, in_batches, parts
 

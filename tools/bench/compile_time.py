@@ -137,7 +137,7 @@ def verifier(size: int = 10_000, rounds: int = 5) -> float:
     """Median seconds that the structural check takes on a chain of ``size`` nodes."""
     import onnx_ir as ir
 
-    from graphpress import verify
+    from graphpress.graph import verify
 
     first = value = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
     nodes = []

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from graphpress.base import Runner
+from graphpress.runner import Runner
 from graphpress.tools.bench.task import Scores, Task, first
 
 TOKENS = 256  # of a sample

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import compiler
-from graphpress.base import Context, Progress
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.job import job
+from graphpress.observe.data import CalibrationData
+from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import formats, ties
 from graphpress.passes.allocate import model as tables
 from graphpress.passes.allocate.latency import Clock, alternate
@@ -21,8 +22,8 @@ from graphpress.passes.allocate.space import Space, explore
 from graphpress.passes.allocate.store import Store
 from graphpress.passes.allocate.trial import Bench
 from graphpress.pipeline import Pipeline
-from graphpress.recall import Recall
 from graphpress.recipe import Recipe
+from graphpress.runner import Progress
 from graphpress.target import Target
 from graphpress.tools.bench.task import Task
 
@@ -70,7 +71,7 @@ def _bench(task: Task, source: ir.Model, progress: Progress) -> Bench:
 def context(task: Task, source: ir.Model, progress: Progress) -> Context:
     """What a compilation for ONNX Runtime has, all of the task's calibration data, and no labels."""
     data = CalibrationData.from_arrays({k: v for k, v in task.data().items() if k != "labels"})
-    found = compiler.context(Target.load("ort-cpu"), data.bind(source), progress=progress)
+    found = job.context(Target.load("ort-cpu"), data.bind(source), progress=progress)
     return replace(found, calibrate=Recall())
 
 

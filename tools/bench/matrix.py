@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from graphpress import catalog
+from graphpress import shipped
 from graphpress.errors import BadRequest, GraphpressError, nearest
 from graphpress.tools.bench.cell import Cell
 from graphpress.tools.bench.children import lines
@@ -59,7 +59,7 @@ def chosen(pattern: str | None) -> list[str]:
     Raises:
         BadRequest: There is no such recipe.
     """
-    known = list(catalog.recipes())
+    known = list(shipped.recipes())
     for name in pattern.split(",") if pattern else ():
         if name not in known:
             raise BadRequest("there is no such recipe", where=f"--recipes {name!r}", fix=nearest(name, known))

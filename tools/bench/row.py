@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphpress.base import Runner
 from graphpress.errors import GraphpressError
+from graphpress.runner import Runner
 from graphpress.tools.bench.runner import FileRunner
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import add_options, tasks
@@ -92,9 +92,10 @@ def _measure(task: Task, row: Row, folder: Path, seconds: float) -> None:
 
 def warm() -> None:
     """Import all that compiling needs, which is imported when first used: it is not part of compiling."""
-    from graphpress import catalog, engine
+    from graphpress import catalog
     from graphpress.backends import reference  # noqa: F401
     from graphpress.frontends import onnx_file  # noqa: F401
+    from graphpress.job import engine
     from graphpress.target import Target
 
     catalog.passes()
@@ -103,7 +104,7 @@ def warm() -> None:
 
 def latency(task: Task, batch: int, old: Runner, new: Runner, seconds: float) -> dict[str, float]:
     """Medians in ms of interleaved runs of the float and the new model."""
-    from graphpress.latency import compare
+    from graphpress.job.latency import compare
 
     return compare(old, new, task.feeds(batch), seconds)
 

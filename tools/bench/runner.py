@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graphpress.base import Arrays
+from graphpress.runner import Arrays
 
 
 class FileRunner:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graphpress.base import Arrays, Runner
+from graphpress.runner import Arrays, Runner
 from graphpress.tools.bench.runner import FileRunner
 from graphpress.tools.bench.task import Scores, Task, first
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from graphpress.base import Arrays, Runner
 from graphpress.errors import BadRequest, nearest
+from graphpress.runner import Arrays, Runner
 
 Scores = Mapping[str, float]  # the first one is the headline
 Kind = Literal["classifier", "detector", "speech", "language"]

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterator
 
+import networkx as nx
+
 from graphpress.tools.check.rooms import Source
 
-_FACE = ("bundle", "compiler", "demand", "engine", "fallback", "inspection")
-FACE = {"graphpress", *(f"graphpress.{name}" for name in _FACE)}
+_FACE = ("budgets", "bundle", "compile", "engine", "hold_drop", "job", "models")
+FACE = {"graphpress", "graphpress.report.inspection", *(f"graphpress.job.{name}" for name in _FACE)}
 ABOVE = {"passes.allocate", "passes.recover"}  # families that stand on the others
 ALL = {"core", "ops", "quantizers", "structure", "frontends", "backends", "face"}  # and every pass family
 MAY: dict[str, set[str]] = {
@@ -72,3 +74,12 @@ def violations(sources: Collection[Source]) -> list[str]:
             if not seen:
                 wrong[f"{source.path}:{line}: {here} may not import {name} ({there})"] = None
     return list(wrong)
+
+
+def circles(sources: Collection[Source]) -> list[list[str]]:
+    """The sets of modules that import one another in a circle, at any depth."""
+    modules = {s.module for s in sources}
+    graph = nx.DiGraph(
+        (s.module, name) for s in sources for _, name in imported(s.tree, modules) if name in modules - {s.module}
+    )
+    return sorted(sorted(found) for found in nx.strongly_connected_components(graph) if len(found) > 1)

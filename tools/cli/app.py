@@ -94,7 +94,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what is in MODEL: operators, weights by type, sites and their schemes."""
-    from graphpress.inspection import inspect as look
+    from graphpress.report.inspection import inspect as look
 
     _show(look(model, structure=structure), as_json)
 
@@ -102,7 +102,7 @@ def inspect(
 @app.command()
 def diff(a: Model, b: Model, as_json: Json = False) -> None:
     """Show what changed from model A to model B, site by site."""
-    from graphpress.inspection import diff as compare
+    from graphpress.report.inspection import diff as compare
 
     _show(compare(a, b), as_json)
 

@@ -13,10 +13,12 @@ import onnx
 import onnx_ir as ir
 
 import graphpress as gp
-from graphpress import bundle, catalog, demand, text
-from graphpress.compiler import context
+from graphpress import catalog, shipped
 from graphpress.errors import BadRequest, GateError, RecipeError, nearest
 from graphpress.frontends import stored, wire
+from graphpress.graph import text
+from graphpress.job import budgets, bundle
+from graphpress.job.job import context
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
 from graphpress.target import Target
@@ -41,7 +43,7 @@ def compile_to(
     as_json: bool,
 ) -> int:
     """Compile and write the folder: 0, or 1 where the gate failed (then the model is written only on ``keep``)."""
-    resolved = demand.handed(Recipe.load(recipe).set(assignments), max_latency, max_size, max_drop)
+    resolved = budgets.handed(Recipe.load(recipe).set(assignments), max_latency, max_size, max_drop)
     with bundle.claim(out) as draft:
         failure = None
         with terminal.progress() as progress:
@@ -137,7 +139,7 @@ def recipes(name: str | None) -> Any:
     """All recipes with their summaries, or one as YAML with every option."""
     if name is not None:
         return Recipe.load(name).dump()
-    return {n: Recipe.load(n).summary for n in catalog.recipes()}
+    return {n: Recipe.load(n).summary for n in shipped.recipes()}
 
 
 def passes(name: str | None) -> dict[str, Any]:

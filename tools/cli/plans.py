@@ -11,14 +11,16 @@ from typing import Any
 import onnx_ir as ir
 
 import graphpress as gp
-from graphpress import bundle, edit, tables
-from graphpress.base import SCHEME
-from graphpress.compiler import context
 from graphpress.errors import BadRequest, GraphpressError
+from graphpress.graph import edit
+from graphpress.job import bundle
+from graphpress.job.job import context
+from graphpress.keys import SCHEME
 from graphpress.passes.quantize.apply_plan import ApplyPlan
-from graphpress.passes.recover.gptq import Gptq
+from graphpress.passes.recover.rounding.gptq import Gptq
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
+from graphpress.report import tables
 from graphpress.target import Target
 from graphpress.tools.cli import terminal
 from graphpress.types import Plan, Role, Scheme, Site

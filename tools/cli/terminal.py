@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Drawn
 
-from graphpress import tables
-from graphpress.base import Progress as Show
-from graphpress.base import quiet
-from graphpress.report import Report
+from graphpress.report import tables
+from graphpress.report.report import Report
+from graphpress.runner import Progress as Show
+from graphpress.runner import quiet
 
 MOST_ROWS = 40  # of a table on the terminal; the HTML report and --json have all of them
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
 from graphpress.backends import fx, reference
 from graphpress.backends.ort.session import Session
 from graphpress.errors import BadRequest, GraphpressError, Unsupported
 from graphpress.frontends import onnx_file
+from graphpress.graph import edit
 from graphpress.tools.bench import roundtrip
 from graphpress.tools.conformance.run import FAILED, PASSED, UNSUPPORTED, Conformance, Result
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import BadRequest, Unsupported, nearest
-from graphpress.tables import Table
+from graphpress.report.tables import Table
 from graphpress.tools.conformance.cases import Case
 
 PASSED, FAILED, UNSUPPORTED = "passed", "failed", "unsupported"

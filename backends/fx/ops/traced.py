@@ -1,4 +1,4 @@
-"""Nodes that were one operator of torch, as the graph notes (``base.ATEN``): the same operator again."""
+"""Nodes that were one operator of torch, as the graph notes (``keys.ATEN``): the same operator again."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphpress.binding import LABELS
 from graphpress.errors import BadRequest
+from graphpress.observe.binding import LABELS
 from graphpress.passes.recover.losses.base import Seen
 
 if TYPE_CHECKING:

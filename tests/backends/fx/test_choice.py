@@ -14,7 +14,7 @@ import graphpress as gp
 from graphpress.backends import fx
 from graphpress.backends.fx import sites
 from graphpress.backends.parity import parity
-from graphpress.base import Arrays
+from graphpress.runner import Arrays
 from graphpress.target import Target
 from tests import kit
 from tests.backends.given import codes, parse

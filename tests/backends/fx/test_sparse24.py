@@ -13,7 +13,7 @@ from graphpress.passes.prune import masks
 from graphpress.passes.prune.pack_sparse import PackSparse
 from graphpress.passes.prune.prune import Prune
 from tests import kit
-from tests.passes.test_prune_pass import layered
+from tests.passes.prune.test_prune_pass import layered
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

@@ -16,14 +16,15 @@ import onnx_ir as ir
 
 from graphpress import load, trace
 from graphpress.backends import fx, ort, reference
-from graphpress.base import Context, Progress, Runner, quiet
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.observe.data import CalibrationData
 from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site, usage
 from graphpress.passes.acm.acm import Acm
 from graphpress.passes.recover.acm_phases import TrainAcm
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
+from graphpress.runner import Progress, Runner, quiet
 from graphpress.target import Target
 from graphpress.tools.bench.figures.base import Figure
 from graphpress.tools.bench.vision_transformer import FOLDS, trained

@@ -12,15 +12,16 @@ from typing import Any
 import onnx_ir as ir
 
 import graphpress as gp
-from graphpress import engine
-from graphpress import report as reports
-from graphpress.base import PassReport, Progress, Runner
-from graphpress.latency import compare
+from graphpress.contracts import PassReport
+from graphpress.job import engine
+from graphpress.job.latency import compare
 from graphpress.passes.allocate.allocate import CHECKED
 from graphpress.passes.allocate.divergence import divergence, kinds
 from graphpress.passes.allocate.probe import Probe
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
+from graphpress.report import report as reports
+from graphpress.runner import Progress, Runner
 from graphpress.target import Target
 from graphpress.tools.bench.figures.base import Figure
 from graphpress.tools.bench.latency_rank import context, spearman

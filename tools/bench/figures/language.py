@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import compiler
 from graphpress.backends import ort, reference
-from graphpress.base import Context, Pass, Progress, Runner
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.contracts import Pass
 from graphpress.errors import RecipeError
-from graphpress.passes.structure.linear import layers
+from graphpress.job import models
+from graphpress.observe.data import CalibrationData
+from graphpress.passes.structure.layers.linear import layers
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
+from graphpress.runner import Progress, Runner
 from graphpress.target import Target
 from graphpress.tools.bench import language
 from graphpress.tools.bench.figures.base import Figure
@@ -95,7 +97,7 @@ class _Variant:
             target=self.target, data=CalibrationData.from_arrays({"ids": seen}), run=partial(ort.execute, threads=1),
             oracle=reference.execute, progress=progress,
         )  # fmt: skip
-        self.model = self._rewritten(compiler.load(folder / f"{name}.onnx"), Recipe.load("clean").passes)
+        self.model = self._rewritten(models.load(folder / f"{name}.onnx"), Recipe.load("clean").passes)
         head = layers(list(self.model.graph))[-1].node
         self.layers = _LAYERS.replace("HEAD", head.name or "")
         self.base = self._nats(ort.execute(self.model))

@@ -11,9 +11,9 @@ from typing import Any
 import onnx_ir as ir
 
 import graphpress as gp
-from graphpress import engine
-from graphpress.base import Progress, Runner
-from graphpress.report import Report
+from graphpress.job import engine
+from graphpress.report.report import Report
+from graphpress.runner import Progress, Runner
 from graphpress.tools.bench.figures.base import Figure
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import tasks

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress import edit
-from graphpress.base import Context, Pass, Progress, Runner, quiet
+from graphpress.context import Context
+from graphpress.contracts import Pass
+from graphpress.graph import edit
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
+from graphpress.runner import Progress, Runner, quiet
 from graphpress.tools.bench.figures.base import Figure
 
 _FOUR_BITS = (
@@ -204,7 +206,7 @@ def _run(model: ir.Model, passes: Sequence[Pass], ctx: Context | None = None) ->
 
 def _context(zoo: Path, name: str, progress: Progress) -> Context:
     from graphpress.backends import ort, reference
-    from graphpress.calibration import CalibrationData
+    from graphpress.observe.data import CalibrationData
 
     with np.load(zoo / "llm/codelm/calib.npz") as data:
         ids = data["ids"][:, :-1].astype(np.int64)

@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 import graphpress as gp
-from graphpress import edit, engine
-from graphpress.base import Context, Progress
-from graphpress.calibration import CalibrationData
+from graphpress.context import Context
+from graphpress.graph import edit
+from graphpress.job import engine
+from graphpress.observe.data import CalibrationData
 from graphpress.ops import packing
 from graphpress.passes.prune import masks
 from graphpress.passes.prune.permute import Permute
@@ -24,7 +25,8 @@ from graphpress.passes.prune.prune import Prune
 from graphpress.passes.prune.search import Search
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
-from graphpress.report import Report
+from graphpress.report.report import Report
+from graphpress.runner import Progress
 from graphpress.tools.bench.figures.base import Figure
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import tasks

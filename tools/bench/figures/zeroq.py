@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graphpress.base import Progress, quiet
+from graphpress.runner import Progress, quiet
 from graphpress.tools.bench.figures.base import Figure
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import tasks

@@ -1,0 +1,1 @@
+"""Reading and changing graphs: edit, cut, verify, print, rewrite."""

@@ -1,0 +1,308 @@
+"""The only verbs that read and change a graph. They see subgraphs, and a graph output keeps its public name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.errors import StaleSite, Unsupported, nearest
+from graphpress.keys import BY, ORIGIN, ROLE, SCALED, SOURCE
+
+Scope: TypeAlias = ir.Graph | ir.Function
+
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The bodies held by the attributes of one node (If, Loop, Scan)."""
+    for attr in node.attributes.values():
+        if attr.type in _GRAPHS and not attr.is_ref():
+            yield from [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs()
+
+
+def graphs(model: ir.Model) -> Iterator[Scope]:
+    """The main graph, every subgraph at any depth, every function; an outer graph before its inner ones."""
+    roots: list[Scope] = [model.graph, *model.functions.values()]
+    for root in roots:
+        pending: list[Scope] = [root]
+        while pending:
+            graph = pending.pop(0)
+            graph.meta[_ROOT] = (graph, root)
+            yield graph
+            for node in graph:
+                pending.extend(subgraphs(node))
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """All nodes of all graphs. The list of one graph is taken when it is reached, so rewriting meanwhile is safe."""
+    for graph in graphs(model):
+        yield from list(graph)
+
+
+def find(model: ir.Model, name: str) -> ir.Node:
+    """The node of that name.
+
+    Raises:
+        StaleSite: There is none.
+    """
+    known = {n.name or "": n for n in nodes(model)}
+    if name not in known:
+        raise StaleSite("the graph has no such node", where=f"node {name!r}", fix=nearest(name, known))
+    return known[name]
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads of its graph, through the bodies that it holds too."""
+    found = [v for v in node.inputs if v is not None]
+    for body in subgraphs(node):
+        inner = [v for n in body.all_nodes() for v in n.inputs if v is not None] + list(body.outputs)
+        found += [v for v in inner if v.graph is node.graph]
+    return found
+
+
+def opset(model: ir.Model) -> int:
+    """The version of the default domain that the model imports (1 where it imports none)."""
+    return model.opset_imports.get("", 1)
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The value as an array if it is fixed: an initializer that no caller can override, or a Constant's output."""
+    tensor = constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Like ``constant``, without reading the elements."""
+    if value is None or value.is_graph_input():
+        return None
+    if value.is_initializer():
+        return value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain != "":
+        return None
+    return ir.convenience.get_const_tensor(value)
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether ``constant`` would give an array."""
+    return constant_tensor(value) is not None
+
+
+def fresh_name(scope: Scope | ir.Model, base: str) -> str:
+    """A name that no value and no node of the whole model has; it is taken from now on."""
+    taken = _names(scope.graph if isinstance(scope, ir.Model) else scope)
+    name, i = base, 1
+    while name in taken:
+        name, i = f"{base}_{i}", i + 1
+    taken.add(name)
+    return name
+
+
+def forget_names(model: ir.Model) -> None:
+    """Drop the names known so far: to be called after something else than these verbs changed the graph."""
+    for graph in graphs(model):
+        graph.meta.pop(_NAMES, None)
+
+
+# graph.meta survives cloning, so what is kept there says whose it is.
+_ROOT, _NAMES = "graphpress.root", "graphpress.names"
+
+
+def _names(scope: Scope) -> set[str]:
+    owner, root = scope.meta.get(_ROOT, (None, None))
+    if owner is not scope:
+        root = scope
+    owner, known = root.meta.get(_NAMES, (None, None))
+    if owner is not root:
+        known = _names_below(root)
+        root.meta[_NAMES] = (root, known)
+    return known
+
+
+def _names_below(root: Scope) -> set[str]:
+    known: set[str] = set()
+    pending: list[Scope] = [root]
+    while pending:
+        graph = pending.pop()
+        initializers = graph.initializers.values() if isinstance(graph, ir.Graph) else ()
+        known.update(v.name for v in (*graph.inputs, *initializers) if v.name)
+        for node in graph:
+            known.update(name for name in (node.name, *(o.name for o in node.outputs)) if name)
+            pending.extend(subgraphs(node))
+    return known
+
+
+def add_const(scope: ir.Graph, data: np.ndarray | ir.TensorProtocol, name: str) -> ir.Value:
+    """A new initializer of ``scope`` under a fresh name. ml_dtypes arrays give 4-bit and 2-bit tensors."""
+    name = fresh_name(scope, name)
+    tensor = ir.tensor(data, name=name) if isinstance(data, np.ndarray | np.generic) else data
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    scope.register_initializer(value)
+    return value
+
+
+def new_node(
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    before: ir.Node | None = None,
+    after: ir.Node | None = None,
+    outputs: int | Sequence[str] = 1,
+    domain: str = "",
+    origin: ir.Node | None = None,
+    name: str = "",
+) -> ir.Node:
+    """A new node, inserted next to ``before`` or ``after``, under a fresh name, stamped with what it was made for.
+
+    Types and shapes of the outputs are the caller's to set.
+    """
+    anchor = before or after
+    assert anchor is not None and anchor.graph is not None, "new_node needs a place"
+    scope = anchor.graph
+    name = fresh_name(scope, name or f"{origin.name if origin else anchor.name}_{op_type}")
+    names = [f"{name}_out{i or ''}" for i in range(outputs)] if isinstance(outputs, int) else outputs
+    values = [ir.Value(name=fresh_name(scope, n)) for n in names]
+    attrs = ir.convenience.convert_attributes(attributes or {})
+    node = ir.Node(domain, op_type, inputs, attrs, outputs=values, name=name)
+    stamp(node, origin)
+    if before is not None:
+        scope.insert_before(before, node)
+    else:
+        scope.insert_after(anchor, node)
+    return node
+
+
+def stamp(node: ir.Node, origin: ir.Node | None) -> None:
+    """Note on ``node`` for which node it was made; what was made for a made node counts for the first one."""
+    if origin is not None:
+        made = BY in origin.metadata_props or ORIGIN in origin.metadata_props
+        node.metadata_props[ORIGIN] = (
+            origin.metadata_props.get(ORIGIN, origin.name or "") if made else origin.name or ""
+        )
+
+
+def like(value: ir.Value, model_of: ir.Value, dtype: ir.DataType | None = None) -> ir.Value:
+    """Give ``value`` the shape of another and its type, or ``dtype``; returns ``value``."""
+    value.shape = model_of.shape
+    value.type = model_of.type if dtype is None else ir.TensorType(dtype)
+    return value
+
+
+def replace(old: ir.Value, by: ir.Value) -> None:
+    """Let every use of ``old``, subgraphs and graph outputs included, read ``by``. A public name stays with its output.
+
+    Where ``by`` cannot take the public name (it is an input, an initializer, or public itself) an Identity carries it.
+    """
+    if old.is_graph_output():
+        graph = old.graph
+        assert graph is not None
+        replacement = by
+        if by.producer() is None or by.is_graph_output() or by.graph is not graph:
+            anchor = old.producer()
+            assert anchor is not None, "a graph output that is an input cannot be replaced"
+            replacement = new_node("Identity", [by], after=anchor, origin=anchor).outputs[0]
+            like(replacement, old)
+        for i, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[i] = replacement
+        public = old.name
+        old.name = fresh_name(graph, f"{public}_old")
+        replacement.name = public
+        if replacement.shape is None:
+            replacement.shape = old.shape
+        if replacement.type is None:
+            replacement.type = old.type
+    for user, slot in list(old.uses()):
+        if by.producer() is not user:
+            user.replace_input_with(slot, by)
+
+
+def set_input(node: ir.Node, slot: int, value: ir.Value) -> None:
+    """Let input ``slot`` of ``node`` read ``value``."""
+    node.replace_input_with(slot, value)
+
+
+def set_constant(node: ir.Node, slot: int, array: np.ndarray, what: str) -> None:
+    """Put ``array`` in place of the constant at input ``slot``, or where none is yet.
+
+    A constant that this node alone reads keeps its name; a shared one is left to the others. A parameter that came from
+    torch notes that it is no longer the one of its name.
+
+    Args:
+        array: Of the final element type.
+        what: Named after the node, a constant that is new: ``<node>.<what>``.
+    """
+    old = node.inputs[slot] if slot < len(node.inputs) else None
+    if old is not None and old.is_initializer() and len(old.uses()) == 1:
+        overwrite(old, array)
+        return
+    assert isinstance(node.graph, ir.Graph)
+    name = old.name if old is not None and old.name else f"{node.name}.{what}"
+    new = add_const(node.graph, ir.Tensor(array), name)
+    if slot >= len(node.inputs):
+        node.resize_inputs(slot + 1)
+    set_input(node, slot, new)
+    if old is not None:
+        remove_unused([old])
+
+
+def overwrite(value: ir.Value, array: np.ndarray) -> None:
+    """Give an initializer, for all its readers, another array; see ``set_constant``."""
+    value.const_value = ir.Tensor(array, name=value.name)
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)
+    if ROLE in value.metadata_props:
+        source = json.loads(value.metadata_props.get(SOURCE, "{}"))
+        steps = [s for s in source.get("transform", "").split("+") if s not in ("", SCALED)]
+        source = {"parameter": value.name} | source | {"transform": "+".join([*steps, SCALED])}
+        value.metadata_props[SOURCE] = json.dumps(source)
+
+
+def remove(dead: Iterable[ir.Node]) -> None:
+    """Remove nodes whose outputs nobody reads any more.
+
+    Raises:
+        ValueError: One is still in use: a bug of the caller.
+    """
+    for node in dead:
+        if node.graph is not None:
+            node.graph.remove(node, safe=True)
+
+
+def remove_unused(values: Iterable[ir.Value | None]) -> None:
+    """Remove these values' producers and initializers if nothing reads them, and so on upwards."""
+    pending = [v for v in values if v is not None]
+    while pending:
+        value = pending.pop()
+        if value.uses() or value.is_graph_output():
+            continue
+        node = value.producer()
+        if node is None:
+            if value.is_initializer() and not value.is_graph_input() and isinstance(value.graph, ir.Graph):
+                value.graph.initializers.pop(value.name or "", None)
+        elif node.graph is not None and not any(o.uses() or o.is_graph_output() for o in node.outputs):
+            pending.extend(v for v in node.inputs if v is not None)
+            node.graph.remove(node, safe=True)
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """The value of an attribute, or ``default``.
+
+    Raises:
+        Unsupported: It is a reference to a function's parameter.
+    """
+    attr = node.attributes.get(name)
+    if attr is None:
+        return default
+    if attr.is_ref():
+        raise Unsupported(
+            f"attribute {name!r} is a parameter of the function", where=f"node {node.name!r}", fix="Inline it."
+        )
+    return attr.value

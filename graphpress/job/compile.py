@@ -1,0 +1,101 @@
+"""The face: run a recipe on a model, lower, gate, prove. Everything the command line does stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.contracts import Pass
+from graphpress.errors import CalibrationError
+from graphpress.job import budgets, hold_drop
+from graphpress.job.job import Clock, Job
+from graphpress.job.metric import Evaluate
+from graphpress.job.models import ModelLike, as_model, as_target
+from graphpress.observe.data import CalibrationData
+from graphpress.observe.memo import Recall
+from graphpress.recipe import Recipe
+from graphpress.report import diagnosis
+from graphpress.report.report import Report
+from graphpress.runner import Progress, quiet
+from graphpress.target import Target
+
+DataLike: TypeAlias = CalibrationData | Mapping[str, np.ndarray] | str | Path | None
+
+
+def compile(
+    model: ModelLike,
+    recipe: str | Path | Mapping[str, Any] | Recipe | Sequence[Pass],
+    data: DataLike = None,
+    target: str | Target = "ort-cpu",
+    *,
+    seed: int = 0,
+    evaluate: Evaluate | None = None,
+    max_drop: float | None = None,
+    max_latency: float | str | None = None,
+    max_size: float | str | None = None,
+    state: str | Path | None = None,
+    gate: bool = True,
+    prove: bool = True,
+    progress: Progress = quiet,
+) -> tuple[ir.Model, Report]:
+    """Rewrite a model by a recipe for a target, and say what came of it.
+
+    Args:
+        model: A model or the path of an ONNX file; never changed.
+        recipe: Name of a shipped recipe, file, mapping, or passes.
+        data: Calibration data, samples first: arrays by input name, an .npz, a folder of .npz. A part is held out
+            for the gate.
+        target: Name of a target.
+        seed: Seed of everything random.
+        evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
+        max_drop: How much of the metric may be lost: see ``hold_drop.hold_drop``, or the pass that searches within it.
+        max_latency, max_size: Shares of the float model's (``0.6x``), or milliseconds and bytes (``budgets``).
+        state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
+        gate: Raise when the result is below the recipe's gate.
+        prove: Audit and time the result (one more session each).
+        progress: Shows progress.
+
+    Returns:
+        The model as the target runs it, and the report.
+
+    Raises:
+        GateError: Below the gate, or max_drop cannot be held; carries ``model`` and ``report``.
+        GraphpressError: Anything wrong with the request, the model or the data.
+    """
+    clock = Clock()
+    with clock.phase("load"):
+        loaded = as_model(model)
+        source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
+        wanted = budgets.handed(Recipe.load(recipe), max_latency, max_size, max_drop)
+        job = Job(loaded, wanted, as_target(target), seed, progress, clock)
+        job.take(_data(data), evaluate)
+        if max_drop is not None:
+            hold_drop.check(job.evaluate, max_drop)
+        if max_drop is not None or state is not None:
+            job.calibrate = Recall(Path(state) if state is not None else None)
+    compiled = budgets.held(job, job.once(job.recipe), max_drop)
+    report = job.report(compiled, source)
+    if prove:
+        with clock.phase("prove"):
+            job.prove(compiled, report)
+    report.seconds = clock.seconds
+    if gate and not report.gate.passed:
+        raise diagnosis.gate_error(compiled.lowered, report)
+    return compiled.lowered, report
+
+
+def _data(data: DataLike) -> CalibrationData | None:
+    if data is None or isinstance(data, CalibrationData):
+        return data
+    if isinstance(data, Mapping):
+        arrays = {k: np.asarray(v) for k, v in data.items() if k != "labels"}
+        return CalibrationData.from_arrays(arrays, data.get("labels"))
+    if isinstance(data, str | Path):
+        return CalibrationData.load(data)
+    raise CalibrationError(
+        f"a {type(data).__name__} is no calibration data", where="data", fix="Give arrays by input name, or a path."
+    )

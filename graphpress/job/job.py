@@ -1,0 +1,227 @@
+"""One request and what comes of it: calibrate, rewrite, lower, gate, diagnose, prove."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import onnx_ir as ir
+
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.errors import BadRequest
+from graphpress.job import engine
+from graphpress.job import latency as latencies
+from graphpress.job.gate import compare, judge
+from graphpress.job.metric import Evaluate, top1
+from graphpress.observe.data import CalibrationData
+from graphpress.observe.memo import Recall
+from graphpress.pipeline import Pipeline
+from graphpress.recipe import Recipe
+from graphpress.report import diagnosis
+from graphpress.report import report as reports
+from graphpress.report.report import Report
+from graphpress.runner import Progress, Runner, quiet
+from graphpress.target import Target
+from graphpress.types import Numerics
+
+GATE_BATCH = 16
+SITE_SAMPLES = 4  # samples for the per-site SQNR: a diagnosis, not a verdict
+
+
+@dataclass
+class Compiled:
+    """One run of a recipe: the tidied float graph, the portable rewritten one, the lowered one, and what came of it."""
+
+    clean: ir.Model
+    portable: ir.Model
+    lowered: ir.Model
+    report: Report
+    metric: float | None = None
+
+
+@dataclass
+class Clock:
+    """Seconds of each phase of a job."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class Job:
+    """One request; ``once`` may run several recipes of it."""
+
+    model: ir.Model
+    recipe: Recipe
+    target: Target
+    seed: int
+    progress: Progress
+    clock: Clock
+    data: CalibrationData | None = None
+    held_out: CalibrationData | None = None
+    evaluate: Evaluate | None = None
+    calibrate: Recall | None = None
+    made_by: str = ""  # the pass that made the calibration data, where the user's are not used
+    gated_by: str = ""  # likewise of the held-out samples
+    tidied: tuple[tuple[Pass, ...], ir.Model, list[PassReport]] | None = None
+
+    def __post_init__(self) -> None:
+        self.engine = engine.of(self.target)
+        self.float_runner: Runner | None = None
+
+    def take(self, data: CalibrationData | None, evaluate: Evaluate | None) -> None:
+        self.evaluate = evaluate
+        if data is None:
+            return
+        data.check(self.model)
+        data = data.bind(self.model)
+        exact = (data.binding.exact if data.binding else None) or 1  # a model may fix its batch: parts must fill it
+        held = max(min(self.recipe.gate.samples, len(data) // 5) // exact, 1) * exact
+        held = held if len(data) >= max(2 * exact, 5) else 0
+        self.data, self.held_out = data.split(held, self.seed) if held else (data, data)
+        if evaluate is None and data.labels is not None:
+            self.evaluate = top1(self.held_out)
+
+    def context(self) -> Context:
+        found = context(self.target, self.data, seed=self.seed, progress=self.progress)
+        return replace(found, calibrate=self.calibrate, evaluate=self.evaluate)
+
+    def once(self, recipe: Recipe) -> Compiled:
+        with self.clock.phase("passes"):
+            clean, portable, passes = self.rewrite(recipe)
+        with self.clock.phase("lower"):
+            lowered = self.engine.lower(portable, self.target)
+        report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
+        with self.clock.phase("gate"):
+            runner = self.engine.execute(lowered)
+            self.gate(runner, recipe, report)
+            metric = self.evaluate(runner) if self.evaluate else None
+        return Compiled(clean, portable, lowered, report, metric)
+
+    def rewrite(self, recipe: Recipe, check_numbers: bool | None = None) -> tuple[ir.Model, ir.Model, list[PassReport]]:
+        """The tidied float graph, the portable rewritten one, and what the passes said."""
+        cut = next((i for i, p in enumerate(recipe.passes) if p.numerics is Numerics.LOSSY), len(recipe.passes))
+        clean, first = self.tidy(recipe.passes[:cut])
+        portable, rest = Pipeline(recipe.passes[cut:], check_numbers=check_numbers).run(clean, self.context())
+        return clean, portable, [*first, *rest]
+
+    def tidy(self, passes: tuple[Pass, ...]) -> tuple[ir.Model, list[PassReport]]:
+        """The float graph after the passes that keep its function; run once however often sites are taken back."""
+        if self.tidied is None or self.tidied[0] != passes:
+            self.tidied = (passes, *Pipeline(passes).run(self.model, self.context()))
+            self.adopt(self.tidied[2])
+        return self.tidied[1], self.tidied[2]
+
+    def adopt(self, passes: list[PassReport]) -> None:
+        """Calibrate on data that a pass made; where the user gave none, they gate as well."""
+        made = next((p for p in reversed(passes) if p.data is not None), None)
+        if made is None or made.data is None:
+            return
+        self.made_by = made.name
+        if self.held_out is None:
+            self.take(made.data, self.evaluate)
+            self.gated_by = made.name
+        else:
+            self.data = made.data.bind(self.model)
+
+    def original(self) -> Runner:
+        """The float model on the target's runtime, built once."""
+        if self.float_runner is None:
+            self.float_runner = self.engine.execute(self.model)
+        return self.float_runner
+
+    def gate(self, runner: Runner, recipe: Recipe, report: Report) -> None:
+        if self.held_out is None:
+            report.gate.left_out = "no data was given"
+            return
+        size = (self.held_out.binding.exact if self.held_out.binding else None) or GATE_BATCH
+        batches = self.progress(self.held_out.batches(size), "gate", -(-len(self.held_out) // size))
+        outputs, samples = compare(self.original(), runner, batches)
+        report.gate = judge(outputs, samples, recipe.gate)
+        if self.held_out is self.data:
+            report.gate.left_out = "too few samples to hold any out: the gate saw the calibration samples"
+        if self.gated_by:
+            report.gate.left_out = f"no data was given: the gate saw samples that {self.gated_by} made"
+
+    def report(self, compiled: Compiled, source: str) -> Report:
+        report = compiled.report
+        report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
+        report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
+        report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}
+        report.size = {
+            "weights_before": reports.stored_bytes(self.model),
+            "weights_after": reports.stored_bytes(compiled.lowered),
+        }
+        if self.data is not None and self.held_out is not None:
+            report.data = {"digest": self.data.digest(), "calibration": len(self.data), "held_out": len(self.held_out)}
+            report.data |= {"made_by": self.made_by} if self.made_by else {}
+        if self.evaluate and compiled.metric is not None and "before" not in report.metric:
+            report.metric |= {"before": self.evaluate(self.original()), "after": compiled.metric}
+        if not report.gate.passed:
+            self.diagnose(compiled, report)
+            report.gate.blame = diagnosis.blame(report.sites)
+        return report
+
+    def diagnose(self, compiled: Compiled, report: Report) -> None:
+        """Noise at every site on a few samples, and the histograms of the worst."""
+        if self.held_out is None:
+            for site in report.sites:
+                site.unmeasured = "no data"
+            return
+        from graphpress.backends import reference
+
+        feeds = next(iter(self.held_out.batches(SITE_SAMPLES)))
+        diagnosis.measure(compiled.clean, compiled.portable, report.sites, feeds, reference.execute)
+        seen = {site: h for p in report.passes for site, h in p.histograms.items()}
+        seen = seen or diagnosis.weight_histograms(compiled.clean, report.sites)
+        report.histograms = diagnosis.worst_histograms(report.sites, seen)
+
+    def prove(self, compiled: Compiled, report: Report) -> None:
+        feeds = next(iter(self.held_out.batches(1))) if self.held_out else None
+        try:
+            found = self.engine.audit(compiled.lowered, self.target, feeds)
+        except BadRequest as e:
+            if feeds is not None:
+                raise
+            report.audit = {"left_out": str(e)}  # without data there may be no input that the model takes
+            return
+        report.audit = found.to_json()
+        rows = {r.node: r for r in found.sites}
+        for site in report.sites:
+            if row := rows.get(site.node):
+                for name in ("verdict", "kernel", "reason", "microseconds", "share", "macs"):
+                    setattr(site, name, getattr(row, name))
+        if report.gate.passed:
+            self.diagnose(compiled, report)
+        if feeds is not None:
+            report.latency = latencies.compare(self.original(), self.engine.execute(compiled.lowered), feeds)
+
+
+def context(
+    target: Target, data: CalibrationData | None = None, *, seed: int = 0, progress: Progress = quiet
+) -> Context:
+    """What passes get to work with: everything that executes, for a target."""
+    from graphpress.backends import ort, reference
+
+    runtime = engine.of(target)
+    return Context(
+        target=target, data=data, run=partial(ort.execute, threads=1), oracle=reference.execute, seed=seed,
+        progress=progress, differentiate=_differentiate,
+        deploy=lambda model: runtime.execute(runtime.lower(model, target)),
+    )  # fmt: skip
+
+
+def _differentiate(*args: Any, **options: Any) -> Any:
+    return engine.of_runtime("fx").build(*args, **options)

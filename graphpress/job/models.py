@@ -1,0 +1,110 @@
+"""Models in and out: load, save, trace, lower for a runtime, audit what runs there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx_ir as ir
+
+from graphpress.errors import BadRequest
+from graphpress.job import engine
+from graphpress.runner import Arrays
+from graphpress.target import Target
+
+ModelLike: TypeAlias = ir.Model | str | Path
+
+
+def load(path: str | Path) -> ir.Model:
+    """An ONNX file as a model; weights stay on disk until they are touched.
+
+    Raises:
+        InvalidModel: Anything wrong with the file, in one sentence.
+    """
+    from graphpress.frontends import onnx_file
+
+    return onnx_file.load(path)
+
+
+def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> None:
+    """Write a model atomically; weights in one external file above 1 GB or on request."""
+    from graphpress.frontends import onnx_file
+
+    onnx_file.save(model, path, external=external)
+
+
+def trace(
+    module: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    **options: Any,
+) -> ir.Model:
+    """A torch module, ExportedProgram or fx.GraphModule as a model (see ``frontends.torch_export.trace``)."""
+    from graphpress.frontends import torch_export
+
+    return torch_export.trace(module, args, kwargs, dynamic_shapes, **options)
+
+
+def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Any:
+    """An executable for a target.
+
+    Args:
+        model: A model or the path of an ONNX file; never changed.
+        target: ``ort-cpu`` gives a ``Runner``: named arrays in, named arrays out. ``torch-cpu`` and ``torch-cuda`` give
+            a ``torch.fx.GraphModule`` with the call signature and the parameter names of the module that was traced
+            (of an ONNX file: its inputs in order, its initializers' names), with torch's low-bit kernels where the
+            graph is quantized. ``to_torch`` gives one to train.
+
+    Raises:
+        BadRequest: There is no such target, or its device is not there.
+        Unsupported: The runtime has no form of an operator.
+    """
+    model, where = as_model(model), as_target(target)
+    runtime = engine.of(where)
+    return runtime.deploy(runtime.lower(model, where), where)
+
+
+def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
+    """The graph as it is, as a differentiable ``torch.fx.GraphModule`` without kernels (see ``backends.fx.build``).
+
+    Args:
+        model: A model or the path of an ONNX file; never changed.
+        quantizers: ``straight-through`` passes gradients through Q/DQ; ``learnable`` makes their scales and zero points
+            parameters as well; ``exact`` computes in integers, which no gradient passes.
+
+    Raises:
+        Unsupported: torch is not installed, or an operator has no form in it.
+    """
+    return engine.of_runtime("fx").build(as_model(model), quantizers=quantizers)
+
+
+def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | None = None) -> Any:
+    """What really runs: kernel, time and reason for each site (see the backend's ``Audit``)."""
+    model, where = as_model(model), as_target(target)
+    runtime = engine.of(where)
+    return runtime.audit(runtime.lower(model, where), where, feeds)
+
+
+def as_model(model: ModelLike) -> ir.Model:
+    """The model itself, or the file of that path.
+
+    Raises:
+        BadRequest: It is neither.
+        InvalidModel: Anything wrong with the file.
+    """
+    if isinstance(model, ir.Model):
+        return model
+    if isinstance(model, str | Path):
+        return load(model)
+    raise BadRequest(
+        f"a model is an onnx_ir.Model or the path of an ONNX file, not a {type(model).__name__}",
+        where="model",
+        fix="Bring a torch module in with graphpress.trace(module, args).",
+    )
+
+
+def as_target(target: str | Target) -> Target:
+    """The target itself, or the one of that name."""
+    return target if isinstance(target, Target) else Target.load(target)

@@ -1,0 +1,271 @@
+"""Calibration data: named arrays, samples first, streamed in batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.errors import BadRequest, CalibrationError, nearest
+from graphpress.observe import npz
+from graphpress.observe.binding import LABELS, Binding, bind
+from graphpress.observe.npz import Header
+
+_PIECE = 64  # samples that are hashed or checked at a time
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some consecutive samples: their headers, and how to get them."""
+
+    where: str
+    headers: Mapping[str, Header]
+    load: Callable[[], Mapping[str, np.ndarray]]
+
+    @property
+    def samples(self) -> int:
+        return next((h.shape[0] for h in self.headers.values() if h.shape), 1)
+
+
+class _Folder:
+    """A temporary folder that goes with the last data that needs it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="graphpress-data-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Samples for the inputs of a model, read when needed. Build it with ``load``, ``from_arrays``, ``from_batches``.
+
+    The first axis of every array counts samples. An array of an input's own rank holds rows of its batch axis; an
+    array of one rank more holds whole inputs, fed one at a time (states, scalars); an array without axes is the same
+    for all samples. Trailing shapes may differ from file to file. Inputs that no node reads may be missing. Element
+    types are cast where no value can change (int32 to int64, uint8 to float32), never otherwise.
+    """
+
+    parts: Sequence[_Part]
+    rows: np.ndarray | None = None  # the samples in use, ascending; None: all
+    binding: Binding | None = None
+    folder: _Folder | None = None  # lives as long as data that is read from it
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            _consistent(part, self.parts[0])
+
+    @classmethod
+    def load(cls, path: str | Path) -> CalibrationData:
+        """Data of an .npz file, or of a folder of them in order of their names; ``labels`` is optional.
+
+        Raises:
+            CalibrationError: No such file, not an .npz, damaged, or arrays that disagree on the number of samples.
+        """
+        path = Path(path)
+        files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not files:
+            raise CalibrationError("the folder holds no .npz file", where=str(path))
+        return cls([_Part(str(f), npz.headers(f), partial(npz.read, f)) for f in files])
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None = None) -> CalibrationData:
+        """Data in memory; nothing is copied.
+
+        Raises:
+            CalibrationError: Arrays that disagree on the number of samples, or of Python objects.
+        """
+        named = {k: np.asarray(v) for k, v in arrays.items()}
+        if labels is not None:
+            named[LABELS] = np.asarray(labels)
+        for name, array in named.items():
+            if array.dtype.hasobject and not all(isinstance(v, str) for v in array.flat):
+                raise CalibrationError("holds Python objects, not numbers", where=f"data, array {name!r}")
+        headers = {k: Header(v.shape, v.dtype) for k, v in named.items()}
+        return cls([_Part("data", headers, lambda: named)])
+
+    @classmethod
+    def from_batches(cls, batches: Iterable[Mapping[str, np.ndarray]]) -> CalibrationData:
+        """Data of an iterable that is read once: a generator, a loader that shuffles.
+
+        The batches are kept in a temporary folder for as long as the data lives, so memory holds one at a time.
+        """
+        folder = _Folder()
+        for i, batch in enumerate(batches):
+            npz.save(folder.path / f"{i:08}.npz", {k: np.asarray(v) for k, v in batch.items()})
+        files = sorted(folder.path.glob("*.npz"))
+        parts = [_Part(f"batch {i}", npz.headers(f), partial(npz.read, f)) for i, f in enumerate(files)]
+        return cls(parts, folder=folder)
+
+    def __len__(self) -> int:
+        return sum(p.samples for p in self.parts) if self.rows is None else len(self.rows)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """One label for each sample in order, or None."""
+        if not self.parts or LABELS not in self.parts[0].headers:
+            return None
+        found = [a[LABELS] for a in self._pieces(max(len(self), 1))]
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def bind(self, model: ir.Model) -> CalibrationData:
+        """The same data, whose batches are ready to be fed to ``model`` (and to anything with its inputs).
+
+        Raises:
+            CalibrationError: No sample, an array that is no input, a missing input, a shape or type that does not fit.
+        """
+        if not len(self):
+            raise CalibrationError("there is no sample", where=self.parts[0].where if self.parts else "data")
+        binding = bind(model, [(p.where, p.headers) for p in self.parts])
+        if len(self) < (binding.exact or 1):
+            raise CalibrationError(
+                f"the model takes batches of {binding.exact}, the data has {len(self)} samples",
+                where=self.parts[0].where, fix="Give more samples.",
+            )  # fmt: skip
+        return dataclasses.replace(self, binding=binding)
+
+    def check(self, model: ir.Model) -> None:
+        """Read everything and say what does not fit the model.
+
+        Raises:
+            CalibrationError: As for ``bind``, and for NaN or infinity in the data.
+        """
+        self.bind(model)
+        start = 0
+        for piece in self._pieces(_PIECE):
+            for name, array in piece.items():
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    bad = np.argwhere(~np.isfinite(array))[0]
+                    at = f"data, input {name!r}" + (f", sample {start + bad[0]}" if len(bad) else "")
+                    raise CalibrationError(
+                        f"holds {array[tuple(bad)]}", where=at, fix="Leave out or repair such samples."
+                    )
+            start += _count(piece)
+
+    def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """The samples in order, ``size`` at a time, without labels; fewer where the shape changes and at the end.
+
+        Of bound data: ready feeds, in the size the model fixes if it does (samples that do not fill one are left out).
+        """
+        exact = self.binding.exact if self.binding else None
+        size = exact or size
+        for rows in _fill(self._pieces(size), size):
+            count = _count(rows)
+            if self.binding is None:
+                yield {k: v for k, v in rows.items() if k != LABELS}
+            elif exact is None or count == exact:
+                yield self.binding.feeds(rows, count)
+
+    def take(self, n: int, seed: int = 0) -> CalibrationData:
+        """At most ``n`` samples drawn without replacement, in their original order."""
+        return self._pick(self._shuffled(seed)[: max(n, 0)])
+
+    def split(self, held_out: int, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
+        """(the rest, ``held_out`` samples drawn without replacement), each in the original order.
+
+        Raises:
+            BadRequest: Nothing would be left.
+        """
+        if not 0 <= held_out < len(self):
+            raise BadRequest(f"cannot hold {held_out} of {len(self)} samples out", where="calibration data")
+        order = self._shuffled(seed)
+        return self._pick(order[held_out:]), self._pick(order[:held_out])
+
+    def pick(self, samples: Sequence[int] | np.ndarray) -> CalibrationData:
+        """The samples at these positions, each once, in their original order."""
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return self._pick(rows[np.unique(np.asarray(samples, np.int64))])
+
+    def digest(self) -> str:
+        """SHA-256 over names, element types, shapes and elements; how the samples are spread over files is left out."""
+        hashes = {name: hashlib.sha256() for name in (self.parts[0].headers if self.parts else ())}
+        seen: dict[str, bytes] = {}
+        for piece in self._pieces(_PIECE):
+            for name, array in piece.items():
+                array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+                if array.ndim == 0 and name in seen:
+                    continue
+                head = f"{array.dtype.str}{array.shape[1:]}{array.ndim}".encode()
+                if seen.get(name) != head:
+                    hashes[name].update(head)
+                    seen[name] = head
+                raw = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+                hashes[name].update(raw)
+        text = "".join(f"{name}\0{h.hexdigest()}\n" for name, h in sorted(hashes.items()))
+        return hashlib.sha256(f"{len(self)}\n{text}".encode()).hexdigest()
+
+    def _shuffled(self, seed: int) -> np.ndarray:
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return np.random.default_rng(seed).permutation(rows)
+
+    def _pick(self, rows: np.ndarray) -> CalibrationData:
+        return dataclasses.replace(self, rows=np.sort(rows))
+
+    def _pieces(self, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """The samples in use, labels with them, at most ``size`` at a time and never across two parts."""
+        start = 0
+        for part in self.parts:
+            stop = start + part.samples
+            chosen = np.arange(start, stop) if self.rows is None else self.rows
+            chosen = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)] - start
+            start = stop
+            arrays = part.load() if len(chosen) else {}
+            for i in range(0, len(chosen), size):
+                index = chosen[i : i + size]
+                whole = slice(int(index[0]), int(index[-1]) + 1)
+                where = whole if whole.stop - whole.start == len(index) else index
+                yield {k: np.asarray(a[where] if a.ndim else a) for k, a in arrays.items()}
+
+
+def _consistent(part: _Part, first: _Part) -> None:
+    counts = {k: h.shape[0] for k, h in part.headers.items() if h.shape}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{k} {n}" for k, n in counts.items())
+        raise CalibrationError(f"the arrays disagree on the number of samples ({said})", where=part.where)
+    if odd := sorted(part.headers.keys() ^ first.headers.keys()):
+        raise CalibrationError(
+            f"the arrays are not those of {first.where}", where=f"{part.where}, array {odd[0]!r}",
+            fix=nearest(odd[0], first.headers),
+        )  # fmt: skip
+
+
+def _count(rows: Mapping[str, np.ndarray]) -> int:
+    return next((len(a) for a in rows.values() if a.ndim), 1)
+
+
+def _fill(pieces: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Join neighbours of one shape and type up to ``size`` samples."""
+    held: list[dict[str, np.ndarray]] = []
+    for piece in pieces:
+        if held and _form(held[0]) != _form(piece):
+            yield _join(held)
+            held = []
+        room = size - sum(map(_count, held))
+        held.append(_cut(piece, slice(room)))
+        if _count(piece) >= room:
+            yield _join(held)
+            held = [_cut(piece, slice(room, None))] if _count(piece) > room else []
+    if held:
+        yield _join(held)
+
+
+def _form(rows: Mapping[str, np.ndarray]) -> list[tuple[str, object, object]]:
+    return [(k, a.dtype, a.shape[1:]) for k, a in rows.items()]
+
+
+def _cut(rows: Mapping[str, np.ndarray], where: slice) -> dict[str, np.ndarray]:
+    return {k: a[where] if a.ndim else a for k, a in rows.items()}
+
+
+def _join(held: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if len(held) == 1:
+        return held[0]
+    return {k: np.concatenate([h[k] for h in held]) if a.ndim else a for k, a in held[0].items()}

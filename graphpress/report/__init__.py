@@ -1,0 +1,1 @@
+"""What a compilation did, as data, tables and pages."""

@@ -1,0 +1,182 @@
+"""What a compilation did, as data: the API returns it, the command line prints it, the HTML page draws it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from graphpress.contracts import PassReport, Skip
+from graphpress.graph import edit
+from graphpress.job.gate import GateResult
+from graphpress.keys import SCHEME
+from graphpress.types import Plan
+
+# Operators that hold the weights and do the multiply-adds: what compression is about. MatMul and Attention also
+# multiply two computed values.
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather", "Attention")
+
+
+@dataclass
+class SiteRow:
+    """One operator of the float model and what became of it.
+
+    ``verdict`` is the runtime's: integer, float, fallback, weight-only; empty where there was no audit. ``weights``
+    counts elements, ``macs`` multiply-adds of the audited run, ``microseconds`` of one run. ``sqnr`` is that of its
+    output in dB, ``added`` the noise that its inputs do not explain as a share of its output's power;
+    ``unmeasured`` says why neither is known.
+    """
+
+    node: str
+    op: str
+    scheme: str = ""
+    skip: str = ""
+    weights: int = 0
+    verdict: str = ""
+    kernel: str = ""
+    reason: str = ""
+    microseconds: float = 0.0
+    share: float = 0.0
+    macs: int = 0
+    sqnr: float | None = None
+    added: float = 0.0
+    unmeasured: str = ""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Shares between 0 and 1 of what was reached; ``macs`` is None without an audit."""
+
+    sites: float
+    weights: float
+    macs: float | None
+
+
+@dataclass
+class Report:
+    """Everything there is to say about one compilation."""
+
+    model: str = ""
+    recipe: str = ""
+    target: str = ""
+    seed: int = 0
+    passes: list[PassReport] = field(default_factory=list)
+    plan: Plan | None = None
+    gate: GateResult = field(default_factory=GateResult)
+    metric: dict[str, float] = field(default_factory=dict)  # before, after, allowed: of the user's evaluation
+    reverted: list[str] = field(default_factory=list)  # nodes put back to float to hold max_drop
+    sites: list[SiteRow] = field(default_factory=list)
+    size: dict[str, int] = field(default_factory=dict)  # before, after: bytes of the saved file
+    ops: dict[str, dict[str, int]] = field(default_factory=dict)  # before, after: operator histogram
+    latency: dict[str, float] = field(default_factory=dict)  # before, after (ms), ratio
+    histograms: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the worst sites: PassReport.histograms
+    audit: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
+
+    @property
+    def skips(self) -> list[Skip]:
+        """Every place that was left alone, with the reason, over all passes."""
+        return [s for p in self.passes for s in p.skips]
+
+    @property
+    def warnings(self) -> list[Skip]:
+        """Every place whose scales are degenerate, over all passes."""
+        return [w for p in self.passes for w in p.warnings]
+
+    def coverage(self) -> Coverage:
+        """What share of sites, weights and multiply-adds was rewritten (with an audit: runs on integer kernels)."""
+        reached = [s for s in self.sites if s.scheme]
+        macs = sum(s.macs for s in self.sites)
+        on_integers = sum(s.macs for s in self.sites if s.verdict in ("integer", "weight-only"))
+        return Coverage(
+            len(reached) / max(len(self.sites), 1),
+            sum(s.weights for s in reached) / max(sum(s.weights for s in self.sites), 1),
+            on_integers / macs if macs else None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; infinite figures become None."""
+        data = dataclasses.asdict(dataclasses.replace(self, plan=None, passes=[], gate=GateResult()))
+        data["plan"] = self.plan.to_json() if self.plan else None
+        data["passes"] = [_pass_json(p) for p in self.passes]
+        data["gate"] = self.gate.to_json()
+        data["warnings"] = [dataclasses.asdict(w) for w in self.warnings]
+        data["coverage"] = dataclasses.asdict(self.coverage())
+        return _finite(data)
+
+
+def _pass_json(p: PassReport) -> dict[str, Any]:
+    plain = dataclasses.asdict(dataclasses.replace(p, plan=None, histograms={}, data=None))
+    del plain["histograms"]  # those of the worst sites are in the report
+    del plain["data"]  # the report has its digest
+    return plain | {"plan": p.plan.to_json() if p.plan else None}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def histogram(model: ir.Model) -> dict[str, int]:
+    """Operator types of all graphs, most frequent first."""
+    counts = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in edit.nodes(model))
+    return dict(sorted(counts.items(), key=lambda i: (-i[1], i[0])))
+
+
+def heavy(node: ir.Node) -> bool:
+    """Whether an operator holds weights or multiplies matrices (a Gather only as an embedding)."""
+    if node.domain or node.op_type not in HEAVY:
+        return False
+    return node.op_type != "Gather" or weights(node) > 256
+
+
+def weights(node: ir.Node) -> int:
+    """Elements of the constant float inputs of rank 2 and above, also behind Q/DQ."""
+    return sum(_elements(v) for v in node.inputs if v is not None)
+
+
+def _elements(value: ir.Value) -> int:
+    while (node := value.producer()) is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if node.inputs[0] is None:
+            return 0
+        value = node.inputs[0]
+    tensor = edit.constant_tensor(value)
+    return tensor.size if tensor is not None and len(tensor.shape) >= 2 and tensor.dtype.is_floating_point() else 0
+
+
+def site_rows(before: ir.Model, after: ir.Model, passes: list[PassReport]) -> list[SiteRow]:
+    """A row for each heavy operator of ``before`` and each other operator that has a scheme in ``after``."""
+    schemes = {n.name: s for n in edit.nodes(after) if (s := n.metadata_props.get(SCHEME))}
+    skips = {s.where: s.why for p in passes if p.plan is not None for s in p.skips}
+    rows = []
+    for node in edit.nodes(before):
+        name = node.name or ""
+        if heavy(node) or name in schemes:
+            rows.append(SiteRow(name, node.op_type, schemes.get(name, ""), skips.get(name, ""), weights(node)))
+    return rows
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Each stored tensor once: initializers and Constant values of all graphs."""
+    seen: set[int] = set()
+    for graph in edit.graphs(model):
+        held = [v.const_value for v in graph.initializers.values()] if isinstance(graph, ir.Graph) else []
+        held += [edit.constant_tensor(n.outputs[0]) for n in graph if n.op_type == "Constant" and not n.domain]
+        for tensor in held:
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+
+def stored_bytes(model: ir.Model) -> int:
+    """Bytes of all stored tensors."""
+    return sum(t.nbytes for t in tensors(model))

@@ -1,0 +1,141 @@
+"""Results as plain tables: the terminal and the HTML page draw the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphpress.report.report import Report
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, column names, and rows of ready-made text; ``note`` stands below."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"title": self.title, "rows": [dict(zip(self.columns, r, strict=True)) for r in self.rows]}
+
+
+def size(count: float) -> str:
+    """``3.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def percent(share: float | None) -> str:
+    """``98.2 %``; a dash where there is no figure."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def decibel(value: float | None) -> str:
+    """``23.4 dB``."""
+    if value is None:
+        return "-"
+    return f"{value:.1f} dB" if math.isfinite(value) else ("exact" if value > 0 else "broken")
+
+
+def scheme(text: str) -> str:
+    """A site's schemes in short: ``weight int8 per_channel:0, activation uint8``. An output like that goes unsaid."""
+    kinds: dict[str, dict[str, None]] = {}
+    for part in filter(None, text.split("; ")):
+        edge, dtype, granularity, *flags = [*part.split(), "", ""]
+        words = [dtype, granularity if granularity != "per_tensor" else "", "dynamic" if "dynamic" in flags else ""]
+        kinds.setdefault(edge.partition("[")[0], {})[" ".join(filter(None, words))] = None
+    if kinds.get("output") == kinds.get("activation"):
+        kinds.pop("output", None)
+    return ", ".join(f"{role} {' and '.join(kinds[role])}".strip() for role in sorted(kinds, reverse=True)) or "float"
+
+
+def before_after(report: Report) -> Table:
+    """Size, latency, metric and operators before and after."""
+    rows: list[tuple[str, ...]] = []
+    for key, label in (("file", "file size"), ("weights", "weights")):
+        held = [report.size.get(f"{key}_{when}", 0) for when in ("before", "after")]
+        if all(held):
+            rows.append((label, *map(size, held), f"{held[1] / held[0]:.2f}x"))
+    if report.latency:
+        a, b = report.latency["before"], report.latency["after"]
+        rows.append(("latency, one sample", f"{a:.3f} ms", f"{b:.3f} ms", f"{report.latency['ratio']:.2f}x"))
+    if report.metric:
+        a, b = report.metric["before"], report.metric["after"]
+        rows.append(("metric", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}"))
+    if report.ops:
+        counts = [sum(report.ops[k].values()) for k in ("before", "after")]
+        rows.append(("operators", str(counts[0]), str(counts[1]), f"{counts[1] - counts[0]:+d}"))
+    note = f"back in float to hold the budget: {', '.join(report.reverted)}" if report.reverted else ""
+    return Table("Before and after", ("", "before", "after", "change"), rows, note)
+
+
+def gate(report: Report) -> Table:
+    """The accuracy gate, a row an output."""
+    rows = [
+        (o.name, decibel(o.sqnr), f"{o.cosine:.4f}", percent(o.agreement), f"{o.max_abs:.3g}")
+        for o in report.gate.outputs
+    ]
+    verdict = "passed" if report.gate.passed else "FAILED: " + "; ".join(report.gate.failures)
+    note = f"{verdict} on {report.gate.samples} samples" if rows else "no check"
+    if report.gate.left_out:
+        note += f" ({report.gate.left_out})"
+    return Table("Accuracy gate", ("output", "SQNR", "cosine", "top-1 agreement", "largest error"), rows, note)
+
+
+def coverage(report: Report) -> Table:
+    """Shares reached."""
+    c = report.coverage()
+    rows = [
+        ("sites", percent(c.sites)),
+        ("weights", percent(c.weights)),
+        ("multiply-adds on low-bit kernels", percent(c.macs)),
+    ]
+    note = f"not audited: {report.audit['left_out']}" if "left_out" in report.audit else ""
+    return Table("Coverage", ("of", "reached"), rows, note)
+
+
+def sites(report: Report) -> Table:
+    """A row a site."""
+    rows = [
+        (
+            s.node, s.op, scheme(s.scheme), s.verdict or "-", s.kernel or "-",
+            f"{s.microseconds:.0f}" if s.microseconds else "-", percent(s.share) if s.share else "-",
+            decibel(s.sqnr) + (f" ({s.unmeasured})" if s.unmeasured else ""), s.reason or s.skip,
+        )
+        for s in report.sites
+    ]  # fmt: skip
+    return Table("Sites", ("site", "op", "scheme", "runs as", "kernel", "µs", "time", "SQNR", "why"), rows)
+
+
+def passes(report: Report) -> Table:
+    """A row a pass."""
+    rows = [
+        (p.name, str(p.changed), str(len(p.skips)), f"{1e3 * p.seconds:.1f}", p.checked or "unchanged")
+        for p in report.passes
+    ]
+    return Table("Passes", ("pass", "changed", "skipped", "ms", "numbers"), rows)
+
+
+def skips(report: Report) -> Table:
+    """Every place left alone and why."""
+    rows = [(p.name, s.where, s.why) for p in report.passes for s in p.skips]
+    return Table("Left alone", ("pass", "where", "why"), rows)
+
+
+def warnings(report: Report) -> Table:
+    """Degenerate scales by site."""
+    return Table("Degenerate scales", ("site", "what is wrong"), [(w.where, w.why) for w in report.warnings])
+
+
+def histogram(report: Report) -> Table:
+    """Operators before and after."""
+    before, after = report.ops.get("before", {}), report.ops.get("after", {})
+    rows = [(op, str(before.get(op, 0)), str(after.get(op, 0))) for op in dict.fromkeys([*before, *after])]
+    return Table("Operators", ("op", "before", "after"), rows)

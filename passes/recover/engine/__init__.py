@@ -1,0 +1,1 @@
+"""Training of a rewritten graph: batches, steps, checkpoints, resume."""

@@ -1,0 +1,1 @@
+"""Calibration inputs made from what the model itself has learned."""

@@ -1,0 +1,224 @@
+"""Inputs made from what BatchNormalization has learned: noise, moved until the graph's values have those statistics.
+
+ZeroQ, arXiv:2001.00281, section 3.1. Only the inputs are trained; the graph stays as it is, in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphpress.errors import BadRequest
+from graphpress.passes.recover.engine.student import Module
+from graphpress.passes.recover.inputs.learned import Learned
+from graphpress.runner import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+_EPSILON = 1e-6  # under each square root, as in the released code: no slope of infinity where a channel is constant
+_LEAST_RATE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One input of the graph and what its samples look like.
+
+    Attributes:
+        name: The input.
+        shape: Of one batch.
+        mean: Of its elements; of one element, or one a channel, in a shape that broadcasts to ``shape``.
+        std: Likewise, above 0.
+        low: Smallest value that an element may have; likewise.
+        high: Largest one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class Search:
+    """How inputs are looked for.
+
+    Attributes:
+        iterations: Steps of Adam for each batch.
+        rate: Its learning rate, in standard deviations of the input.
+        patience: Steps without a better loss after which the rate falls to a tenth, down to 1e-4.
+        by_image: Every sample has to have the statistics, not just all of a batch together.
+        seconds: Time for all batches together; inf: no limit.
+    """
+
+    iterations: int
+    rate: float
+    patience: int
+    by_image: bool
+    seconds: float = math.inf
+
+
+@dataclass
+class Distilled:
+    """What came out.
+
+    Attributes:
+        arrays: By input, samples first, float32.
+        first: Loss of the noise, mean over batches.
+        last: Loss of what was made of it.
+        steps: Iterations over all batches.
+    """
+
+    arrays: dict[str, np.ndarray]
+    first: float = 0.0
+    last: float = 0.0
+    steps: int = 0
+
+
+def distil(
+    module: Module, sources: Sequence[Source], known: Sequence[Learned], search: Search, batches: int,
+    seed: int, progress: Progress,
+) -> Distilled:  # fmt: skip
+    """``batches`` batches of inputs, each found on its own from the standard normal distribution.
+
+    The loss is the paper's: squared distances of mean and standard deviation from those learned, summed over channels
+    and values, and those of the input itself in units of its own standard deviation.
+
+    Args:
+        module: Gives the values of ``known`` from inputs; differentiable with respect to these.
+        sources: Every input of the graph; those that ``module`` does not read stay noise.
+        known: What to reach.
+        search: How.
+        batches: How many.
+        seed: Of the noise.
+        progress: Shows the steps.
+
+    Raises:
+        BadRequest: The loss is not finite; names what made it so.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    deadline = time.monotonic() + search.seconds
+    made: list[dict[str, np.ndarray]] = []
+    losses: list[tuple[float, float]] = []
+    steps = iter(progress(range(batches * search.iterations), "distilling inputs", batches * search.iterations))
+    result = Distilled({})
+    for i in range(batches):
+        state = _Batch(module, sources, _Loss.of(known, search.by_image), search, generator)
+        until = time.monotonic() + (deadline - time.monotonic()) / (batches - i)
+        done = 0
+        while done < search.iterations and (done == 0 or time.monotonic() < until):
+            state.step(done)
+            next(steps, None)
+            done += 1
+        made.append(state.arrays())
+        losses.append((state.first, state.loss()))
+        result.steps += done
+    result.arrays = {s.name: np.concatenate([m[s.name] for m in made]) for s in sources}
+    result.first, result.last = (float(np.mean(part)) for part in zip(*losses, strict=True))
+    return result
+
+
+class _Batch:
+    """One batch on its way: z, in standard deviations from the mean of its input, for every input."""
+
+    def __init__(
+        self, module: Module, sources: Sequence[Source], target: _Loss, search: Search, generator: torch.Generator
+    ) -> None:
+        import torch
+
+        self.module, self.sources, self.target = module, sources, target
+        self.z = {s.name: torch.randn(s.shape, generator=generator) for s in sources}
+        self.bounds = {s.name: [torch.from_numpy((v - s.mean) / s.std) for v in (s.low, s.high)] for s in sources}
+        self._confine()
+        trained = [self.z[name].requires_grad_(True) for name in module.inputs]
+        self.adam = torch.optim.Adam(trained, lr=search.rate)
+        self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.adam, patience=search.patience, min_lr=_LEAST_RATE
+        )
+        self.first = math.nan
+
+    def step(self, number: int) -> None:
+        self.adam.zero_grad()
+        loss = self._loss()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise BadRequest(
+                f"the distance from the learned statistics is {value} at iteration {number}",
+                where=f"pass 'zeroq', {self.module.explain(self._inputs()) or 'the loss'}",
+                fix="Give the range that inputs have, or a lower rate.",
+            )
+        loss.backward()
+        self.adam.step()
+        self._confine()
+        self.schedule.step(value)
+        self.first = value if number == 0 else self.first
+
+    def loss(self) -> float:
+        import torch
+
+        with torch.no_grad():
+            return self._loss().item()
+
+    def _loss(self) -> torch.Tensor:
+        own = sum((self.target.normal(self.z[name]) for name in self.module.inputs), start=0.0)
+        return own + self.target(self.module(self._inputs()))
+
+    def _inputs(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        return {
+            s.name: self.z[s.name] * torch.from_numpy(s.std) + torch.from_numpy(s.mean)
+            for s in self.sources if s.name in self.module.inputs
+        }  # fmt: skip
+
+    def _confine(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, (low, high) in self.bounds.items():
+                torch.clamp_(self.z[name], low, high)  # the steps that follow go along the border
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {s.name: np.clip(self.z[s.name].detach().numpy() * s.std + s.mean, s.low, s.high) for s in self.sources}
+
+
+@dataclass(frozen=True, eq=False)
+class _Loss:
+    """Distance of values from their learned statistics."""
+
+    known: Sequence[tuple[str, torch.Tensor, torch.Tensor]]
+    by_image: bool
+
+    @classmethod
+    def of(cls, known: Sequence[Learned], by_image: bool) -> _Loss:
+        import torch
+
+        return cls(
+            [(k.value, torch.tensor(k.mean).float(), torch.tensor(k.std**2 + _EPSILON).sqrt().float()) for k in known],
+            by_image,
+        )
+
+    def __call__(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return sum((self._distance(values[name], mean, std) for name, mean, std in self.known), start=0.0)
+
+    def normal(self, z: torch.Tensor) -> torch.Tensor:
+        """The distance of an input from mean 0 and standard deviation 1 in each channel."""
+        return self._distance(z, 0.0, 1.0)
+
+    def _distance(self, x: torch.Tensor, mean: torch.Tensor | float, std: torch.Tensor | float) -> torch.Tensor:
+        import torch
+
+        positions = range(2, x.ndim)
+        # One position has no standard deviation: over the batch then.
+        alone = self.by_image and math.prod(x.shape[2:]) > 1
+        var, seen = torch.var_mean(x, tuple(positions) if alone else (0, *positions), correction=0)
+        return ((seen - mean) ** 2 + ((var + _EPSILON).sqrt() - std) ** 2).sum(-1).mean()

@@ -1,0 +1,1 @@
+"""Rounding weights so that outputs stay close."""

@@ -1,0 +1,171 @@
+"""GPTQ: round the weights of each layer so that its outputs, not its weights, stay close."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.context import Context
+from graphpress.contracts import Pass, PassReport
+from graphpress.errors import BadRequest
+from graphpress.observe.data import CalibrationData
+from graphpress.observe.moments import Moments, Rows, Sum
+from graphpress.passes.recover.rounding import grids
+from graphpress.passes.recover.rounding.columns import round_layer
+from graphpress.passes.recover.rounding.gptq_state import State
+from graphpress.passes.recover.rounding.grids import Quantized
+from graphpress.passes.recover.rounding.waves import Prefix, waves
+from graphpress.types import Numerics, Stage
+
+
+@dataclass(frozen=True)
+class Gptq(Pass):
+    """Round the weights that stand before Q -> DQ, each rounding error made up for by the weights still to be rounded.
+
+    To be put before ``fold-weights``. Layers are taken in the order of the graph; each sees the inputs that the already
+    rounded model gives. Weights are left float, on their grid. A layer whose outputs on held-out samples come out worse
+    than with rounding to nearest keeps that. Source: Frantar et al., "GPTQ", 2022.
+
+    Attributes:
+        samples: Of the calibration data; an eighth of them is held out.
+        batch_size: Samples at a time.
+        damping: Added to the diagonal of the Hessian, as a share of its mean.
+        act_order: Settle the columns with the loudest inputs first. Scales of groups are then found beforehand; without
+            it, from the weights as they stand when their group is reached.
+        observer: How scales are found: ``keep`` those of the graph; ``minmax`` or ``mse`` of the weights; ``loss``: mse
+            with each weight's error counted by what it costs the output.
+        block: Columns between two updates of all later ones; at least the group size.
+        largest: Inputs of a layer (times the kernel's elements) up to which it is taken. Memory grows with their square
+            (8,192: some 3 GB), time with their cube.
+        state: A file that keeps what is done: an interrupted run, made again, goes on to the identical result.
+    """
+
+    samples: int = 128
+    batch_size: int = 8
+    damping: float = 0.01
+    act_order: bool = True
+    observer: Literal["keep", "minmax", "mse", "loss"] = "loss"
+    block: int = 128
+    largest: int = 8192
+    state: str | None = None
+
+    name = "gptq"
+    numerics = Numerics.LOSSY
+    needs = (Stage.QDQ,)
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        """Rewrite the weights of ``model``.
+
+        Raises:
+            BadRequest: There is no data or nothing to run it on; an option out of range.
+            CalibrationError: The data does not fit the model.
+        """
+        self._check(ctx)
+        assert ctx.data is not None and ctx.run is not None
+        layers = [q for q in grids.find(model, report) if self._takes(q, report)]
+        if layers:
+            _Job(self, model, ctx, report, layers, ctx.data.bind(model)).run()
+
+    def _takes(self, q: Quantized, report: PassReport) -> bool:
+        width = math.prod(q.layer.shape[1:])
+        if width > self.largest:
+            report.skip(q.layer.node, f"it has {width} inputs, over the {self.largest} of option 'largest'")
+        return width <= self.largest
+
+    def _check(self, ctx: Context) -> None:
+        if ctx.data is None or ctx.run is None:
+            raise BadRequest(
+                "needs the inputs of layers", where="gptq",
+                fix="Give calibration data (--data), or leave gptq out of the recipe.",
+            )  # fmt: skip
+        for option, least in (("samples", 1), ("batch_size", 1), ("block", 1)):
+            if getattr(self, option) < least:
+                raise BadRequest(f"must be at least {least}", where=f"gptq: option {option!r}")
+        if not 0 <= self.damping <= 1:
+            raise BadRequest("is a share of the mean, from 0 to 1", where="gptq: option 'damping'")
+
+
+@dataclass
+class _Job:
+    options: Gptq
+    model: ir.Model
+    ctx: Context
+    report: PassReport
+    layers: Sequence[Quantized]
+    data: CalibrationData
+    gains: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        assert self.ctx.run is not None
+        options = self.options
+        data = self.data.take(options.samples, self.ctx.seed)
+        fit, held = split(data, self.ctx.seed)
+        batches = list(fit.batches(options.batch_size))
+        self.fitted = len(batches)
+        prefix = Prefix.of(self.model, self.ctx.run, [*batches, *held.batches(options.batch_size)])
+        state = State.of(options.state, options.options(), self.model, data, self.ctx.seed)
+        plan = waves(self.model.graph, [q.layer.node for q in self.layers])
+        try:
+            for wave in self.ctx.progress(plan, "gptq", len(plan)):
+                prefix.advance(wave.live)
+                self.wave([self.layers[i] for i in wave.nodes], prefix, state)
+                state.save()
+        finally:
+            state.save(now=True)
+        self.report.metrics["error against rounding to nearest"] = round(float(np.mean(self.gains or [1.0])), 4)
+
+    def wave(self, layers: Sequence[Quantized], prefix: Prefix, state: State) -> None:
+        """Settle layers that do not depend on one another."""
+        todo = [q for q in layers if not state.restore(q)]
+        for q, (seen, unseen) in zip(todo, self.moments(prefix, todo), strict=True):
+            state.keep(q, self.settle(q, seen, unseen))
+        self.note(layers, state)
+
+    def moments(self, prefix: Prefix, layers: Sequence[Quantized]) -> Iterator[tuple[Moments, Moments]]:
+        """Of what each layer reads: over the samples to fit to, over those held out."""
+        rows = [Rows.of(q.layer.node) for q in layers]
+        parts = [{r: Sum() for r in rows} for _ in range(2)]
+        values = prefix.values(list(dict.fromkeys(r.value for r in rows)))
+        for part, batches in zip(parts, (islice(values, self.fitted), values), strict=True):
+            for batch in batches:
+                for r, total in part.items():
+                    total.update(r, batch[r.value])
+        for r in rows:
+            seen, unseen = (part[r] for part in parts)
+            yield seen.moments(), (unseen if unseen.count else seen).moments()
+
+    def settle(self, q: Quantized, seen: Moments, unseen: Moments) -> float:
+        """Round one layer; the error that is left, as a share of that of rounding to nearest (1 where that is kept)."""
+        options, weight = self.options, q.weight()
+        nearest = q.rounded(q.params())
+        rounded, params = round_layer(
+            q, seen, damping=options.damping, block=options.block, act_order=options.act_order,
+            observer=options.observer,
+        )  # fmt: skip
+        before, after = unseen.error(nearest - weight), unseen.error(rounded - weight)
+        if not after <= before:
+            q.write(nearest, q.params())
+            return 1.0
+        q.write(rounded, params)
+        return after / before if before else 1.0
+
+    def note(self, layers: Sequence[Quantized], state: State) -> None:
+        for q in layers:
+            gain = state.gain(q)
+            self.gains.append(gain)
+            self.report.changed += gain < 1.0
+            if gain >= 1.0:
+                self.report.skip(q.layer.node, "rounding to nearest is no worse on held-out samples, and was kept")
+
+
+def split(data: CalibrationData, seed: int) -> tuple[CalibrationData, CalibrationData]:
+    """(to fit to, an eighth held out); the same twice where there are too few."""
+    exact = (data.binding.exact if data.binding else None) or 1
+    held = max(len(data) // 8 // exact, 1) * exact
+    return data.split(held, seed) if len(data) >= 2 * held and len(data) > 1 else (data, data)

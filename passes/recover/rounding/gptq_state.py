@@ -1,0 +1,90 @@
+"""What GPTQ has settled, on disk, so that a run that was interrupted goes on where it stood."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.errors import BadRequest, GraphpressError
+from graphpress.observe import checkpoint, npz
+from graphpress.observe.data import CalibrationData
+from graphpress.passes.quantizers.affine import QParams
+from graphpress.passes.recover.rounding.grids import Quantized
+
+_INTERVAL = 5.0  # seconds between two saves
+_KEY = "graphpress.gptq"
+
+
+@dataclass
+class State:
+    """Settled layers: weight, scale, zero point and gain of each."""
+
+    path: Path | None
+    key: str
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    gains: dict[str, float] = field(default_factory=dict)
+    saved: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(
+        cls, path: str | None, options: Mapping[str, Any], model: ir.Model, data: CalibrationData, seed: int
+    ) -> State:
+        """What the file holds of this job: this model, these options, this data; else nothing.
+
+        Raises:
+            BadRequest: The file is something else; it is not touched.
+        """
+        if path is None:
+            return cls(None, "")
+        file, asked = Path(path), {**options, "state": None}
+        job = f"{checkpoint.key(model, {}, data.digest())} {asked} {seed}"
+        made = cls(file, hashlib.sha256(job.encode()).hexdigest())
+        if file.exists():
+            made._load(file)
+        return made
+
+    def _load(self, path: Path) -> None:
+        try:
+            arrays = {name: np.array(a) for name, a in npz.read(path).items()}  # the file will be written anew
+            found = str(arrays.pop(_KEY))
+        except (GraphpressError, KeyError) as e:
+            raise BadRequest("the file is no state of gptq", where=str(path), fix="Delete it or name another.") from e
+        if found == self.key:
+            self.arrays = arrays
+            self.gains = {n.removeprefix("gain "): float(a) for n, a in arrays.items() if n.startswith("gain ")}
+
+    def restore(self, q: Quantized) -> bool:
+        """Write what is known of a layer into it; whether anything is."""
+        if q.name not in self.gains:
+            return False
+        weight, scale, zero = (self.arrays[f"{what} {q.name}"] for what in ("weight", "scale", "zero"))
+        params = q.params()
+        q.write(weight, QParams(scale, zero.astype(params.zero_point.dtype)))
+        return True
+
+    def keep(self, q: Quantized, gain: float) -> None:
+        """Note a layer as it stands in the graph."""
+        self.gains[q.name] = gain
+        if self.path is not None:
+            params = q.params()
+            self.arrays |= {
+                f"weight {q.name}": q.weight(), f"scale {q.name}": params.scale,
+                f"zero {q.name}": params.zero_point.astype(np.int32), f"gain {q.name}": np.asarray(gain),
+            }  # fmt: skip
+
+    def gain(self, q: Quantized) -> float:
+        """The error of a layer as a share of rounding to nearest's."""
+        return self.gains[q.name]
+
+    def save(self, *, now: bool = False) -> None:
+        """Write the file if it is some seconds old, or ``now``; the old one stays until the new is complete."""
+        if self.path is not None and (now or time.monotonic() - self.saved >= _INTERVAL):
+            npz.save(self.path, {_KEY: np.asarray(self.key), **self.arrays})
+            self.saved = time.monotonic()

@@ -1,0 +1,157 @@
+"""The order in which layers are settled, each on what those before it give, and the values that are kept on the way."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.graph import edit
+from graphpress.graph.cut import cut
+from graphpress.observe import npz
+from graphpress.observe.collect import ahead
+from graphpress.runner import Arrays, Executor
+
+MEMORY = 1 << 30  # bytes of kept values; more lie in a temporary folder
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Layers that do not depend on one another.
+
+    Attributes:
+        nodes: The layers, as positions in the list that was given.
+        live: Names of the values that the graph from the first of them on reads; all layers of earlier waves are
+            before that. What follows from constants alone, as a weight behind Q -> DQ, is not kept: it may change.
+    """
+
+    nodes: tuple[int, ...]
+    live: tuple[str, ...]
+
+
+def waves(graph: ir.Graph, layers: Sequence[ir.Node]) -> list[Wave]:
+    """Waves of layers of a graph; each as early as what it reads allows."""
+    order = list(graph)
+    place = {node: i for i, node in enumerate(order)}
+    pending = sorted(range(len(layers)), key=lambda i: place[layers[i]])
+    found, fixed = [], _fixed(order)
+    while pending:
+        start = place[layers[pending[0]]]
+        tainted: set[ir.Value] = set()
+        waiting = {layers[i] for i in pending}
+        for node in order[start:]:
+            if node in waiting or any(v in tainted for v in edit.reads(node)):
+                tainted.update(node.outputs)
+        ready = tuple(i for i in pending if not any(v in tainted for v in edit.reads(layers[i])))
+        needed = _ancestors(order, [layers[i] for i in pending])
+        found.append(Wave(ready, tuple(v.name or "" for v in _live(order, start, needed) if v not in fixed)))
+        pending = [i for i in pending if i not in ready]
+    return found
+
+
+def _ancestors(order: Sequence[ir.Node], layers: Sequence[ir.Node]) -> set[ir.Node]:
+    """The nodes that the layers' inputs are computed with, and the layers."""
+    found, wanted = set(layers), {v for n in layers for v in edit.reads(n)}
+    for node in reversed(order):
+        if node in found or any(o in wanted for o in node.outputs):
+            found.add(node)
+            wanted.update(edit.reads(node))
+    return found
+
+
+def _live(order: Sequence[ir.Node], start: int, needed: set[ir.Node]) -> list[ir.Value]:
+    made = {o for n in order[start:] for o in n.outputs}
+    read = dict.fromkeys(v for n in order[start:] if n in needed for v in edit.reads(n))
+    return [v for v in read if v not in made and not edit.is_constant(v)]
+
+
+def _fixed(order: Sequence[ir.Node]) -> set[ir.Value]:
+    """Values that are computed from constants alone."""
+    found: set[ir.Value] = set()
+    for node in order:
+        if all(v in found or edit.is_constant(v) for v in edit.reads(node)):
+            found.update(node.outputs)
+    return found
+
+
+@dataclass
+class Prefix:
+    """The values of a graph at one place of its order, batch by batch, on the graph as it stands.
+
+    Attributes:
+        model: Its nodes before that place do not change any more.
+        execute: Builds runners of parts of the model.
+        names: The values that are kept.
+        store: The batches.
+    """
+
+    model: ir.Model
+    execute: Executor
+    names: tuple[str, ...]
+    store: Store
+
+    @classmethod
+    def of(cls, model: ir.Model, execute: Executor, batches: Iterable[Arrays]) -> Prefix:
+        """At the very start; types that the graph does not know are inferred."""
+        if any(o.type is None for n in model.graph for o in n.outputs):
+            from onnx_ir.passes.common import ShapeInferencePass
+
+            ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+        names = tuple(v.name or "" for v in model.graph.inputs if not edit.is_constant(v))
+        return cls(model, execute, names, Store.of(batches))
+
+    def advance(self, names: Sequence[str]) -> None:
+        """Go on to the place where ``names`` are live."""
+        self.store = Store.of(self._computed(names))
+        self.names = tuple(names)
+
+    def values(self, names: Sequence[str]) -> Iterator[Arrays]:
+        """These values of every batch, which the kept ones are enough to compute."""
+        return self._computed(names)
+
+    def _computed(self, names: Sequence[str]) -> Iterator[Arrays]:
+        kept = [n for n in names if n in self.names]
+        new = [n for n in names if n not in self.names]
+        run = self._runner(new) if new else lambda batch: {}
+        return ahead(lambda batch: {n: batch[n] for n in kept} | run(batch), self.store)
+
+    def _runner(self, new: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
+        runner = self.execute(cut(self.model, self.names, new), new)
+        return lambda batch: runner({n: batch[n] for n in runner.input_names})
+
+
+@dataclass
+class Store:
+    """Batches of arrays in memory, those beyond ``MEMORY`` in a folder that goes with the store."""
+
+    batches: list[Arrays | Path] = field(default_factory=list)
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, batches: Iterable[Arrays], memory: int = MEMORY) -> Store:
+        made, held = cls(), 0
+        for batch in batches:
+            held += sum(a.nbytes for a in batch.values())
+            made.batches.append(dict(batch) if held <= memory else made._put(batch))
+        return made
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Arrays]:
+        for batch in self.batches:
+            yield npz.read(batch) if isinstance(batch, Path) else batch
+
+    def _put(self, batch: Arrays) -> Path:
+        if self.folder is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="graphpress-values-"))
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        path = self.folder / f"{len(self.batches):06}.npz"
+        npz.save(path, {n: np.ascontiguousarray(a) for n, a in batch.items()})
+        return path

@@ -1,0 +1,1 @@
+"""Where the channels of a value come from and go to."""

@@ -1,0 +1,93 @@
+"""What rotation and its kin see in a model, as data: streams, norms, heads, MLP pairs, embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from graphpress.graph import edit
+from graphpress.passes.structure.channels.carry import Weight, by_node
+from graphpress.passes.structure.layers.heads import Heads, find_heads
+from graphpress.passes.structure.layers.norms import Norm, find_norms
+from graphpress.passes.structure.layers.pairs import find_pairs
+from graphpress.passes.structure.layers.streams import Stream, find_streams
+
+
+@dataclass
+class Anatomy:
+    """Rows of named figures, JSON-able.
+
+    Attributes:
+        streams: name, width, sums, writers, readers, norms, and what keeps it from changing basis.
+        norms: name, kind, width, gain, and the stream it reads.
+        heads: name, size, query and key heads, the layers that its values come from and go to, and what is in the way.
+        pairs: the activation, width, and the layers that read it.
+        embeddings: name, rows, width, and the stream it writes.
+    """
+
+    streams: list[dict[str, Any]] = field(default_factory=list)
+    norms: list[dict[str, Any]] = field(default_factory=list)
+    heads: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    embeddings: list[dict[str, Any]] = field(default_factory=list)
+
+
+def anatomy(model: ir.Model) -> Anatomy:
+    """The structure of all graphs of a model outside functions."""
+    found = Anatomy()
+    for graph in [g for g in edit.graphs(model) if isinstance(g, ir.Graph)]:
+        norms = by_node(find_norms(graph))
+        streams = find_streams(graph, norms)
+        found.streams += [_stream(s) for s in streams]
+        found.norms += [_norm(n, streams) for n in dict.fromkeys(norms.values())]
+        found.heads += [_heads(h, norms) for h in find_heads(graph)]
+        found.pairs += [
+            {"activation": p.activation.name, "width": p.width, "layers": [v.node.name for v in p.down]}
+            for p in find_pairs(graph)
+        ]
+        found.embeddings += [_embedding(w, s) for s in streams for w in s.writers if w.node.op_type == "Gather"]
+    return found
+
+
+def _stream(stream: Stream) -> dict[str, Any]:
+    return {
+        "name": stream.name,
+        "width": stream.width,
+        "sums": stream.sums,
+        "writers": [w.name for w in stream.writers],
+        "readers": [r.name for r in stream.readers],
+        "norms": [n.name for n in stream.norms],
+        "blocked": [f"{b.where}: {b.why}" for b in stream.carried.blocks],
+    }
+
+
+def _norm(norm: Norm, streams: list[Stream]) -> dict[str, Any]:
+    gain = norm.gain_array()
+    return {
+        "name": norm.name,
+        "kind": "layer" if norm.centred else "rms",
+        "width": norm.width,
+        "gain": "none" if gain is None else "uniform" if norm.uniform() else "own",
+        "stream": next((s.name for s in streams if norm.input in s.carried.members), ""),
+    }
+
+
+def _heads(heads: Heads, norms: dict[ir.Node, Norm]) -> dict[str, Any]:
+    carried = heads.values(norms)
+    return {
+        "name": heads.name,
+        "size": heads.size,
+        "heads": heads.count,
+        "key_heads": heads.key_count,
+        "values_from": [w.name for w in carried.side("writer") if not w.constant],
+        "values_to": [w.name for w in carried.side("reader")],
+        "blocked": [f"{b.where}: {b.why}" for b in carried.blocks],
+    }
+
+
+def _embedding(weight: Weight, stream: Stream) -> dict[str, Any]:
+    tensor = edit.constant_tensor(weight.node.inputs[weight.slot])
+    rows = tensor.shape.numpy()[0] if tensor is not None else None
+    return {"name": weight.name, "rows": rows, "width": stream.width, "stream": stream.name}

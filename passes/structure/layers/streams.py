@@ -1,0 +1,84 @@
+"""Residual streams: classes of values tied by sums, norms and reshapes, with the weights that write and read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphpress.graph import edit
+from graphpress.passes.structure.channels.carry import Carried, Weight, by_node, follow
+from graphpress.passes.structure.channels.place import whole
+from graphpress.passes.structure.layers.norms import Norm, find_norms
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A class of values that must change basis together.
+
+    Attributes:
+        seed: One of its values, which gives it a name.
+        width: Its channels.
+        carried: Its values, weights, norms, and what keeps it from changing basis.
+    """
+
+    seed: ir.Value
+    width: int
+    carried: Carried
+
+    @property
+    def name(self) -> str:
+        return self.seed.name or "?"
+
+    @property
+    def writers(self) -> list[Weight]:
+        """Layers, embeddings and constants that write it."""
+        return self.carried.side("writer")
+
+    @property
+    def readers(self) -> list[Weight]:
+        """Layers that read it, directly or behind a norm."""
+        return self.carried.side("reader")
+
+    @property
+    def norms(self) -> list[Norm]:
+        return list(self.carried.norms)
+
+    @property
+    def sums(self) -> int:
+        """Sums of two of its values: the places where branches join."""
+        nodes = {data["node"] for _, _, data in self.carried.ties.edges(data=True)}
+        return sum(n.op_type in ("Add", "Sum") and not any(map(edit.is_constant, n.inputs)) for n in nodes)
+
+
+def find_streams(graph: ir.Graph, norms: Mapping[ir.Node, Norm] | None = None) -> list[Stream]:
+    """The residual streams of one graph, in order of their first value: what norms read, and sums of branches."""
+    norms = by_node(find_norms(graph)) if norms is None else norms
+    seen: set[ir.Value] = set()
+    streams = []
+    for seed, axis in _seeds(graph, norms):
+        place = whole(seed, axis)
+        if seed in seen or place is None:
+            continue
+        carried = follow(seed, place, norms, through=True)
+        seen |= carried.members.keys()
+        stream = Stream(seed, place.extent, carried)
+        if stream.sums:
+            streams.append(stream)
+    return streams
+
+
+def _seeds(graph: ir.Graph, norms: Mapping[ir.Node, Norm]) -> list[tuple[ir.Value, int]]:
+    """Values with the axis of their channels: inputs of norms, and sums with what a layer gives."""
+    seeds: list[tuple[ir.Value, int]] = []
+    for node in graph:
+        norm = norms.get(node)
+        if norm is not None and norm.node is node:
+            seeds.append((norm.input, -1))
+        elif norm is None and node.op_type == "Add" and node.domain == "":
+            makers = [v.producer() for v in node.inputs if v is not None and not edit.is_constant(v)]
+            kinds = {m.op_type for m in makers if m is not None} & {"MatMul", "Gemm", "Conv"}
+            if len(makers) == 2 and kinds:
+                seeds.append((node.outputs[0], 1 if "Conv" in kinds else -1))
+    return seeds

@@ -1,0 +1,189 @@
+"""The budget: what goes back to float, in which order, after how many compilations; held to brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import graphpress as gp
+from graphpress.errors import BadRequest, GateError
+from graphpress.job import hold_drop
+from graphpress.job.compile import _data
+from graphpress.job.job import Clock, Job
+from graphpress.job.models import as_model
+from graphpress.observe import collect
+from graphpress.observe.memo import Recall
+from graphpress.passes.quantize.quantize import Quantize
+from graphpress.recipe import Recipe
+from graphpress.target import Target
+from tests import kit
+
+LAYERS = ["one", "two", "three", "four"]
+WIDTH, CLASSES, SAMPLES = 16, 4, 200
+
+
+def model(fragile: tuple[str, ...] = ("two",)) -> ir.Model:
+    """A residual chain of MatMuls. A fragile layer takes one huge and constant input that its weights cancel: its
+    activations have one scale, which that input coarsens."""
+    shapes = ", ".join(f"float[{WIDTH}, {WIDTH}] w_{n}, float[{WIDTH}] p_{n}, float[{WIDTH}] q_{n}" for n in LAYERS)
+    lines, x = [], "x"
+    for n in LAYERS:
+        lines.append(f"[up_{n}] u_{n} = Add({x}, p_{n}) [{n}] m_{n} = MatMul(u_{n}, w_{n}) ")
+        lines.append(f"[down_{n}] d_{n} = Add(m_{n}, q_{n}) [tanh_{n}] t_{n} = Tanh(d_{n}) ")
+        x = f"t_{n}"
+    text = f"g (float[N, {WIDTH}] x, {shapes}, float[{WIDTH}, {CLASSES}] w) => (float[N, {CLASSES}] y) {{ "
+    made = kit.parse(text + "".join(lines) + f"[head] y = MatMul({x}, w) }}")
+    rng = np.random.default_rng(1)
+    for value in list(made.graph.inputs[1:]):
+        array = rng.normal(size=[int(d) for d in value.shape]).astype(np.float32) / math.sqrt(WIDTH) * 1.5
+        name = value.name.partition("_")[2]
+        if value.name.startswith(("p_", "q_")):
+            array[:] = 0
+        if value.name.startswith("p_") and name in fragile:
+            array[0] = 1000.0
+        if value.name.startswith("w_") and name in fragile:
+            array[0] = 0.0
+        made.graph.inputs.remove(value)
+        value.const_value = ir.tensor(array, name=value.name)
+        made.graph.register_initializer(value)
+    return made
+
+
+def data(made: ir.Model) -> dict[str, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(SAMPLES, WIDTH)).astype(np.float32)
+    return {"x": x, "labels": kit.run(made, {"x": x})["y"].argmax(1)}
+
+
+RECIPE = Recipe("test", (Quantize(op_types=("MatMul",)),), gate=gp.Recipe.load("w8a8").gate)
+RECIPE = RECIPE.set(["gate.min_sqnr=-99", "gate.min_cosine=0", "gate.min_agreement=0"])
+
+
+def compile_(made: ir.Model, given: dict[str, np.ndarray], **options) -> gp.Report:
+    return gp.compile(made, RECIPE, given, prove=False, **options)[1]
+
+
+def test_the_fragile_layer_goes_back_to_float_and_only_it() -> None:
+    made = model()
+    given = data(made)
+    free = compile_(made, given)
+    assert free.metric["before"] == 100
+    assert free.metric["after"] < 90
+    held = compile_(made, given, max_drop=5.0)
+    assert held.reverted == ["two"]
+    assert held.metric["after"] >= held.metric["before"] - 5.0
+    assert held.metric["allowed"] == 5.0
+    assert {s.node: s.skip for s in held.sites if not s.scheme} == {"two": hold_drop.REVERTED}
+
+
+def test_nothing_goes_back_when_the_budget_holds_already() -> None:
+    made = model(fragile=())
+    held = compile_(made, data(made), max_drop=10.0)
+    assert held.reverted == []
+
+
+def test_a_budget_that_nothing_holds_is_a_gate_error() -> None:
+    made = model()
+    calls = itertools.count()
+
+    def falling(runner: object) -> float:
+        return 10.0 if next(calls) == 1 else 0.0  # the second model to be measured is the float one
+
+    with pytest.raises(GateError, match="even with every site in float"):
+        compile_(made, data(made), max_drop=0.5, evaluate=falling)
+
+
+def test_a_function_from_python_is_the_metric() -> None:
+    made = model()
+    given = data(made)
+    x = given["x"][:50]
+    truth = kit.run(made, {"x": x})["y"]
+
+    def closeness(runner: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> float:
+        return -float(np.abs(runner({"x": x})["y"] - truth).max())
+
+    del given["labels"]
+    held = compile_(made, given, max_drop=0.2, evaluate=closeness)
+    assert held.reverted == ["two"]
+    assert held.metric["before"] == pytest.approx(0, abs=1e-4)
+    assert -0.2 <= held.metric["after"] < 0
+
+
+def test_a_budget_without_a_metric_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model()
+    given = data(made)
+    del given["labels"]
+    monkeypatch.setattr(Job, "once", lambda *_: pytest.fail("it was compiled"))
+    with pytest.raises(BadRequest, match="labels"):
+        compile_(made, given, max_drop=1.0)
+    for odd in (-1.0, math.nan, math.inf):
+        with pytest.raises(BadRequest, match="from 0 up"):
+            compile_(made, data(made), max_drop=odd)
+
+
+def job(made: ir.Model) -> Job:
+    work = Job(as_model(made), RECIPE, Target.load("ort-cpu"), 0, gp.Context().progress, Clock())
+    work.take(_data(data(made)), None)
+    work.calibrate = Recall()
+    return work
+
+
+def test_the_order_is_that_of_the_noise_each_site_alone_brings() -> None:
+    """Brute force: each layer quantized alone, by hand, against the float outputs."""
+    made = model(fragile=("two", "three"))
+    work = job(made)
+    order = hold_drop.rank(work, work.once(RECIPE))
+    feeds = next(iter(work.held_out.take(hold_drop.RANK_SAMPLES, 0).batches(64)))
+    truth = kit.run(made, feeds)["y"].astype(np.float64)
+    noise = {}
+    for name in [*LAYERS, "head"]:
+        others = tuple(n for n in [*LAYERS, "head"] if n != name)
+        alone = Recipe("alone", (Quantize(op_types=("MatMul",), ignore=others),), gate=RECIPE.gate)
+        noise[name] = float(((kit.run(work.once(alone).portable, feeds)["y"] - truth) ** 2).sum())
+    assert order == sorted(noise, key=lambda n: -noise[n])
+    assert set(order[:2]) == {"two", "three"}
+
+
+def test_compilations_are_few_and_calibration_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model(fragile=("one", "two", "three"))
+    trials, observed = [], []
+    once = Job.once
+    monkeypatch.setattr(Job, "once", lambda self, recipe: trials.append(recipe) or once(self, recipe))
+    real = collect._Run.run
+    monkeypatch.setattr(collect._Run, "run", lambda self, size: observed.append(1) or real(self, size))
+    held = compile_(made, data(made), max_drop=3.0)
+    assert set(held.reverted) == {"one", "two", "three"}
+    assert len(trials) <= 2 * math.ceil(math.log2(len(LAYERS) + 1)) + 1
+    assert len(observed) == 1
+
+
+def test_names_that_look_like_patterns_are_taken_exactly() -> None:
+    recipe = hold_drop.without(Recipe("r", (Quantize(sites={"a*": "int4"}),)), ["a*b[0]", "re:x"])
+    step = recipe.passes[0]
+    made = kit.parse("g (float[2] x) => (float[2] z) { [n1] y = Relu(x) [n2] z = Relu(y) }")
+    made.graph[0].name, made.graph[1].name = "a*b[0]", "re:x"
+    from graphpress.graph import selectors
+
+    assert [selectors.match(s, made.graph, "")[0].name for s in step.ignore] == ["a*b[0]", "re:x"]
+    assert list(step.sites.values()) == ["int4", "float", "float"]
+
+
+def test_a_site_map_does_not_keep_a_site_from_going_back() -> None:
+    made = model()
+    recipe = Recipe("m", (Quantize(op_types=("MatMul",), sites={"two": "int8 mse"}),), gate=RECIPE.gate)
+    held = gp.compile(made, recipe, data(made), prove=False, max_drop=5.0)[1]
+    assert held.reverted == ["two"]
+
+
+def test_what_is_recalled_equals_what_is_collected() -> None:
+    made = model()
+    work = job(made)
+    fresh = work.once(RECIPE)
+    again = work.once(RECIPE)
+    kit.assert_same_structure(fresh.portable, again.portable)
+    work.calibrate = None
+    kit.assert_same_structure(fresh.portable, work.once(RECIPE).portable)
