@@ -192,7 +192,7 @@ _PATHS: tuple[dict[Port, int], ...] = (_SUMMED, {(IN, 1): -1, (OUT, 0): -1}, {(I
 
 def _computed(ask: Ask) -> Answer:
     """The axis that is summed over meets itself; rows of the first and columns of the second operand go on."""
-    shapes = [ask.shape(0), ask.shape(1), ask.shape(None)]
+    shapes = [ask.shape(0), ask.shape(1)]
     if any(s is None or len(s) < 2 for s in shapes):
         return "the ranks around its MatMul are not known, or it is by a vector"
     rank = max(len(s) for s in shapes if s is not None)
@@ -203,7 +203,7 @@ def _computed(ask: Ask) -> Answer:
         return "the channels are a batch axis of its MatMul, or rows and columns"
     if path is _SUMMED and ask.move is not Move.ROTATE:
         return "it multiplies computed channels"
-    return _on_path(ask, lanes, path)
+    return "the shape of a MatMul is not known" if ask.shape(None) is None else _on_path(ask, lanes, path)
 
 
 def _on_path(ask: Ask, lanes: Lanes, path: dict[Port, int]) -> Answer:

@@ -197,9 +197,9 @@ def sources(flat: np.ndarray, new: np.ndarray) -> np.ndarray:
     return found
 
 
-def reorder(roots: np.ndarray, new: np.ndarray) -> Change:
+def reorder(new: np.ndarray) -> Change:
     """Channels change places; see ``sources``."""
-    return lambda array, lanes: array[..., sources(roots[lanes], new)]
+    return lambda array, lanes: array[..., sources(lanes, new)]
 
 
 def keep(kept: np.ndarray) -> Change:

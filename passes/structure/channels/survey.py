@@ -12,7 +12,7 @@ Only the main graph is followed; what a body of If, Loop or Scan reads stays in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ import onnx_ir as ir
 from graphpress.graph import edit
 from graphpress.passes.structure.channels.ask import IN, OUT, READER, Ask, Holder, Move, Said
 from graphpress.passes.structure.channels.lanes import Lanes, along, dims, operand, slim, varying
+from graphpress.passes.structure.channels.ledger import Ledger, keep, reorder
 from graphpress.passes.structure.channels.rules import answer
 from graphpress.passes.structure.layers.linear import FLOATS, Linear, linear
 
@@ -124,7 +125,7 @@ class Survey:
         for out in node.outputs:
             if (lanes := self.lanes.get(out)) is not None and (lanes < 0).any():
                 self.fill(out, lanes, held=untold)
-        if (made := self.made(node)) is not None and node.outputs[0] not in self.lanes:
+        if node.outputs[0] not in self.lanes and (made := self.made(node)) is not None:
             said = answer(Ask(node, (OUT, 0), made, self.move))
             if isinstance(said, Said):
                 self.take(node, said)
@@ -210,3 +211,31 @@ def survey(model: ir.Model, move: Move = Move.PERMUTE) -> Survey:
         elif any(u.node.graph is not model.graph for u in value.uses()):
             found.hold(lanes, "a body of If, Loop or Scan reads them")
     return found
+
+
+def permute(found: Survey, new: np.ndarray) -> int:
+    """Let every constant follow ``new``: for each root the one that takes its places. Returns how many changed."""
+    roots, ledger, change = found.roots(), Ledger(), reorder(new)
+    for holder in found.holders.values():
+        lanes = roots[holder.lanes]
+        if (new[lanes] != lanes).any():
+            ledger.add(replace(holder, lanes=lanes), change)
+    return ledger.write(equal=False)
+
+
+def narrow(found: Survey, kept: np.ndarray) -> int:
+    """Keep the channels that are marked (of each root), and forget the sizes of values that lose some.
+
+    Args:
+        found: Made for ``Move.SLICE``.
+        kept: Booleans by channel; only members of ``groups`` may go.
+    """
+    roots, ledger, change = found.roots(), Ledger(), keep(kept)
+    for holder in found.holders.values():
+        lanes = roots[holder.lanes]
+        if not kept[lanes].all():
+            ledger.add(replace(holder, lanes=lanes), change)
+    for value, lanes in found.lanes.items():
+        if not kept[roots[lanes]].all() and value.shape is not None:
+            value.shape = ir.Shape([None if a in varying(lanes) else d for a, d in enumerate(value.shape)])
+    return ledger.write()
