@@ -137,7 +137,7 @@ class Ask:
         return Said(ends, tuple(held), **more)  # type: ignore[arg-type]
 
 
-Place: TypeAlias = Callable[[Ask], Answer]
+Locate: TypeAlias = Callable[[Ask], Answer]
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,12 @@ class Rule:
     """One line of the table.
 
     Attributes:
-        place: Where the channels are at the other ports; it may refuse what depends on operands.
+        locate: Where the channels are at the other ports; it may refuse what depends on operands.
         moves: Those that the operator lets pass, or takes up.
         why: The reason for the others.
     """
 
-    place: Place
+    locate: Locate
     moves: frozenset[Move]
     why: str = "acts on the channels one by one, or mixes them"
 

@@ -77,4 +77,4 @@ def answer(ask: Ask) -> Answer:
         return f"{op} {rule.why}"
     if ask.move is SLICE and len(ask.axes) > 1:
         return f"{op} holds them on several axes at once"
-    return rule.place(ask)
+    return rule.locate(ask)
