@@ -54,7 +54,7 @@ def _judge(root: Path, formula: table.Formula, options: argparse.Namespace, foun
     of = len(made)
     if options.sample and of > options.sample:
         made = sorted(random.Random(0).sample(made, options.sample), key=lambda m: m.line)
-    warm = forks.Warm(source.module, source.path, formula.tests)
+    warm = forks.Warm(source.module, source.path, formula.selection)
     began = time.monotonic()
     failed = warm.warm_up()
     if failed or warm.judge(source.text) != forks.ALIVE:

@@ -20,7 +20,6 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 MEMORY = 12 << 30  # bytes a mutant may take
 ALIVE, KILLED, LATE = "alive", "killed", "late"
@@ -92,7 +91,7 @@ class Warm:
     Args:
         module: The module that is mutated, by its full name.
         path: Its file.
-        tests: Test files, relative to the current folder.
+        tests: Test files, relative to the current folder, and options of pytest.
     """
 
     def __init__(self, module: str, path: Path, tests: Sequence[str]) -> None:
@@ -128,7 +127,7 @@ class Warm:
         for name in names:
             try:
                 importlib.import_module(name)
-            except Exception:  # noqa: BLE001, PERF203 -- what cannot be imported here is imported by each mutant
+            except Exception:  # noqa: BLE001 -- what cannot be imported here is imported by each mutant
                 continue
         sys.meta_path.remove(refuse)
 
@@ -143,7 +142,6 @@ class Warm:
         return LATE if status is None else ALIVE if status == 0 else KILLED
 
 
-def apart(work: Callable[[], None]) -> NoReturn | None:
+def apart(work: Callable[[], None]) -> None:
     """Run ``work`` in a fork and wait for it, so that what it imports does not stay."""
     _wait(_child(lambda: (work(), 0)[1], os.dup(1)), float("inf"))
-    return None

@@ -32,15 +32,22 @@ class Formula:
 
     Attributes:
         file: Its path in the checkout.
-        tests: The test files that must kill its mutants.
+        tests: The test files that must kill its mutants, those that do it fastest first.
+        without: Words in the names of tests that are left out: they measure time, or take too much of it.
         planted: Mutants made by hand: (text as it is, text as it becomes). They must be killed.
         survivors: The mutants that are known to live.
     """
 
     file: str
     tests: list[str]
+    without: list[str] = field(default_factory=list)
     planted: list[tuple[str, str]] = field(default_factory=list)
     survivors: list[Survivor] = field(default_factory=list)
+
+    @property
+    def selection(self) -> list[str]:
+        """What pytest is told to run."""
+        return [*self.tests, *(["-k", f"not ({' or '.join(self.without)})"] if self.without else [])]
 
     def reason(self, mutant: Mutant) -> str | None:
         """Why this mutant may live, if it may."""
@@ -65,6 +72,7 @@ def load(root: Path) -> list[Formula]:
         Formula(
             entry["file"],
             entry["tests"],
+            entry.get("without", []),
             [(p["old"], p["new"]) for p in entry.get("planted", [])],
             [Survivor(**s) for s in entry.get("survivors", [])],
         )
