@@ -99,8 +99,7 @@ def test_a_pass_survives_json_with_every_choice(name: str) -> None:
     for options in choices:
         try:
             step = make_pass(name, options)
-        except GraphpressError as e:  # a choice that needs another one says so
-            assert str(e), options
+        except GraphpressError:  # a choice that needs another one
             continue
         recipe = Recipe.load([step])
         again = Recipe.load(recipe.to_json())
@@ -126,8 +125,9 @@ def test_the_smallest_models_survive(name: str) -> None:
             before, ctx = text.lines(model), context(model)
             try:
                 after, (report,) = Pipeline([step]).run(model, ctx)
-            except GraphpressError as e:
-                assert not isinstance(e, PassError), f"{place}: {e}"
+            except PassError:
+                raise
+            except GraphpressError:
                 continue
             finally:
                 assert text.lines(model) == before, f"{place}: the input model was touched"
