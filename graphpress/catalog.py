@@ -1,4 +1,4 @@
-"""What there is: passes, dialect operators, quantizers, targets, recipes. No registry: packages are walked by name.
+"""What there is: passes, dialect operators, losses, training methods. No registry: packages are walked by name.
 
 A new file is found by being there. Two things of one name are an error.
 """
@@ -48,3 +48,19 @@ def ops() -> dict[str, Any]:
         if hasattr(module, "OP"):
             _put(known, module.OP.name, module.OP)
     return known
+
+
+@functools.cache
+def losses() -> dict[str, type[Any]]:
+    """Every loss of ``recover`` by the name of its file: its ``LOSS``."""
+    return _in_folder("graphpress.passes.recover.losses", "LOSS")
+
+
+@functools.cache
+def methods() -> dict[str, type[Any]]:
+    """Every training method of ``recover`` by the name of its file: its ``METHOD``."""
+    return _in_folder("graphpress.passes.recover.methods", "METHOD")
+
+
+def _in_folder(package: str, mark: str) -> dict[str, type[Any]]:
+    return {m.__name__.rpartition(".")[2]: getattr(m, mark) for m in _modules(package) if hasattr(m, mark)}

@@ -67,6 +67,9 @@ class Pipeline:
             GraphpressError: Bad input or a request that cannot be met, as the pass raised it.
         """
         ctx = ctx or Context()
+        if ctx.data is not None:
+            reads = (name for step in self.passes if isinstance(step, Pass) for name in step.reads)
+            ctx = replace(ctx, data=ctx.data.allow(reads))
         work = model.clone()
         verify.check(work)
         self._check_order(stage_of(work))
