@@ -48,3 +48,13 @@ def ops() -> dict[str, Any]:
         if hasattr(module, "OP"):
             _put(known, module.OP.name, module.OP)
     return known
+
+
+@functools.cache
+def quantizers() -> dict[str, Any]:
+    """Every number format by its name: the ``QUANTIZER`` of each file in graphpress.passes.quantizers."""
+    known: dict[str, Any] = {}
+    for module in _modules("graphpress.passes.quantizers"):
+        if hasattr(module, "QUANTIZER"):
+            _put(known, module.QUANTIZER.name, module.QUANTIZER)
+    return known

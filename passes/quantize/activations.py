@@ -13,7 +13,8 @@ from graphpress.contracts import Skip
 from graphpress.errors import BadRequest
 from graphpress.observe.collect import Calibration, collect
 from graphpress.passes.quantize import anatomy
-from graphpress.passes.quantizers.affine import QParams, from_range
+from graphpress.passes.quantizers.affine import from_range
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import Plan, Role, Site
 
 SATURATED = 0.01  # the share of clipped elements from which on it is worth a remark
