@@ -25,17 +25,10 @@ def test_text_says_all_of_it(scheme: Scheme) -> None:
     assert Scheme.from_json(scheme.to_json()) == scheme
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "int4",
-        "int4 per_tensor sym",
-        "int4 per_tensor odd mse",
-        "int4 per_tensor sym mse x",
-        "int4 per_tensor sym mse power",
-    ],
-)
+WRONG = ["", "int4", "int4 per_tensor sym", "int4 per_tensor odd mse", "int4 per_tensor sym mse x"]
+
+
+@pytest.mark.parametrize("text", [*WRONG, "int4 per_tensor sym mse power", "int4 per_tensor sym mse quantizer=power x"])
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="no scheme"):
         Scheme.parse(text)
