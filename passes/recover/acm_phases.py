@@ -121,14 +121,11 @@ class TrainAcm(Pass):
         if not found:
             report.skip("model", "it has no ACM: nothing to train")
             return
-        if ctx.data is None or ctx.teacher is None or ctx.run is None:
-            raise BadRequest(
-                "training needs calibration data and the model as it was before", where="train-acm",
-                fix="Give data; in a Pipeline of your own, Context(teacher=..).",
-            )  # fmt: skip
+        why = "training needs calibration data and the model as it was before"
+        data, teacher = ctx.need("data", "train-acm", why), ctx.need("teacher", "train-acm", why)
         if any(s.value("w1").dtype != ir.DataType.FLOAT for s in found):
             raise BadRequest("learners are integers already", where="train-acm", fix="Put it before fold-weights.")
-        job = _Job(self, model, ctx, found, ctx.data.bind(model), ctx.teacher)
+        job = _Job(self, model, ctx, found, data.bind(model), teacher)
         for phase, steps in (("learners", self.learner_steps), ("gates", self.gate_steps), ("end to end", self.steps)):
             if steps:
                 outcome: Outcome = getattr(job, phase.replace(" ", "_"))()
@@ -300,8 +297,8 @@ class _Job:
         ]
 
     def meter(self) -> Meter:
-        assert self.ctx.run is not None
-        return Meter(self.model, self.data.take(self.options.samples, self.ctx.seed), self.ctx.run)
+        run = self.ctx.need("run", "train-acm")
+        return Meter(self.model, self.data.take(self.options.samples, self.ctx.seed), run)
 
     def prices(self, report: PassReport) -> None:
         """Measure the table of prices and put it into the model; say what the budgets come to."""
