@@ -94,7 +94,7 @@ class Allocate(Pass):
         report.skips += [*space.skips, *(Skip(n, f"{f}: {why}") for (n, f), why in found.refused.items())]
         ApplyPlan(taken.plan).run(model, ctx, report)
         report.metrics |= _metrics(problem, taken, bench, found, space)
-        report.front = picture(problem, bench, taken, "latency" if timed else "size")
+        report.exhibits.append(picture(problem, bench, taken, "latency" if timed else "size"))
 
     def _check(self, ctx: Context) -> bool:
         """Refuse what cannot be asked before any work is done; whether latency is to be measured."""
