@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.observe.data import CalibrationData
+from graphpress.errors import BadRequest, nearest
 from graphpress.types import Numerics, Plan, Stage
 
 
@@ -22,12 +22,35 @@ class Skip:
     why: str
 
 
+@dataclass(frozen=True)
+class Exhibit:
+    """Something of a pass that is worth looking at; the page draws it by its kind (``report.exhibits``).
+
+    Attributes:
+        kind: ``scatter``, ``levels`` or ``table``.
+        name: What it shows: the heading.
+        data: JSON-able; ``report.exhibits`` says which keys each kind has, and others may stand beside them.
+    """
+
+    kind: str
+    name: str
+    data: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.kind not in EXHIBITS:
+            raise BadRequest(f"unknown kind {self.kind!r}", where="exhibit", fix=nearest(self.kind, EXHIBITS))
+
+
+EXHIBITS = ("scatter", "levels", "table")
+
+
 @dataclass
 class PassReport:
     """What one pass did.
 
     ``changed`` counts rewrites, ``metrics`` are figures worth showing, ``plan`` is what it decided, ``warnings`` are
-    places whose scales are degenerate, ``histograms`` (by site) what calibration saw and kept.
+    places whose scales are degenerate, ``histograms`` (by site) what calibration saw and kept, ``exhibits`` drawings,
+    and ``handed`` what the passes after it find in their Context instead of what this one found: such as ``data``.
     """
 
     name: str = ""
@@ -39,9 +62,8 @@ class PassReport:
     plan: Plan | None = None
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
     checked: str = ""  # how the numbers were checked, or why they were not
-    front: dict[str, Any] = field(default_factory=dict)  # cost against loss: the best predicted, and what was compiled
-    learners: dict[str, dict[str, Any]] = field(default_factory=dict)  # by budget: how many learners tokens took
-    data: CalibrationData | None = None  # what it made for the passes after it to calibrate on
+    exhibits: list[Exhibit] = field(default_factory=list)
+    handed: dict[str, Any] = field(default_factory=dict)
 
     def skip(self, where: ir.Node | ir.Value | str, why: str) -> None:
         """Record that the pass does not apply at ``where``."""

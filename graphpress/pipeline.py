@@ -85,8 +85,8 @@ class Pipeline:
                 raise
             reports.append(report)
             ctx = replace(ctx, teacher=teacher)
-            if report.data is not None:  # the rest sees what the pass made
-                ctx = replace(ctx, data=report.data)
+            if report.handed:  # the rest sees what the pass made
+                ctx = replace(ctx, **report.handed)
                 oracle = _Oracle(ctx, self.check_numbers)
             if self.watch:
                 self.watch(work, report)

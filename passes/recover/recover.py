@@ -163,9 +163,8 @@ class Recover(Pass):
     def _recovery(self, model: ir.Model, ctx: Context, report: PassReport) -> Recovery:
         method, found = self._method(), parameters.find(model)
         names = self._names(found, report)
-        if ctx.data is None:
-            raise BadRequest("training needs calibration data", where="recover", fix="Give data=.")
-        data = ctx.data.allow(self.reads).bind(model).take(self.samples, ctx.seed)
+        data = ctx.need("data", "recover", "training needs calibration data")
+        data = data.allow(self.reads).bind(model).take(self.samples, ctx.seed)
         teacher = self._teacher(model, ctx)
         rest, held = split(data, self.held_back, ctx.seed)
         loss = self._loss() if method.compares else None
@@ -189,8 +188,9 @@ class Recover(Pass):
 
     def _selection(self, method: Method, ctx: Context) -> Selection:
         chosen = choose(method, self._name, self.select)
-        if chosen == "metric" and (ctx.evaluate is None or ctx.run is None):
-            raise BadRequest("there is no metric", where="recover: option 'select'", fix="Give evaluate=.")
+        if chosen == "metric":
+            ctx.need("evaluate", "recover", "the option 'select' asks for a metric")
+            ctx.need("run", "recover")
         return Selection(chosen, self.ema)
 
     def _names(self, found: Trainable, report: PassReport) -> list[str]:
