@@ -1,4 +1,4 @@
-"""What there is: passes, dialect operators, quantizers, losses, training methods, adapters: packages are walked by name.
+"""What there is: passes, dialect operators, quantizers, losses, training methods, adapters. Packages are walked.
 
 No registry: a new file is found by being there. Two things of one name are an error.
 """
