@@ -64,7 +64,9 @@ def _fits(node: ir.Node, slot: int, w: Weight, target: Target) -> bool:
 
 def _depthwise(site: ir.Node, w: Weight) -> bool:
     """Whether each channel has a kernel of its own: ONNX Runtime adds those products in 32 bits, always."""
-    return site.op_type == "Conv" and int(edit.attribute(site, "group", 1)) == w.codes.shape[0] and w.codes.shape[1] == 1
+    return (
+        site.op_type == "Conv" and int(edit.attribute(site, "group", 1)) == w.codes.shape[0] and w.codes.shape[1] == 1
+    )
 
 
 def _set_apart(site: ir.Node) -> None:

@@ -59,7 +59,9 @@ def probe(device: str, largest: int = 128) -> str | None:
             y = _run(x, arguments(1.0, 3, weight, torch.ones(16), None, *shape, None, torch.float32, False))
             exact = F.conv2d(x.double() - 3.0, weight.double(), padding=1, groups=groups)
             if not torch.equal(y.double(), exact):
-                return f"convolutions of 8-bit integers overflow on this processor where weights are larger than {NARROW}"
+                return (
+                    f"convolutions of 8-bit integers overflow on this processor where weights are larger than {NARROW}"
+                )
     except (RuntimeError, AttributeError) as e:
         return f"torch refuses convolutions of integers here: {str(e).splitlines()[0]}"
     return None

@@ -83,9 +83,7 @@ def conv(**changed: np.ndarray) -> ir.Model:
 
 
 def dynamic() -> ir.Model:
-    return parse(
-        DYNAMIC, w=narrow(64, 32), ws=scales(32), wz=np.zeros(32, np.int8), v=narrow(64, 32), vs=scales(32)
-    )
+    return parse(DYNAMIC, w=narrow(64, 32), ws=scales(32), wz=np.zeros(32, np.int8), v=narrow(64, 32), vs=scales(32))
 
 
 def modules(model: ir.Model) -> dict[str, str]:
