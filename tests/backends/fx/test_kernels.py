@@ -152,7 +152,7 @@ def test_a_linear_kernel_equals_its_reference(kind: str, shape: tuple[int, ...])
 @pytest.mark.parametrize("kind", ["tensor", "token", "float out", "uint8", "int8"])
 @pytest.mark.parametrize("rows", [1, 9])
 def test_wide_weights_are_exact_or_refused(kind: str, rows: int) -> None:
-    """Where pairs of products are added in 16 bits, codes of 8 bits are computed from their definition, and it is said."""
+    """Where pairs of products are added in 16 bits, 8-bit codes are computed from their definition, and it is said."""
     kernel, x = linear(kind, 127), normal(rows, IN)
     assert kernel.verdict == ("fallback" if OVERFLOWS else "integer")
     assert ("larger than 64" in kernel.reason) is OVERFLOWS
