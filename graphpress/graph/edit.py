@@ -28,8 +28,12 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def graphs(model: ir.Model) -> Iterator[Scope]:
     """The main graph, every subgraph at any depth, every function; an outer graph before its inner ones."""
-    for root in (model.graph, *model.functions.values()):
+    for root in _roots(model):
         yield from _with_bodies(root)
+
+
+def _roots(model: ir.Model) -> list[Scope]:
+    return [model.graph, *model.functions.values()]
 
 
 def _with_bodies(root: Scope) -> Iterator[Scope]:
@@ -116,7 +120,7 @@ def index(model: ir.Model) -> None:
     To be called on a copy, and after something else than these verbs has changed the graph. The pipeline does so before
     each pass.
     """
-    for root in (model.graph, *model.functions.values()):
+    for root in _roots(model):
         _own(root, _Names(root))
 
 
