@@ -82,8 +82,8 @@ class Pipeline:
                 raise
             reports.append(report)
             ctx = replace(ctx, teacher=teacher)
-            if report.data is not None:  # the rest sees what the pass made
-                ctx = replace(ctx, data=report.data)
+            if report.handed:  # the rest sees what the pass made
+                ctx = replace(ctx, **report.handed)
                 oracle = _Oracle(ctx, self.check_numbers)
             if self.watch:
                 self.watch(work, report)
@@ -92,7 +92,7 @@ class Pipeline:
     def _one(self, work: ir.Model, step: Step, ctx: Context, oracle: _Oracle) -> PassReport:
         report = PassReport(name=name_of(step))
         known = {id(n) for n in edit.nodes(work)}
-        edit.forget_names(work)
+        edit.index(work)
         before = text.state(work)
         if not _lossy(step):
             oracle.remember(work)
@@ -147,7 +147,7 @@ def _run(work: ir.Model, step: Step, ctx: Context, report: PassReport) -> None:
         if not step.in_place:
             raise Unsupported("only in-place passes of onnx_ir can stand in a pipeline", where=report.name)
         report.changed = int(step(work).modified)
-        edit.forget_names(work)
+        edit.index(work)
     except GraphpressError:
         raise
     except Exception as e:  # a pass may raise anything; the user gets one kind of error with the place

@@ -112,9 +112,9 @@ class Report:
 
 
 def _pass_json(p: PassReport) -> dict[str, Any]:
-    plain = dataclasses.asdict(dataclasses.replace(p, plan=None, histograms={}, data=None))
+    plain = dataclasses.asdict(dataclasses.replace(p, plan=None, histograms={}, handed={}))
     del plain["histograms"]  # those of the worst sites are in the report
-    del plain["data"]  # the report has its digest
+    del plain["handed"]  # the report has the digest of data
     return plain | {"plan": p.plan.to_json() if p.plan else None}
 
 

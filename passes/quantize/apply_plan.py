@@ -20,7 +20,7 @@ from graphpress.passes.quantize.activations import Activations
 from graphpress.passes.quantize.emit import Emitter
 from graphpress.passes.quantize.options import TOKEN_TYPES
 from graphpress.passes.quantize.weights import fit_weights
-from graphpress.passes.quantizers.affine import QParams
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import Kind, Numerics, Plan, Role, Scheme, Site, Stage
 
 

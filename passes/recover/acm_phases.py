@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
@@ -20,7 +19,7 @@ from graphpress.observe import checkpoint
 from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site
 from graphpress.passes.acm.site import PARAMETERS, Site
-from graphpress.passes.acm.usage import Meter, fit_prices, open_price
+from graphpress.passes.acm.usage import Meter, Usage, exhibit, fit_prices, open_price
 from graphpress.passes.recover import acm_terms as terms
 from graphpress.passes.recover.acm_terms import BUDGET, PRICE, Layer
 from graphpress.passes.recover.engine.samples import Samples, split
@@ -121,14 +120,11 @@ class TrainAcm(Pass):
         if not found:
             report.skip("model", "it has no ACM: nothing to train")
             return
-        if ctx.data is None or ctx.teacher is None or ctx.run is None:
-            raise BadRequest(
-                "training needs calibration data and the model as it was before", where="train-acm",
-                fix="Give data; in a Pipeline of your own, Context(teacher=..).",
-            )  # fmt: skip
+        why = "training needs calibration data and the model as it was before"
+        data, teacher = ctx.need("data", "train-acm", why), ctx.need("teacher", "train-acm", why)
         if any(s.value("w1").dtype != ir.DataType.FLOAT for s in found):
             raise BadRequest("learners are integers already", where="train-acm", fix="Put it before fold-weights.")
-        job = _Job(self, model, ctx, found, ctx.data.bind(model), ctx.teacher)
+        job = _Job(self, model, ctx, found, data.bind(model), teacher)
         for phase, steps in (("learners", self.learner_steps), ("gates", self.gate_steps), ("end to end", self.steps)):
             if steps:
                 outcome: Outcome = getattr(job, phase.replace(" ", "_"))()
@@ -300,18 +296,20 @@ class _Job:
         ]
 
     def meter(self) -> Meter:
-        assert self.ctx.run is not None
-        return Meter(self.model, self.data.take(self.options.samples, self.ctx.seed), self.ctx.run)
+        run = self.ctx.need("run", "train-acm")
+        return Meter(self.model, self.data.take(self.options.samples, self.ctx.seed), run)
 
     def prices(self, report: PassReport) -> None:
         """Measure the table of prices and put it into the model; say what the budgets come to."""
         meter = self.meter()
         knots, prices = fit_prices(meter, progress=self.ctx.progress)
         site.set_table(self.model, knots, prices)
+        used: dict[str, Usage] = {}
         for budget in self.options.budgets:
             usage = meter.usage(price_at(budget, knots, prices))
             report.metrics[f"budget {budget}: learners taken"] = round(usage.share, 4)
-            report.learners[f"budget {budget}"] = usage.to_json()
+            used[f"budget {budget}"] = usage
+        report.exhibits.append(exhibit(used))
 
 
 @dataclass(frozen=True)
@@ -362,9 +360,3 @@ def _places(sites: Sequence[Site], teacher: ir.Model) -> list[tuple[str, str]]:
             )  # fmt: skip
         found.append((layer.input.name or "", layer.output.name or ""))
     return found
-
-
-def shares(usage: Mapping[str, Any]) -> np.ndarray:
-    """[sites, N + 1]: what share of tokens took how many learners, from ``PassReport.learners``."""
-    counts = np.array(usage["counts"], np.float64)
-    return counts / np.maximum(counts.sum(-1, keepdims=True), 1)

@@ -128,9 +128,7 @@ class Recover(Pass):
         found = parameters.find(model)
         names = self._names(found, report)
         bits = parameters.bits(model)
-        if ctx.data is None:
-            raise BadRequest("training needs calibration data", where="recover", fix="Give data=.")
-        data = ctx.data.bind(model).take(self.samples, ctx.seed)
+        data = ctx.need("data", "recover", "training needs calibration data").bind(model).take(self.samples, ctx.seed)
         teacher = self._teacher(model, ctx)
         rest, held = split(data, self.held_back, ctx.seed)
         job = Job(

@@ -156,13 +156,9 @@ def build(model: ir.Model, ctx: Context, wanted: Wanted) -> Module:
         BadRequest: There is no torch backend at hand, or the device is not there.
         Unsupported: torch is not installed, or an operator has no form in it.
     """
-    if ctx.differentiate is None:
-        raise BadRequest(
-            "training needs the torch backend", where="recover",
-            fix="Give Context(differentiate=graphpress.backends.fx.build), or use graphpress.compile.",
-        )  # fmt: skip
+    differentiate = ctx.need("differentiate", "recover", "training needs the torch backend")
     part = extract(model, wanted.inputs, wanted.outputs)
-    made = ctx.differentiate(part, list(wanted.outputs), quantizers=wanted.quantizers)
+    made = differentiate(part, list(wanted.outputs), quantizers=wanted.quantizers)
     kept = made.meta[PARAMETERS]
     made = _on(made, wanted.device)
     parameters = {name: made.get_parameter(path) for name, (path, _) in kept.items()}

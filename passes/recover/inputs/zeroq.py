@@ -97,10 +97,11 @@ class ZeroQ(Pass):
         if not known:
             raise BadRequest(_NONE, where=_WHERE, fix=_FIX)
         made = self._distil(model, ctx, known)
-        report.data = CalibrationData.from_arrays(made.arrays).bind(model)
-        wanted = self.iterations * -(-len(report.data) // self._size(model))
+        data = CalibrationData.from_arrays(made.arrays).bind(model)
+        report.handed["data"] = data
+        wanted = self.iterations * -(-len(data) // self._size(model))
         report.metrics = {
-            "samples": len(report.data), "values with statistics": len(known), "iterations": made.steps,
+            "samples": len(data), "values with statistics": len(known), "iterations": made.steps,
             "loss of noise": made.first, "loss": made.last,
         }  # fmt: skip
         if made.steps < wanted:

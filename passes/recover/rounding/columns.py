@@ -9,7 +9,8 @@ import numpy as np
 
 from graphpress.observe.moments import Moments
 from graphpress.passes.quantizers import obs
-from graphpress.passes.quantizers.affine import QParams, fit
+from graphpress.passes.quantizers.affine import AFFINE
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.passes.recover.rounding.grids import Quantized
 from graphpress.types import Scheme, per_channel
 
@@ -56,7 +57,7 @@ def _grid(q: Quantized, weight: np.ndarray, factors: list[np.ndarray], observer:
     if observer == "loss":
         each = np.stack([1 / np.square(u.diagonal()) for u in factors])
         costs = q.stored(np.repeat(each / each.mean(), len(weight) // len(factors), axis=0).astype(np.float32))
-    return q.cast(fit(q.stored(weight), _scheme(q.scheme, observer), costs))
+    return q.cast(AFFINE.fit(q.stored(weight), _scheme(q.scheme, observer), costs))
 
 
 def _scheme(scheme: Scheme, observer: str) -> Scheme:
@@ -79,7 +80,8 @@ class _Rounding:
             return
         scheme = replace(_scheme(self.q.scheme, self.observer), granularity=per_channel(0))
         costs = 1 / np.square(diagonal[: self.size]) if self.observer == "loss" else None
-        found = self.q.cast(fit(columns[:, : self.size], scheme, None if costs is None else costs / costs.mean()))
+        costs = None if costs is None else costs / costs.mean()
+        found = self.q.cast(AFFINE.fit(columns[:, : self.size], scheme, costs))
         here = slice(start, start + self.size)
         self.scale[:, here] = found.scale[:, None]
         self.zero[:, here] = found.zero_point.astype(np.int32)[:, None]

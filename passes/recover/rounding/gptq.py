@@ -21,6 +21,7 @@ from graphpress.passes.recover.rounding.columns import round_layer
 from graphpress.passes.recover.rounding.gptq_state import State
 from graphpress.passes.recover.rounding.grids import Quantized
 from graphpress.passes.recover.rounding.waves import Prefix, waves
+from graphpress.runner import Executor
 from graphpress.types import Numerics, Stage
 
 
@@ -66,11 +67,12 @@ class Gptq(Pass):
             BadRequest: There is no data or nothing to run it on; an option out of range.
             CalibrationError: The data does not fit the model.
         """
-        self._check(ctx)
-        assert ctx.data is not None and ctx.run is not None
+        data = ctx.need("data", "gptq", "needs the inputs of layers", "leave gptq out of the recipe")
+        run = ctx.need("run", "gptq")
+        self._check()
         layers = [q for q in grids.find(model, report) if self._takes(q, report)]
         if layers:
-            _Job(self, model, ctx, report, layers, ctx.data.bind(model)).run()
+            _Job(self, model, ctx, report, layers, data.bind(model), run).run()
 
     def _takes(self, q: Quantized, report: PassReport) -> bool:
         width = math.prod(q.layer.shape[1:])
@@ -78,12 +80,7 @@ class Gptq(Pass):
             report.skip(q.layer.node, f"it has {width} inputs, over the {self.largest} of option 'largest'")
         return width <= self.largest
 
-    def _check(self, ctx: Context) -> None:
-        if ctx.data is None or ctx.run is None:
-            raise BadRequest(
-                "needs the inputs of layers", where="gptq",
-                fix="Give calibration data (--data), or leave gptq out of the recipe.",
-            )  # fmt: skip
+    def _check(self) -> None:
         for option, least in (("samples", 1), ("batch_size", 1), ("block", 1)):
             if getattr(self, option) < least:
                 raise BadRequest(f"must be at least {least}", where=f"gptq: option {option!r}")
@@ -99,16 +96,16 @@ class _Job:
     report: PassReport
     layers: Sequence[Quantized]
     data: CalibrationData
+    execute: Executor
     gains: list[float] = field(default_factory=list)
 
     def run(self) -> None:
-        assert self.ctx.run is not None
         options = self.options
         data = self.data.take(options.samples, self.ctx.seed)
         fit, held = split(data, self.ctx.seed)
         batches = list(fit.batches(options.batch_size))
         self.fitted = len(batches)
-        prefix = Prefix.of(self.model, self.ctx.run, [*batches, *held.batches(options.batch_size)])
+        prefix = Prefix.of(self.model, self.execute, [*batches, *held.batches(options.batch_size)])
         state = State.of(options.state, options.options(), self.model, data, self.ctx.seed)
         plan = waves(self.model.graph, [q.layer.node for q in self.layers])
         try:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graphpress.errors import BadRequest, GraphpressError
 from graphpress.observe import checkpoint, npz
 from graphpress.observe.data import CalibrationData
-from graphpress.passes.quantizers.affine import QParams
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.passes.recover.rounding.grids import Quantized
 
 _INTERVAL = 5.0  # seconds between two saves

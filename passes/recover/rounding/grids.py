@@ -12,7 +12,8 @@ from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.keys import SCHEME, SPARSITY
-from graphpress.passes.quantizers.affine import QParams, dequantize, quantize
+from graphpress.passes.quantizers.affine import AFFINE
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.passes.structure.layers.linear import Linear, linear
 from graphpress.scale import middle
 from graphpress.types import PER_TENSOR, Granularity, Kind, Scheme, per_channel, per_group
@@ -65,14 +66,14 @@ class Quantized:
 
     def rounded(self, params: QParams) -> np.ndarray:
         """[out, K]: what Q -> DQ makes of the weight."""
-        return self.rows(dequantize(quantize(self._stored(), params, self.scheme), params, self.scheme))
+        return self.rows(AFFINE.dequantize(AFFINE.quantize(self._stored(), params, self.scheme), params, self.scheme))
 
     def spread(self, params: QParams) -> tuple[np.ndarray, np.ndarray]:
         """(float32 scale, int32 zero point) of each element, [out, K]."""
         ones = np.ones(self._shape, np.int16)
         nothing = np.zeros(params.scale.shape, np.int16)
         zeros = params.zero_point.astype(np.int32).astype(np.float32)
-        parts = [dequantize(ones, QParams(p, nothing), self.scheme) for p in (params.scale, zeros)]
+        parts = [AFFINE.dequantize(ones, QParams(p, nothing), self.scheme) for p in (params.scale, zeros)]
         return self.rows(parts[0]), self.rows(parts[1]).astype(np.int32)
 
     def gathered(self, scale: np.ndarray, zero: np.ndarray) -> QParams:
