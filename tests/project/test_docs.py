@@ -1,4 +1,4 @@
-"""What the pages say is true: their Python runs, their commands and links exist, what they take from the source is current."""
+"""What the pages say is true: their Python runs, their commands and links exist, what is made is current."""
 
 from __future__ import annotations
 

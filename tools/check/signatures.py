@@ -1,4 +1,4 @@
-"""A contract as its file declares it: fields and methods with their types, bodies left out."""
+"""A contract as its file declares it: fields and methods with their types and first sentences, bodies left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _shown(node: ast.ClassDef | ast.FunctionDef) -> str:
     lines = [f"@{ast.unparse(d)}" for d in node.decorator_list]
     lines.append(f"class {node.name}{f'({bases})' if bases else ''}:")
     body = [line for item in node.body for line in _member(item)]
-    return "\n".join([*lines, *(f"    {line}" for line in body or ["..."])])
+    return "\n".join([*lines, *(f"    {line}".rstrip() for line in body or ["..."])])
 
 
 def _member(item: ast.stmt) -> list[str]:
@@ -35,7 +35,7 @@ def _member(item: ast.stmt) -> list[str]:
         return []
     kind = [f"@{d.id}" for d in item.decorator_list if isinstance(d, ast.Name) and d.id != "abstractmethod"]
     about = (ast.get_docstring(item) or "").split("\n\n")[0].replace("\n", " ")
-    return [*kind, f"{_header(item)}: ...{f'  # {about}' if about else ''}"]
+    return ["", *kind, f"{_header(item)}:", f'    """{about}"""' if about else "    ..."]
 
 
 def _header(node: ast.FunctionDef) -> str:
