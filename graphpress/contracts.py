@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeAlias, cast
 
 import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.errors import BadRequest, nearest
+from graphpress.graph.selectors import exactly
 from graphpress.types import Numerics, Plan, Stage
+
+Budget: TypeAlias = float | str | None  # a share of the float model's (0.6x), or a figure of its own
 
 
 @dataclass(frozen=True, order=True)
@@ -100,3 +104,32 @@ class Pass(ABC):
     def options(self) -> dict[str, Any]:
         """The options with their values, JSON-able."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+class HoldsBudgets(ABC):
+    """What a pass is, besides, that searches within budgets of the whole compilation."""
+
+    @abstractmethod
+    def with_budgets(self, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Pass:
+        """The pass with these budgets in place of its own.
+
+        Args:
+            max_latency: Of one sample: a share of the float model's (``0.6x``), or milliseconds; None: no limit.
+            max_size: Of all stored tensors: a share, or bytes; None: no limit.
+            max_drop: Loss of the metric; None: no limit.
+        """
+
+
+class Ignores:
+    """What a pass is, besides, that has the option ``ignore``: it can leave nodes as they are."""
+
+    ignore: tuple[str, ...]
+
+    def without(self, names: Iterable[str]) -> Self:
+        """The pass with these nodes left alone, whatever else it was told of them.
+
+        Args:
+            names: Of nodes, not selectors.
+        """
+        changed: Any = {"ignore": (*self.ignore, *map(exactly, names))}
+        return cast("Self", dataclasses.replace(cast("Any", self), **changed))

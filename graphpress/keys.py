@@ -14,6 +14,7 @@ SCOPE = "graphpress.scope"  # node: module path in the source program
 STAGE = "graphpress.stage"  # model: its Stage
 TARGET = "graphpress.target"  # model: the target it was lowered for
 SCHEME = "graphpress.scheme"  # node: str of the schemes applied to it, for reports
+UNSIGNED = "graphpress.unsigned"  # node: its int8 weights are stored as uint8, for signed products saturate there
 ADAPTED = "graphpress.adapter"  # node or initializer, as JSON: the adapter that made it, its site, its part
 SPARSITY = "graphpress.sparsity"  # node: the pattern n:m that its weight keeps, such as 2:4
 PARAMETERS = "graphpress.parameters"  # in the meta of a torch module: initializer -> (its path, how it is kept there)

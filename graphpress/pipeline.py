@@ -95,7 +95,7 @@ class Pipeline:
     def _one(self, work: ir.Model, step: Step, ctx: Context, oracle: _Oracle) -> PassReport:
         report = PassReport(name=name_of(step))
         known = {id(n) for n in edit.nodes(work)}
-        edit.forget_names(work)
+        edit.index(work)
         before = text.state(work)
         if not _lossy(step):
             oracle.remember(work)
@@ -150,7 +150,7 @@ def _run(work: ir.Model, step: Step, ctx: Context, report: PassReport) -> None:
         if not step.in_place:
             raise Unsupported("only in-place passes of onnx_ir can stand in a pipeline", where=report.name)
         report.changed = int(step(work).modified)
-        edit.forget_names(work)
+        edit.index(work)
     except GraphpressError:
         raise
     except Exception as e:  # a pass may raise anything; the user gets one kind of error with the place

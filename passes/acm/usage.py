@@ -95,7 +95,7 @@ def _first(taken: np.ndarray) -> np.ndarray:
 def open_price(model: ir.Model) -> tuple[ir.Model, str]:
     """A copy whose price is an input, and that input's name."""
     work = model.clone()
-    edit.forget_names(work)
+    edit.index(work)
     node = price_node(work)
     assert node is not None
     given = ir.Value(

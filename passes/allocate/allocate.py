@@ -8,7 +8,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.contracts import Pass, PassReport, Skip
+from graphpress.contracts import Budget, HoldsBudgets, Ignores, Pass, PassReport, Skip
 from graphpress.errors import BadRequest
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import budgets
@@ -32,7 +32,7 @@ CHECKED = 256  # samples that compiled plans are compared on: they are few, and 
 
 
 @dataclass(frozen=True)
-class Allocate(Pass):
+class Allocate(Pass, HoldsBudgets, Ignores):
     """Give each operator with weights the format that serves a budget best, and write that plan as ``quantize`` does.
 
     The accuracy that each format at each operator costs, its bytes and its latency on the target are measured; the
@@ -95,6 +95,10 @@ class Allocate(Pass):
         ApplyPlan(taken.plan).run(model, ctx, report)
         report.metrics |= _metrics(problem, taken, bench, found, space)
         report.exhibits.append(picture(problem, bench, taken, "latency" if timed else "size"))
+
+    def with_budgets(self, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Allocate:
+        """The pass with these budgets."""
+        return replace(self, max_latency=max_latency, max_size=max_size, max_drop=max_drop)
 
     def _check(self, ctx: Context) -> bool:
         """Refuse what cannot be asked before any work is done; whether latency is to be measured."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.contracts import Pass, PassReport
+from graphpress.contracts import Ignores, Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.keys import SPARSITY
@@ -22,7 +22,7 @@ from graphpress.types import Numerics, Stage
 
 
 @dataclass(frozen=True)
-class Prune(Pass):
+class Prune(Pass, Ignores):
     """Set all but n of each m neighbouring weights to zero, in MatMul, Gemm and Conv; layers note their pattern.
 
     Neighbours lie along the reduction axis: input channels of a matrix, and of a convolution at each place of its
