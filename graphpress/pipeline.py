@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, PassError, Unsupported, VerifyError
-from graphpress.graph import edit, text, verify
+from graphpress.graph import edit, quantized, text, verify
 from graphpress.keys import BY, STAGE
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
@@ -37,8 +37,13 @@ def stage_of(model: ir.Model) -> Stage:
     said = model.metadata_props.get(STAGE)
     if said is not None:
         return Stage(said)
-    quantized = any(n.op_type.endswith("QuantizeLinear") and n.domain == "" for n in edit.nodes(model))
+    quantized = any(_quantizes(n) for n in edit.nodes(model))
     return Stage.QDQ if quantized else Stage.FLOAT
+
+
+def _quantizes(node: ir.Node) -> bool:
+    dynamic = node.op_type == "DynamicQuantizeLinear" and not node.domain
+    return dynamic or quantized.encodes(node) or quantized.decodes(node)
 
 
 @dataclass(frozen=True)
