@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, PassError, Unsupported, VerifyError
-from graphpress.graph import edit, text, verify
+from graphpress.graph import edit, quantized, text, verify
 from graphpress.keys import BY, STAGE
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
@@ -37,8 +37,13 @@ def stage_of(model: ir.Model) -> Stage:
     said = model.metadata_props.get(STAGE)
     if said is not None:
         return Stage(said)
-    quantized = any(n.op_type.endswith("QuantizeLinear") and n.domain == "" for n in edit.nodes(model))
+    quantized = any(_quantizes(n) for n in edit.nodes(model))
     return Stage.QDQ if quantized else Stage.FLOAT
+
+
+def _quantizes(node: ir.Node) -> bool:
+    dynamic = node.op_type == "DynamicQuantizeLinear" and not node.domain
+    return dynamic or quantized.encodes(node) or quantized.decodes(node)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,9 @@ class Pipeline:
             GraphpressError: Bad input or a request that cannot be met, as the pass raised it.
         """
         ctx = ctx or Context()
+        if ctx.data is not None:
+            reads = (name for step in self.passes if isinstance(step, Pass) for name in step.reads)
+            ctx = replace(ctx, data=ctx.data.allow(reads))
         work = model.clone()
         verify.check(work)
         self._check_order(stage_of(work))
@@ -82,8 +90,8 @@ class Pipeline:
                 raise
             reports.append(report)
             ctx = replace(ctx, teacher=teacher)
-            if report.data is not None:  # the rest sees what the pass made
-                ctx = replace(ctx, data=report.data)
+            if report.handed:  # the rest sees what the pass made
+                ctx = replace(ctx, **report.handed)
                 oracle = _Oracle(ctx, self.check_numbers)
             if self.watch:
                 self.watch(work, report)
@@ -92,7 +100,7 @@ class Pipeline:
     def _one(self, work: ir.Model, step: Step, ctx: Context, oracle: _Oracle) -> PassReport:
         report = PassReport(name=name_of(step))
         known = {id(n) for n in edit.nodes(work)}
-        edit.forget_names(work)
+        edit.index(work)
         before = text.state(work)
         if not _lossy(step):
             oracle.remember(work)
@@ -147,7 +155,7 @@ def _run(work: ir.Model, step: Step, ctx: Context, report: PassReport) -> None:
         if not step.in_place:
             raise Unsupported("only in-place passes of onnx_ir can stand in a pipeline", where=report.name)
         report.changed = int(step(work).modified)
-        edit.forget_names(work)
+        edit.index(work)
     except GraphpressError:
         raise
     except Exception as e:  # a pass may raise anything; the user gets one kind of error with the place

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import yaml
 
 from graphpress import catalog, shipped
 from graphpress.contracts import Pass
 from graphpress.errors import RecipeError, nearest
 from graphpress.job.gate import Gate
+from graphpress.typed import typed
 
 _KEYS = ("name", "summary", "passes", "gate")
 MAX_BYTES = 1 << 20  # a recipe is a page of text
@@ -127,20 +127,8 @@ def make_pass(name: str, options: Mapping[str, Any], where: str = "") -> Pass:
     place = f"{where}: pass {name!r}" if where else f"pass {name!r}"
     if name not in known:
         raise RecipeError("there is no such pass", where=place, fix=nearest(name, known))
-    fields = [f.name for f in dataclasses.fields(known[name])]  # type: ignore[arg-type]
-    for option in options:
-        if option not in fields:
-            raise RecipeError(f"it has no option {option!r}", where=place, fix=nearest(option, fields))
-    return _typed(known[name], options, place)
-
-
-def _typed(cls: Any, options: Mapping[str, Any], place: str) -> Any:
-    try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(options))
-    except pydantic.ValidationError as e:
-        first = e.errors()[0]
-        option = ".".join(str(p) for p in first["loc"])
-        raise RecipeError(f"option {option!r}: {first['msg']}, got {first['input']!r}", where=place) from e
+    made: Pass = typed(known[name], options, place, RecipeError)
+    return made
 
 
 def _from_mapping(data: Any, where: str) -> Recipe:
@@ -161,7 +149,7 @@ def _from_mapping(data: Any, where: str) -> Recipe:
         str(data.get("name", "custom")),
         tuple(p for item in passes for p in _from_item(item, where)),
         str(data.get("summary", "")),
-        _typed(Gate, gate, f"{where}: gate"),
+        typed(Gate, gate, f"{where}: gate", RecipeError),
     )
 
 

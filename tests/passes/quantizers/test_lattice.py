@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphpress.passes.quantizers import affine, lattice
+from graphpress.passes.quantizers import lattice
+from graphpress.passes.quantizers.affine import AFFINE
 from graphpress.types import PER_TENSOR, Granularity, Scheme, per_channel
 
 
@@ -32,8 +33,8 @@ def test_nothing_is_lost(granularity: Granularity, symmetric: bool, observer: st
     codes[3] //= 9  # a channel with a short range gets the step of the tensor, not one of its own
     weight = (codes * np.float32(0.0173)).astype(np.float32)
     scheme = Scheme("int8", granularity, symmetric, observer=observer)
-    params = affine.fit(weight, scheme)
-    back = affine.dequantize(affine.quantize(weight, params, scheme), params, scheme)
+    params = AFFINE.fit(weight, scheme)
+    back = AFFINE.dequantize(AFFINE.quantize(weight, params, scheme), params, scheme)
     np.testing.assert_allclose(back, weight, rtol=2e-6, atol=0)
 
 
@@ -41,7 +42,7 @@ def test_channels_that_need_more_codes_are_rounded_as_usual() -> None:
     codes = np.random.default_rng(0).integers(-127, 128, size=(4, 200))
     codes[2] *= 2
     weight = (codes * np.float32(0.5)).astype(np.float32)
-    params = affine.fit(weight, Scheme("int8", per_channel(0)))
+    params = AFFINE.fit(weight, Scheme("int8", per_channel(0)))
     np.testing.assert_allclose(params.scale[[0, 1, 3]], 0.5, rtol=1e-6)
     assert params.scale[2] == np.float32(np.abs(weight[2]).max() / 127)
 
