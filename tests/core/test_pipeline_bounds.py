@@ -222,7 +222,7 @@ def test_data_that_a_pass_makes_serve_the_passes_after_it() -> None:
         name: ClassVar[str] = "makes"
 
         def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-            report.data = fresh
+            report.handed["data"] = fresh
 
     fed = []
 
