@@ -96,7 +96,7 @@ def _name(model: ir.Model, program: Any) -> None:
     torch_names.name_nodes(model)
     torch_weights.name_constants(model)
     torch_weights.note_unused(model, program)
-    edit.forget_names(model)
+    edit.index(model)
 
 
 def _import_torch() -> Any:

@@ -12,6 +12,7 @@ from graphpress.graph import edit
 
 def tidy(model: ir.Model) -> None:
     """Rewrite operands in place; what is computed stays the same."""
+    edit.index(model)
     for graph in edit.graphs(model):
         for node in list(graph):
             rule = None if node.domain else _RULES.get(node.op_type)

@@ -1,6 +1,6 @@
-"""What there is: passes, dialect operators, quantizers, targets, recipes. No registry: packages are walked by name.
+"""What there is: passes, dialect operators, quantizers, losses, training methods, adapters. Packages are walked.
 
-A new file is found by being there. Two things of one name are an error.
+No registry: a new file is found by being there. Two things of one name are an error.
 """
 
 from __future__ import annotations
@@ -40,11 +40,45 @@ def passes() -> dict[str, type[Pass]]:
     return known
 
 
+def _named(package: str, constant: str) -> dict[str, Any]:
+    """What the files of a package give under the name ``constant``, each by its own name."""
+    known: dict[str, Any] = {}
+    for module in _modules(package):
+        if hasattr(module, constant):
+            thing = getattr(module, constant)
+            _put(known, thing.name, thing)
+    return known
+
+
 @functools.cache
 def ops() -> dict[str, Any]:
     """Every operator of the dialect ``graphpress::`` by its op type: the ``OP`` of each file in graphpress.ops."""
-    known: dict[str, Any] = {}
-    for module in _modules("graphpress.ops"):
-        if hasattr(module, "OP"):
-            _put(known, module.OP.name, module.OP)
-    return known
+    return _named("graphpress.ops", "OP")
+
+
+@functools.cache
+def quantizers() -> dict[str, Any]:
+    """Every number format by its name: the ``QUANTIZER`` of each file in graphpress.passes.quantizers."""
+    return _named("graphpress.passes.quantizers", "QUANTIZER")
+
+
+@functools.cache
+def adapters() -> dict[str, Any]:
+    """Every trainable addition by its name: the ``ADAPTER`` of each file in graphpress.passes.recover.adapters."""
+    return _named("graphpress.passes.recover.adapters", "ADAPTER")
+
+
+@functools.cache
+def losses() -> dict[str, type[Any]]:
+    """Every loss of ``recover`` by the name of its file: its ``LOSS``."""
+    return _in_folder("graphpress.passes.recover.losses", "LOSS")
+
+
+@functools.cache
+def methods() -> dict[str, type[Any]]:
+    """Every training method of ``recover`` by the name of its file: its ``METHOD``."""
+    return _in_folder("graphpress.passes.recover.methods", "METHOD")
+
+
+def _in_folder(package: str, mark: str) -> dict[str, type[Any]]:
+    return {m.__name__.rpartition(".")[2]: getattr(m, mark) for m in _modules(package) if hasattr(m, mark)}

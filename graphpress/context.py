@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import onnx_ir as ir
 
+from graphpress.errors import BadRequest
 from graphpress.observe.collect import Calibration
 from graphpress.observe.data import CalibrationData
 from graphpress.runner import Executor, Progress, Runner, quiet
 from graphpress.target import Target
+
+# What a pass may ask for: how to say that it is missing, and the way out.
+_MISSING = {
+    "target": ("a target", "Give target=, or Context(target=..) in a Pipeline of your own"),
+    "data": ("calibration data", "Give data (--data)"),
+    "run": ("to run the model", "Give Context(run=graphpress.backends.ort.execute), or use graphpress.compile"),
+    "oracle": ("to run the model", "Give Context(oracle=graphpress.backends.reference.execute)"),
+    "differentiate": (
+        "the torch backend",
+        "Give Context(differentiate=graphpress.backends.fx.build), or use graphpress.compile",
+    ),
+    "deploy": ("a target to be measured on", "Use graphpress.compile, or give Context(deploy=..)"),
+    "evaluate": ("a metric", "Put labels into the data, or give evaluate="),
+    "teacher": ("the model as it was before", "In a Pipeline of your own, give Context(teacher=..)"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,3 +62,41 @@ class Context:
     deploy: Callable[[ir.Model], Runner] | None = None
     evaluate: Callable[[Runner], float] | None = None
     teacher: ir.Model | None = None
+
+    @overload
+    def need(self, what: Literal["target"], by: str, why: str = "", instead: str = "") -> Target: ...
+    @overload
+    def need(self, what: Literal["data"], by: str, why: str = "", instead: str = "") -> CalibrationData: ...
+    @overload
+    def need(self, what: Literal["run", "oracle"], by: str, why: str = "", instead: str = "") -> Executor: ...
+    @overload
+    def need(self, what: Literal["teacher"], by: str, why: str = "", instead: str = "") -> ir.Model: ...
+    @overload
+    def need(self, what: Literal["differentiate"], by: str, why: str = "", instead: str = "") -> Callable[..., Any]: ...
+    @overload
+    def need(
+        self, what: Literal["deploy"], by: str, why: str = "", instead: str = ""
+    ) -> Callable[[ir.Model], Runner]: ...
+    @overload
+    def need(
+        self, what: Literal["evaluate"], by: str, why: str = "", instead: str = ""
+    ) -> Callable[[Runner], float]: ...
+
+    def need(self, what: str, by: str, why: str = "", instead: str = "") -> Any:
+        """The field ``what``, which a pass cannot do without.
+
+        Args:
+            what: Name of the field.
+            by: Who asks: the pass, and its option where one is the reason (``prune: option 'method'``).
+            why: What for, where "needs calibration data" does not say enough.
+            instead: A way out without it, an imperative that follows "Give ..., or".
+
+        Raises:
+            BadRequest: It is None; the message says who needs it and how to give it.
+        """
+        found = getattr(self, what)
+        if found is None:
+            thing, fix = _MISSING[what]
+            fix = f"{fix}, or {instead}" if instead else fix
+            raise BadRequest(why or f"needs {thing}", where=by, fix=f"{fix}.")
+        return found

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeAlias, cast
 
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.observe.data import CalibrationData
+from graphpress.errors import BadRequest, nearest
+from graphpress.graph.selectors import exactly
 from graphpress.types import Numerics, Plan, Stage
+
+Budget: TypeAlias = float | str | None  # a share of the float model's (0.6x), or a figure of its own
 
 
 @dataclass(frozen=True, order=True)
@@ -22,12 +26,35 @@ class Skip:
     why: str
 
 
+@dataclass(frozen=True)
+class Exhibit:
+    """Something of a pass that is worth looking at; the page draws it by its kind (``report.exhibits``).
+
+    Attributes:
+        kind: ``scatter``, ``levels`` or ``table``.
+        name: What it shows: the heading.
+        data: JSON-able; ``report.exhibits`` says which keys each kind has, and others may stand beside them.
+    """
+
+    kind: str
+    name: str
+    data: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.kind not in EXHIBITS:
+            raise BadRequest(f"unknown kind {self.kind!r}", where="exhibit", fix=nearest(self.kind, EXHIBITS))
+
+
+EXHIBITS = ("scatter", "levels", "table")
+
+
 @dataclass
 class PassReport:
     """What one pass did.
 
     ``changed`` counts rewrites, ``metrics`` are figures worth showing, ``plan`` is what it decided, ``warnings`` are
-    places whose scales are degenerate, ``histograms`` (by site) what calibration saw and kept.
+    places whose scales are degenerate, ``histograms`` (by site) what calibration saw and kept, ``exhibits`` drawings,
+    and ``handed`` what the passes after it find in their Context instead of what this one found: such as ``data``.
     """
 
     name: str = ""
@@ -39,9 +66,8 @@ class PassReport:
     plan: Plan | None = None
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
     checked: str = ""  # how the numbers were checked, or why they were not
-    front: dict[str, Any] = field(default_factory=dict)  # cost against loss: the best predicted, and what was compiled
-    learners: dict[str, dict[str, Any]] = field(default_factory=dict)  # by budget: how many learners tokens took
-    data: CalibrationData | None = None  # what it made for the passes after it to calibrate on
+    exhibits: list[Exhibit] = field(default_factory=list)
+    handed: dict[str, Any] = field(default_factory=dict)
 
     def skip(self, where: ir.Node | ir.Value | str, why: str) -> None:
         """Record that the pass does not apply at ``where``."""
@@ -70,6 +96,40 @@ class Pass(ABC):
             GraphpressError: For bad input or a request that cannot be met at all; anything else is a Skip.
         """
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Arrays of the calibration data, beside the model's inputs and ``labels``, that it makes use of."""
+        return ()
+
     def options(self) -> dict[str, Any]:
         """The options with their values, JSON-able."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+class HoldsBudgets(ABC):
+    """What a pass is, besides, that searches within budgets of the whole compilation."""
+
+    @abstractmethod
+    def with_budgets(self, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Pass:
+        """The pass with these budgets in place of its own.
+
+        Args:
+            max_latency: Of one sample: a share of the float model's (``0.6x``), or milliseconds; None: no limit.
+            max_size: Of all stored tensors: a share, or bytes; None: no limit.
+            max_drop: Loss of the metric; None: no limit.
+        """
+
+
+class Ignores:
+    """What a pass is, besides, that has the option ``ignore``: it can leave nodes as they are."""
+
+    ignore: tuple[str, ...]
+
+    def without(self, names: Iterable[str]) -> Self:
+        """The pass with these nodes left alone, whatever else it was told of them.
+
+        Args:
+            names: Of nodes, not selectors.
+        """
+        changed: Any = {"ignore": (*self.ignore, *map(exactly, names))}
+        return cast("Self", dataclasses.replace(cast("Any", self), **changed))

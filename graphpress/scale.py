@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
+from array_api_compat import array_namespace, device
 
 from graphpress.types import Scheme
+
+Array: TypeAlias = Any
 
 SMALLEST = 2.0**-60  # the product of two scales is the scale of a bias, and stays a normal number
 
@@ -14,7 +19,7 @@ def middle(scheme: Scheme) -> int:
     return (scheme.qmin + scheme.qmax + 1) // 2
 
 
-def scale_and_zero(lo: np.ndarray | float, hi: np.ndarray | float, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+def scale_and_zero(lo: Array | float, hi: Array | float, scheme: Scheme) -> tuple[Array, Array]:
     """Step and zero point with which the codes of ``scheme`` reach from ``lo`` to ``hi``.
 
     Asymmetric: s = (hi - lo) / (qmax - qmin), z = round(qmin - lo / s) saturated, as in ONNX DynamicQuantizeLinear.
@@ -25,26 +30,35 @@ def scale_and_zero(lo: np.ndarray | float, hi: np.ndarray | float, scheme: Schem
     (2 bits) less squared error than exact ends.
 
     Args:
-        lo, hi: Any equal shape; the range is widened to hold 0, so that 0 has a code of its own.
+        lo, hi: Any equal shape, of any array library; the range is widened to hold 0, so that 0 has a code of its own.
         scheme: Gives the codes and the symmetry.
 
     Returns:
         float32 scale (1 where lo = hi = 0; never zero, subnormal or infinite) and int32 zero point, shaped as ``lo``.
     """
-    low, high = np.minimum(np.asarray(lo, np.float64), 0), np.maximum(np.asarray(hi, np.float64), 0)
+    xp, low, high = _wide(lo, hi)
+    low, high = xp.minimum(low, 0.0), xp.maximum(high, 0.0)
     if scheme.symmetric:
         mid = middle(scheme)
         above, below = scheme.qmax - mid, mid - scheme.qmin
         if scheme.bits >= 8:
-            step = np.maximum(-low, high) / above
+            step = xp.maximum(-low, high) / above
         else:
-            step = np.maximum(-low / (below + 0.5), high / (above + 0.5))
+            step = xp.maximum(-low / (below + 0.5), high / (above + 0.5))
     else:
         step = (high - low) / (scheme.qmax - scheme.qmin)
     largest = float(np.finfo(np.float32).max) / 2.0**scheme.bits  # every dequantized code stays finite
-    step = np.where(step == 0, 1.0, np.clip(step, SMALLEST, largest))
-    scale = step.astype(np.float32)
+    step = xp.where(step == 0, xp.ones_like(step), xp.clip(step, SMALLEST, largest))
+    scale = xp.astype(step, xp.float32)
     if scheme.symmetric:
-        return scale, np.full(scale.shape, mid, np.int32)
-    zero = np.rint(scheme.qmin - low / scale)
-    return scale, np.clip(zero, scheme.qmin, scheme.qmax).astype(np.int32)
+        return scale, xp.full(scale.shape, mid, dtype=xp.int32, device=device(scale))
+    zero = xp.round(scheme.qmin - low / scale)
+    return scale, xp.astype(xp.clip(zero, scheme.qmin, scheme.qmax), xp.int32)
+
+
+def _wide(lo: Array | float, hi: Array | float) -> tuple[Any, Array, Array]:
+    """The library that the numbers are of, and both in float64."""
+    if isinstance(lo, float | int | np.generic):
+        lo, hi = np.asarray(lo, np.float64), np.asarray(hi, np.float64)
+    xp = array_namespace(lo, hi)
+    return xp, xp.astype(xp.asarray(lo), xp.float64), xp.astype(xp.asarray(hi), xp.float64)

@@ -77,6 +77,9 @@ class Target:
         weight_only_accuracy_level: ``accuracy_level`` of MatMulNBits where activations were left float. 0 computes in
             float (2 and 8 bits are then restored to float at load: their float kernel is 3 to 30 times slower than
             fp32); 4 rounds activations to int8 by block: faster for few tokens, no longer weight-only.
+        exact_codes: Largest magnitude of signed weight codes whose products with 8-bit activations are exact on this
+            machine; None where all are. Without VNNI x86 adds pairs of u8 x s8 products in 16 bits, which saturate:
+            255 * (64 + 64) is the last sum that fits.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Target:
     opsets: tuple[int, int] = (13, 21)
     probed_with: str = ""
     weight_only_accuracy_level: int = 0
+    exact_codes: int | None = None
     _by_op: dict[tuple[str, str], tuple[Capability, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -108,8 +112,8 @@ class Target:
 
     @property
     def saturates(self) -> bool:
-        """Whether u8 x s8 sums of two products saturate at 16 bits (x86 without VNNI), so that weights want 7 bits."""
-        return self.isa == "x86-64"
+        """Whether sums of u8 x s8 products can be wrong on this machine: see ``exact_codes``."""
+        return self.exact_codes is not None
 
     def allows(self, node: ir.Node, schemes: Mapping[Site, Scheme]) -> str | None:
         """Why ``node`` would not run on a low-bit kernel under ``schemes``, or None if it would.
@@ -246,6 +250,7 @@ def _load(name: str, isa: str) -> Target:
         opsets=tuple(data["opsets"]),
         probed_with=data["probed_with"],
         weight_only_accuracy_level=data["weight_only_accuracy_level"],
+        exact_codes=data.get("exact_codes", {}).get(isa),
     )
 
 

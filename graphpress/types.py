@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
@@ -101,18 +101,71 @@ def per_group(axis: int, group_size: int) -> Granularity:
     return Granularity(Kind.GROUP, axis, group_size)
 
 
-# storage type -> (bits, lowest code, highest code, first opset whose Q/DQ has it)
-_INTEGERS: dict[str, tuple[int, int, int, int]] = {
-    "int8": (8, -128, 127, 13),
-    "uint8": (8, 0, 255, 13),
-    "int16": (16, -32768, 32767, 21),
-    "uint16": (16, 0, 65535, 21),
-    "int4": (4, -8, 7, 21),
-    "int3": (3, -4, 3, 21),
-    "uint4": (4, 0, 15, 21),
-    "int2": (2, -2, 1, 25),
-    "uint2": (2, 0, 3, 25),
+Integer: TypeAlias = Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
+WeightInteger: TypeAlias = Literal[Integer, "int3"]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A type of codes: the one table of them.
+
+    Attributes:
+        name: As schemes have it.
+        bits, low, high: Of the codes.
+        opset: The first opset whose Q/DQ has it.
+        onnx: The ONNX type that a runtime sees and a file holds; its range may be wider.
+    """
+
+    name: str
+    bits: int
+    low: int
+    high: int
+    opset: int
+    onnx: str
+
+    @classmethod
+    def of(cls, name: str) -> Storage:
+        """The type of a name.
+
+        Raises:
+            BadRequest: There is none.
+        """
+        if name not in STORAGE:
+            raise BadRequest(f"unknown storage type {name!r}", fix=nearest(name, STORAGE))
+        return STORAGE[name]
+
+    @classmethod
+    def of_codes(cls, dtype: ir.DataType | None) -> Storage | None:
+        """The type whose codes an ONNX type holds; None for types that are no codes of at most 16 bits."""
+        return None if dtype is None else STORAGE.get(dtype.name.lower())
+
+    @property
+    def stored_bits(self) -> int:
+        """Of one code in a file."""
+        return STORAGE[self.onnx].bits
+
+
+def _storage(name: str, bits: int, opset: int, onnx: str = "") -> Storage:
+    low = 0 if name.startswith("u") else -(1 << (bits - 1))
+    return Storage(name, bits, low, low + (1 << bits) - 1, opset, onnx or name)
+
+
+STORAGE = {
+    s.name: s
+    for s in (
+        _storage("int8", 8, 13),
+        _storage("uint8", 8, 13),
+        _storage("int16", 16, 21),
+        _storage("uint16", 16, 21),
+        _storage("int4", 4, 21),
+        _storage("int3", 3, 21, "int4"),
+        _storage("uint4", 4, 21),
+        _storage("int2", 2, 25),
+        _storage("uint2", 2, 25),
+    )
 }
+AFFINE = "affine"  # the quantizer of schemes that name none
+_QUANTIZER = "quantizer="
 
 
 @dataclass(frozen=True)
@@ -127,6 +180,8 @@ class Scheme:
         dynamic: The scale is computed at run time (activations only).
         observer: How the range is found where it is not dynamic (``observe.observers.OBSERVERS`` for activations,
             ``quantizers`` for weights): minmax, moving_average, percentile, mse, entropy.
+        quantizer: The number format, by the name of its file in ``passes/quantizers``, with options that are not the
+            default behind a colon: ``affine`` (evenly spaced), ``power:exponent=0.5``.
     """
 
     dtype: str = "int8"
@@ -134,24 +189,24 @@ class Scheme:
     symmetric: bool = True
     dynamic: bool = False
     observer: str = "minmax"
+    quantizer: str = AFFINE
 
     def __post_init__(self) -> None:
-        if self.dtype not in _INTEGERS:
-            raise BadRequest(f"unknown storage type {self.dtype!r}", fix=nearest(self.dtype, _INTEGERS))
+        Storage.of(self.dtype)
         if self.granularity.kind is Kind.TOKEN and not self.dynamic:
             raise BadRequest("per_token scales exist only at run time", where="scheme", fix="Set dynamic.")
 
     @property
     def bits(self) -> int:
-        return _INTEGERS[self.dtype][0]
+        return STORAGE[self.dtype].bits
 
     @property
     def qmin(self) -> int:
-        return _INTEGERS[self.dtype][1]
+        return STORAGE[self.dtype].low
 
     @property
     def qmax(self) -> int:
-        return _INTEGERS[self.dtype][2]
+        return STORAGE[self.dtype].high
 
     @property
     def signed(self) -> bool:
@@ -160,7 +215,7 @@ class Scheme:
     @property
     def storage(self) -> str:
         """The ONNX type of the codes: what a runtime sees and a file holds."""
-        return "int4" if self.dtype == "int3" else self.dtype
+        return STORAGE[self.dtype].onnx
 
     @property
     def ir_dtype(self) -> ir.DataType:
@@ -169,28 +224,37 @@ class Scheme:
     @property
     def opset(self) -> int:
         """The lowest default-domain opset whose Q/DQ expresses this scheme."""
-        return max(_INTEGERS[self.dtype][3], 21 if self.granularity.kind is Kind.GROUP else 13)
+        return max(STORAGE[self.dtype].opset, 21 if self.granularity.kind is Kind.GROUP else 13)
 
     def __str__(self) -> str:
         flags = ["sym" if self.symmetric else "asym"] + (["dynamic"] if self.dynamic else [self.observer])
+        flags += [f"{_QUANTIZER}{self.quantizer}"] if self.quantizer != AFFINE else []
         return f"{self.dtype} {self.granularity} {' '.join(flags)}"
 
     @classmethod
     def parse(cls, text: str) -> Scheme:
         """The inverse of ``str``: ``int4 per_group:0:64 sym mse``, ``int8 per_token sym dynamic``.
 
+        A quantizer other than affine stands at the end: ``quantizer=power:exponent=0.5``.
+
         Raises:
             BadRequest: It says anything else.
         """
-        dtype, granularity, sign, found, *rest = [*text.split(), "", "", "", ""]
+        dtype, granularity, sign, found, quantizer, *rest = [*text.split(), "", "", "", "", ""]
+        if quantizer and not quantizer.startswith(_QUANTIZER):
+            rest = [quantizer]
         if any(rest) or sign not in ("sym", "asym") or not found:
             raise BadRequest(f"{text!r} is no scheme", fix="Write it as 'int4 per_group:0:64 sym mse'.")
         dynamic = found == "dynamic"
         kept = {} if dynamic else {"observer": found}
+        kept |= {"quantizer": quantizer.removeprefix(_QUANTIZER)} if quantizer else {}
         return cls(dtype, Granularity.parse(granularity), sign == "sym", dynamic, **kept)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"granularity": str(self.granularity)}
+        data = dataclasses.asdict(self) | {"granularity": str(self.granularity)}
+        if self.quantizer == AFFINE:
+            del data["quantizer"]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Scheme:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from graphpress.borrowed import Step
 from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.graph import edit, text
 from graphpress.keys import BY, ORIGIN
-from graphpress.pipeline import Pipeline, Step
+from graphpress.pipeline import Pipeline
 
 
 def parse(source: str) -> ir.Model:
@@ -123,3 +126,14 @@ def made_by(model: ir.Model) -> Sequence[tuple[str, str]]:
 def show(model: ir.Model) -> str:
     """The listing, for a failing test's message."""
     return "\n".join(text.lines(model))
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many Python functions ``work`` calls: what it costs, whatever the machine is busy with."""
+    seen = itertools.count()
+    sys.setprofile(lambda _frame, event, _arg: next(seen) if event == "call" else None)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return next(seen)

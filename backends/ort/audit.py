@@ -17,12 +17,14 @@ from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Profile, profile
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
-from graphpress.keys import ORIGIN, SCHEME
+from graphpress.keys import ORIGIN, SCHEME, UNSIGNED
 from graphpress.ops import packing
 from graphpress.runner import Arrays
 from graphpress.target import Target
+from graphpress.types import Storage
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
+_MOVED = "weights stored unsigned: products of u8 and s8 saturate on this machine"
 _WORTH_A_ROW = 0.01  # share of time from which on a node has a row even if nothing about it is quantized
 
 
@@ -113,7 +115,7 @@ class _Auditor:
         if op == "GatherBlockQuantized":
             return "weight-only", "only the rows that are read become float"
         if _INTEGER.match(op) or _on_integers(node) or (node.op_type == op and self.moves_integers(node, main)):
-            return "integer", ""
+            return "integer", _MOVED if UNSIGNED in node.metadata_props else ""
         bits = next((b for v in node.inputs if (b := canonical.restored(node, v))), 0)
         if bits and not any(map(canonical.activation, node.inputs)):
             return "weight-only", f"{bits}-bit weights become float once, at load"
@@ -175,4 +177,4 @@ def _is_site(node: ir.Node) -> bool:
 def _on_integers(node: ir.Node) -> bool:
     """Whether it reads codes in our own graph already, where quantizers were moved past it."""
     value = node.inputs[0] if node.inputs else None
-    return value is not None and value.dtype is not None and value.dtype.name in canonical.BITS
+    return value is not None and Storage.of_codes(value.dtype) is not None

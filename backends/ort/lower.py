@@ -55,6 +55,7 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
         if result.metadata_props.get(TARGET) != target.name:
             raise Unsupported(f"the model was lowered for {result.metadata_props.get(TARGET)!r}", where=target.name)
         return result
+    edit.index(result)
     patterns = packing.unpack(result)
     shared = emit.Shared()
     for node in list(edit.nodes(result)):

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.backends import canonical
-from graphpress.backends.ort import emit
+from graphpress.backends.ort import emit, unsigned
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN
 from graphpress.target import Target
@@ -29,7 +29,7 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     learners = _learners(node)
     if learners is None:
         return False
-    emitter = _Emitter(node, node.graph, learners, shared)
+    emitter = _Emitter(node, node.graph, learners, target, shared)
     made = emitter.run()
     inputs, name = list(node.inputs), node.name
     for old, new in zip(node.outputs, made, strict=True):
@@ -106,8 +106,10 @@ class _Rows:
 
 
 class _Emitter:
-    def __init__(self, node: ir.Node, graph: ir.Graph, learners: list[_Learner], shared: emit.Shared) -> None:
-        self.node, self.graph, self.learners, self.shared = node, graph, learners, shared
+    def __init__(
+        self, node: ir.Node, graph: ir.Graph, learners: list[_Learner], target: Target, shared: emit.Shared
+    ) -> None:
+        self.node, self.graph, self.learners, self.target, self.shared = node, graph, learners, target, shared
         self.least = int(edit.attribute(node, "min_learners"))
         self.activation = str(edit.attribute(node, "activation"))
         self.int8 = bool(edit.attribute(node, "int8"))
@@ -229,10 +231,12 @@ class _Emitter:
         return _Rows(self.op("QuantizeLinear", self.op("Div", x, scale), one, middle), scale)
 
     def product(self, x: _Rows, w: _Matrix, name: str) -> ir.Value:
-        weight = self.const(w.array, name)
         if x.scale is None or w.scale is None:
-            return self.op("MatMul", x.values, weight)
+            return self.op("MatMul", x.values, self.const(w.array, name))
+        moved = self.target.saturates
+        weight = self.const(unsigned.moved(w.array) if moved else w.array, name)
         one, middle = self.const(np.array(1, np.float32), "one"), self.const(np.array(128, np.uint8), "middle")
         scale = self.const(w.scale.astype(np.float32), f"{name}_scale")
-        y = self.op("MatMulIntegerToFloat", x.values, weight, one, scale, middle, domain=emit.CONTRIB)
+        inputs = [x.values, weight, one, scale, middle, *([middle] if moved else [])]
+        y = self.op("MatMulIntegerToFloat", *inputs, domain=emit.CONTRIB)
         return self.op("Mul", y, x.scale)

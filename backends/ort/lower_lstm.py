@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
-from graphpress.backends.ort import emit
+from graphpress.backends.ort import emit, unsigned
 from graphpress.graph import edit
 from graphpress.target import Target
 
@@ -27,7 +27,7 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
         return False
     assert w is not None and r is not None
     inputs: list[ir.Value | None] = [x.source]
-    constants = [_constants(node, v, shared) for v in (w, r)]
+    constants = [_constants(node, v, target, shared) for v in (w, r)]
     inputs += [c[0] for c in constants]
     inputs += [node.inputs[i] if i < len(node.inputs) else None for i in _OPTIONAL]
     inputs += [v for c in constants for v in c[1:]]
@@ -40,7 +40,7 @@ def _fits(w: Weight | None) -> bool:
     return w is not None and w.bits == 8 and not w.block and w.axis in (None, 1)
 
 
-def _constants(node: ir.Node, w: Weight, shared: emit.Shared) -> list[ir.Value]:
+def _constants(node: ir.Node, w: Weight, target: Target, shared: emit.Shared) -> list[ir.Value]:
     graph, name = node.graph, w.value.name
     assert isinstance(graph, ir.Graph)
     directions, gates, _ = w.codes.shape
@@ -49,9 +49,12 @@ def _constants(node: ir.Node, w: Weight, shared: emit.Shared) -> list[ir.Value]:
     def spread(array: np.ndarray) -> np.ndarray:
         return np.broadcast_to(array.reshape(-1), wide).copy()
 
-    zero = spread(w.zero).astype(w.codes.dtype)
+    codes, zero = w.codes, w.zero.astype(w.codes.dtype)
+    if unsigned.overflows(w, target):
+        codes, zero = unsigned.moved(codes), unsigned.moved(zero)
+        unsigned.note(node)
     return [
-        shared.const(graph, ("lstm", name), f"{name}_T", lambda: np.ascontiguousarray(w.codes.transpose(0, 2, 1))),
+        shared.const(graph, ("lstm", name), f"{name}_T", lambda: np.ascontiguousarray(codes.transpose(0, 2, 1))),
         shared.const(graph, ("lstm scale", name), f"{name}_scale", lambda: spread(w.scale)),
-        shared.const(graph, ("lstm zero", name), f"{name}_zero", lambda: zero),
+        shared.const(graph, ("lstm zero", name), f"{name}_zero", lambda: spread(zero)),
     ]

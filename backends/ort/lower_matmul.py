@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
-from graphpress.backends.ort import emit
+from graphpress.backends.ort import emit, unsigned
 from graphpress.graph import edit
 from graphpress.ops import dynamic_quantize_token
 from graphpress.target import Target
@@ -32,7 +32,7 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     if right is None and x.kind == "static":
         return False
     if right is not None:
-        return _constant(node, x, right, shared)
+        return _constant(node, x, right, target, shared)
     y = canonical.activation(node.inputs[1])
     if y is None or y.kind != "dynamic" or x.kind != "dynamic" or node.op_type == "Gemm":
         return False
@@ -68,17 +68,21 @@ def bias_of(node: ir.Node, columns: int) -> tuple[ir.Value | None, ir.Value | No
     return (bias, None) if fits else (None, bias)
 
 
-def _constant(node: ir.Node, x: Activation, w: Weight, shared: emit.Shared) -> bool:
+def _constant(node: ir.Node, x: Activation, w: Weight, target: Target, shared: emit.Shared) -> bool:
     transposed = bool(edit.attribute(node, "transB", 0))
     m = None if w.block else canonical.matrix(w, transposed=transposed)
     if m is None:
         return False
     assert isinstance(node.graph, ir.Graph)
-    codes = _codes(node, w, transposed, shared)
+    if moved := unsigned.overflows(w, target):
+        unsigned.note(node)
+    codes = _codes(node, w, shared, transposed=transposed, moved=moved)
     key = (w.value.name, w.node.inputs[1].name if w.node.inputs[1] else "")
     scale = shared.const(node.graph, ("scale", *key), f"{w.value.name}_scale", lambda: _small(m.scale))
     zero = None
-    if not w.symmetric:
+    if moved:
+        zero = shared.const(node.graph, ("zero", *key), f"{w.value.name}_zero", lambda: unsigned.moved(_small(m.zero)))
+    elif not w.symmetric:
         storage = np.int8 if w.dtype.is_signed() else np.uint8
         zero = shared.const(node.graph, ("zero", *key), f"{w.value.name}_zero", lambda: _small(m.zero).astype(storage))
     bias, extra = bias_of(node, m.codes.shape[1])
@@ -96,10 +100,14 @@ def _small(per_column: np.ndarray) -> np.ndarray:
     return row[0].reshape(()) if (row == row[0]).all() else row
 
 
-def _codes(node: ir.Node, w: Weight, transposed: bool, shared: emit.Shared) -> ir.Value:
+def _codes(node: ir.Node, w: Weight, shared: emit.Shared, *, transposed: bool, moved: bool) -> ir.Value:
     """The codes as [K, N]; below 8 bits they stay packed in the file and ONNX Runtime widens them once, at load."""
     assert isinstance(node.graph, ir.Graph)
     value = w.value
+    if moved:
+        key = ("unsigned", transposed, w.value.name)
+        right = w.codes.T if transposed else w.codes
+        return shared.const(node.graph, key, f"{w.value.name}_unsigned", lambda: unsigned.moved(right))
     if transposed:
         value = shared.const(
             node.graph, ("transposed", w.value.name), f"{w.value.name}_T", lambda: np.ascontiguousarray(w.codes.T)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
-from graphpress.backends.ort import emit
+from graphpress.backends.ort import emit, unsigned
 from graphpress.backends.ort.groups import matching, quantizers
 from graphpress.graph import edit
 from graphpress.target import Target
@@ -33,11 +33,15 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
         if w is None:
             continue
         fits = _between_static(node) and _fits(node, slot, w, target)
-        if fits and w.bits == 8:
+        moved = fits and unsigned.overflows(w, target) and not _depthwise(node, w)
+        if fits and w.bits == 8 and not moved:
             continue
+        if moved:
+            unsigned.note(node)
         if not fits and _between_static(node):
             _set_apart(node)
-        edit.set_input(node, slot, _widened_weight(node, w) if fits else _restored(node, w, shared))
+        make = _unsigned_weight if moved else _widened_weight if fits else _restored
+        edit.set_input(node, slot, make(node, w, shared))
         edit.remove_unused([value])
         found = True
     return found
@@ -58,6 +62,13 @@ def _fits(node: ir.Node, slot: int, w: Weight, target: Target) -> bool:
     return bool(axes) and not w.block and (w.axis is None or w.axis in {a % rank for a in axes if a is not None})
 
 
+def _depthwise(site: ir.Node, w: Weight) -> bool:
+    """Whether each channel has a kernel of its own: ONNX Runtime adds those products in 32 bits, always."""
+    return (
+        site.op_type == "Conv" and int(edit.attribute(site, "group", 1)) == w.codes.shape[0] and w.codes.shape[1] == 1
+    )
+
+
 def _set_apart(site: ir.Node) -> None:
     """Put a Clip without bounds, which nothing removes, between the codes and what computes with them in float."""
     x = site.inputs[0]
@@ -65,7 +76,17 @@ def _set_apart(site: ir.Node) -> None:
         edit.set_input(site, 0, edit.like(emit.helper_node("Clip", [x], site), x))
 
 
-def _widened_weight(site: ir.Node, w: Weight) -> ir.Value:
+def _unsigned_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
+    graph, name = site.graph, w.value.name
+    assert isinstance(graph, ir.Graph)
+    codes = shared.const(graph, ("unsigned", name), f"{name}_unsigned", lambda: unsigned.moved(w.codes))
+    zero = edit.add_const(graph, unsigned.moved(w.zero), f"{name}_middle")
+    attributes = {} if w.axis is None else {"axis": w.axis}
+    out = emit.helper_node("DequantizeLinear", [codes, w.node.inputs[1], zero], site, attributes)
+    return edit.like(out, w.node.outputs[0])
+
+
+def _widened_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     graph = site.graph
     assert isinstance(graph, ir.Graph)
     codes = emit.widened(site, w.value) if w.symmetric else _centred(site, w)

@@ -106,9 +106,12 @@ def _groups(c: Capability) -> list[int]:
     return [int(n) for n in sizes.split(",")]
 
 
-def build(c: Capability, v: Variant, opset: int | None = None) -> ir.Model:
-    """The capability's canonical graph: float inputs ``x0``, ..., quantized as ``v`` says, float outputs ``y0``, ..."""
-    return _Builder(c, v, opset).model()
+def build(c: Capability, v: Variant, opset: int | None = None, largest: int | None = None) -> ir.Model:
+    """The capability's canonical graph: float inputs ``x0``, ..., quantized as ``v`` says, float outputs ``y0``, ...
+
+    ``largest`` is how far the weight's codes may be from their zero point.
+    """
+    return _Builder(c, v, opset, largest).model()
 
 
 def kernels(model: ir.Model, target: Target) -> Counter[str]:
@@ -138,8 +141,8 @@ def disagreements(target: Target) -> list[str]:
 
 
 class _Builder:
-    def __init__(self, c: Capability, v: Variant, opset: int | None) -> None:
-        self.c, self.v = c, v
+    def __init__(self, c: Capability, v: Variant, opset: int | None, largest: int | None) -> None:
+        self.c, self.v, self.largest = c, v, largest
         self.example = EXAMPLES.get(c.op, _UNARY)
         weight_opset = Scheme(v.weight).opset if v.weight else 13
         group_opset = 21 if v.weight_kind == Kind.GROUP else 13
@@ -213,7 +216,10 @@ class _Builder:
 
     def weight(self, slot: int, shape: tuple[int, ...]) -> ir.Value:
         scheme = Scheme(self.v.weight)
+        zero = 0 if scheme.signed else 1 << (scheme.bits - 1)
         codes = self.rng.integers(scheme.qmin, scheme.qmax + 1, shape)
+        if self.largest is not None:
+            codes = codes.clip(zero - self.largest, zero + self.largest)
         axis = (
             None if self.v.weight_kind == Kind.TENSOR else (self.c.weight_axis if self.c.weight_axis is not None else 1)
         )
@@ -228,7 +234,6 @@ class _Builder:
             attributes["block_size"] = size
             scale_shape = tuple(d // size if i == axis else d for i, d in enumerate(shape))
         storage = getattr(ml_dtypes, self.v.weight, None) or np.dtype(self.v.weight)
-        zero = 0 if scheme.signed else 1 << (scheme.bits - 1)
         parts = [
             self.const(codes.astype(np.int16).astype(storage), f"w{slot}"),
             self.const((self.rng.uniform(0.1, 0.3, scale_shape) / scheme.qmax).astype(np.float32), f"w{slot}_scale"),

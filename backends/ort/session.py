@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 INLINE_LIMIT = 1 << 30  # bytes of weights a protobuf may carry: it stops working at 2 GB, and every copy costs memory
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 # A weight behind DequantizeLinear becomes a MatMulNBits, which by default (4) rounds activations that were left float.
-_AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "0"}
+# Where u8 x s8 saturates, it moves signed weights of a graph that was not lowered: see ``unsigned``.
+_AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "0", "session.x64quantprecision": "1"}
 _REFUSED = (capi.InvalidGraph, capi.NotImplemented, capi.Fail, capi.InvalidArgument, capi.InvalidProtobuf)
 _FAILED = (*_REFUSED, capi.RuntimeException, capi.EPFail, RuntimeError)
 _NUMPY = {

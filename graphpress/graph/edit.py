@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -27,15 +28,21 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def graphs(model: ir.Model) -> Iterator[Scope]:
     """The main graph, every subgraph at any depth, every function; an outer graph before its inner ones."""
-    roots: list[Scope] = [model.graph, *model.functions.values()]
-    for root in roots:
-        pending: list[Scope] = [root]
-        while pending:
-            graph = pending.pop(0)
-            graph.meta[_ROOT] = (graph, root)
-            yield graph
-            for node in graph:
-                pending.extend(subgraphs(node))
+    for root in _roots(model):
+        yield from _with_bodies(root)
+
+
+def _roots(model: ir.Model) -> list[Scope]:
+    return [model.graph, *model.functions.values()]
+
+
+def _with_bodies(root: Scope) -> Iterator[Scope]:
+    pending: list[Scope] = [root]
+    while pending:
+        graph = pending.pop(0)
+        yield graph
+        for node in graph:
+            pending.extend(subgraphs(node))
 
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -94,7 +101,11 @@ def is_constant(value: ir.Value | None) -> bool:
 
 
 def fresh_name(scope: Scope | ir.Model, base: str) -> str:
-    """A name that no value and no node of the whole model has; it is taken from now on."""
+    """A name that no value and no node of the whole model has; it is taken from now on.
+
+    A body (of If, Loop, Scan) of a model that was never indexed is known by what it reads of the graphs around it; one
+    that reads nothing of them counts as a graph of its own, so ``index`` the model before writing there.
+    """
     taken = _names(scope.graph if isinstance(scope, ir.Model) else scope)
     name, i = base, 1
     while name in taken:
@@ -103,38 +114,79 @@ def fresh_name(scope: Scope | ir.Model, base: str) -> str:
     return name
 
 
-def forget_names(model: ir.Model) -> None:
-    """Drop the names known so far: to be called after something else than these verbs changed the graph."""
-    for graph in graphs(model):
-        graph.meta.pop(_NAMES, None)
+def index(model: ir.Model) -> None:
+    """Note which graphs belong together, and forget the names known so far.
+
+    To be called on a copy, and after something else than these verbs has changed the graph. The pipeline does so before
+    each pass.
+    """
+    for root in _roots(model):
+        _own(root, _Names(root))
 
 
-# graph.meta survives cloning, so what is kept there says whose it is.
-_ROOT, _NAMES = "graphpress.root", "graphpress.names"
+_NAMES = "graphpress.names"
+
+
+class _Names:
+    """The names of a graph and all its bodies, looked up when they are first asked for."""
+
+    def __init__(self, root: Scope) -> None:
+        self._root = weakref.ref(_graph(root))  # a copy inherits graph.meta, and must not keep the first model alive
+        self._taken: set[str] | None = None
+
+    def taken(self) -> set[str]:
+        root = self._root()
+        if self._taken is None and root is not None:
+            self._taken = {name for graph in _with_bodies(root) for name in _named(graph)}
+        return self._taken or set()
+
+    def add(self, body: ir.Graph) -> None:
+        if self._taken is not None:
+            self._taken.update(name for graph in _with_bodies(body) for name in _named(graph))
+
+
+def _graph(scope: Scope) -> ir.Graph:
+    return scope.graph if isinstance(scope, ir.Function) else scope
+
+
+def _own(scope: Scope, names: _Names) -> None:
+    for graph in map(_graph, _with_bodies(scope)):
+        graph.meta[_NAMES] = (weakref.ref(graph), names)
+
+
+def _index_of(scope: Scope) -> _Names | None:
+    owner, names = _graph(scope).meta.get(_NAMES, (None, None))
+    return names if owner is not None and owner() is _graph(scope) else None  # else it is a copy's
 
 
 def _names(scope: Scope) -> set[str]:
-    owner, root = scope.meta.get(_ROOT, (None, None))
-    if owner is not scope:
-        root = scope
-    owner, known = root.meta.get(_NAMES, (None, None))
-    if owner is not root:
-        known = _names_below(root)
-        root.meta[_NAMES] = (root, known)
-    return known
+    names = _index_of(scope)
+    if names is None:
+        top = _outermost(scope)
+        names = _index_of(top) or _Names(top)
+        _own(top, names)
+        names.add(_graph(scope))
+    return names.taken()
 
 
-def _names_below(root: Scope) -> set[str]:
-    known: set[str] = set()
-    pending: list[Scope] = [root]
-    while pending:
-        graph = pending.pop()
-        initializers = graph.initializers.values() if isinstance(graph, ir.Graph) else ()
-        known.update(v.name for v in (*graph.inputs, *initializers) if v.name)
-        for node in graph:
-            known.update(name for name in (node.name, *(o.name for o in node.outputs)) if name)
-            pending.extend(subgraphs(node))
-    return known
+def _outermost(scope: Scope) -> Scope:
+    """The graph around all graphs around this one, as far as what they read of each other tells."""
+    while True:
+        inner = {id(g): g for g in map(_graph, _with_bodies(scope))}
+        read = (
+            v for g in inner.values() for values in (g.outputs, *(n.inputs for n in g)) for v in values if v is not None
+        )
+        outer = next((v.graph for v in read if v.graph is not None and id(_graph(v.graph)) not in inner), None)
+        if outer is None:
+            return scope
+        scope = outer
+
+
+def _named(graph: Scope) -> Iterator[str]:
+    initializers = graph.initializers.values() if isinstance(graph, ir.Graph) else ()
+    yield from (v.name for v in (*graph.inputs, *initializers) if v.name)
+    for node in graph:
+        yield from (name for name in (node.name, *(o.name for o in node.outputs)) if name)
 
 
 def add_const(scope: ir.Graph, data: np.ndarray | ir.TensorProtocol, name: str) -> ir.Value:
@@ -172,12 +224,23 @@ def new_node(
     values = [ir.Value(name=fresh_name(scope, n)) for n in names]
     attrs = ir.convenience.convert_attributes(attributes or {})
     node = ir.Node(domain, op_type, inputs, attrs, outputs=values, name=name)
+    for body in subgraphs(node):
+        _adopt(body, scope)
     stamp(node, origin)
     if before is not None:
         scope.insert_before(before, node)
     else:
         scope.insert_after(anchor, node)
     return node
+
+
+def _adopt(body: ir.Graph, scope: Scope) -> None:
+    """A body that comes into a graph shares its names from now on."""
+    _names(scope)
+    names = _index_of(scope)
+    assert names is not None
+    names.add(body)
+    _own(body, names)
 
 
 def stamp(node: ir.Node, origin: ir.Node | None) -> None:

@@ -44,7 +44,7 @@ class RulePass(Pass):
             rule = node.metadata_props.pop(RULE_TAG, None)
             if id(node) not in known:
                 node.metadata_props[BY] = f"{report.name}/{rule}" if rule else report.name
-        edit.forget_names(model)
+        edit.index(model)
 
 
 @dataclass

@@ -29,6 +29,11 @@ def compile_selector(selector: str) -> re.Pattern[str]:
         raise BadRequest(f"not a regular expression: {e}", where=f"selector {selector!r}") from e
 
 
+def exactly(name: str) -> str:
+    """The selector of this one name, whatever characters it holds."""
+    return f"re:{re.escape(name)}"
+
+
 def match(selector: str, nodes: Iterable[ir.Node], where: str) -> list[ir.Node]:
     """The nodes that a selector names, in order.
 

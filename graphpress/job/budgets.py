@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeAlias
 
+from graphpress.contracts import Budget, HoldsBudgets
 from graphpress.errors import BadRequest, GateError
 from graphpress.job import hold_drop
 from graphpress.job.job import Compiled, Job
 from graphpress.recipe import Recipe
 
-Budget: TypeAlias = float | str | None
-_OPTIONS = ("max_latency", "max_size", "max_drop")
 
-
-def holder(recipe: Recipe) -> str | None:
-    """The name of the pass of a recipe that searches within budgets, if there is one."""
-    return next((p.name for p in recipe.passes if all(hasattr(p, o) for o in _OPTIONS)), None)
+def holds(recipe: Recipe) -> bool:
+    """Whether a pass of a recipe searches within budgets."""
+    return any(isinstance(p, HoldsBudgets) for p in recipe.passes)
 
 
 def handed(recipe: Recipe, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Recipe:
@@ -25,17 +22,17 @@ def handed(recipe: Recipe, max_latency: Budget, max_size: Budget, max_drop: floa
     Raises:
         BadRequest: A budget of latency or size, and no pass that could hold it.
     """
-    budgets = dict(zip(_OPTIONS, (max_latency, max_size, max_drop), strict=True))
+    budgets = {"max_latency": max_latency, "max_size": max_size, "max_drop": max_drop}
     given = [o for o, b in budgets.items() if b is not None]
-    name = holder(recipe)
-    if name is None and given and given != ["max_drop"]:
-        option = given[0]
-        raise BadRequest(f"recipe {recipe.name!r} cannot hold it", where=option, fix="Use the recipe mixed.")
-    if name is None or not given:
+    able = holds(recipe)
+    if not able and given and given != ["max_drop"]:
+        raise BadRequest(f"recipe {recipe.name!r} cannot hold it", where=given[0], fix="Use the recipe mixed.")
+    if not able or not given:
         return recipe
-    steps: list[Any] = [*recipe.passes]  # every pass is a dataclass
-    passes = (dataclasses.replace(p, **budgets) if p.name == name else p for p in steps)
-    return dataclasses.replace(recipe, passes=tuple(passes))
+    limited = (
+        p.with_budgets(max_latency, max_size, max_drop) if isinstance(p, HoldsBudgets) else p for p in recipe.passes
+    )
+    return dataclasses.replace(recipe, passes=tuple(limited))
 
 
 def held(job: Job, compiled: Compiled, max_drop: float | None) -> Compiled:
@@ -47,7 +44,7 @@ def held(job: Job, compiled: Compiled, max_drop: float | None) -> Compiled:
     """
     if max_drop is None:
         return compiled
-    if holder(job.recipe) is None:
+    if not holds(job.recipe):
         return hold_drop.hold_drop(job, compiled, max_drop)
     assert job.evaluate is not None
     before, after = job.evaluate(job.original()), compiled.metric or 0.0

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from typing import Any
+from collections.abc import Sequence
 
-from graphpress.contracts import Pass, Skip
+from graphpress.contracts import Ignores, Skip
 from graphpress.errors import BadRequest, GateError
 from graphpress.job.gate import compare
 from graphpress.job.job import Compiled, Job
@@ -34,7 +33,7 @@ def hold_drop(job: Job, compiled: Compiled, max_drop: float) -> Compiled:
     """The compiled model with as few sites as needed back in float so that metric_before - metric_after <= max_drop.
 
     Sites are ranked once by the noise that each alone brings to the outputs; their number is doubled until the
-    budget holds and then halved back to the fewest found to hold.
+    budget holds and then halved back to the fewest found to hold: for n sites at most 2 log2(n) + 3 compilations.
 
     Raises:
         BadRequest: There is nothing to measure with, or no plan to take sites from.
@@ -49,27 +48,21 @@ def hold_drop(job: Job, compiled: Compiled, max_drop: float) -> Compiled:
     if compiled.metric is not None and compiled.metric >= floor:
         return _noted(compiled, before, max_drop, [])
     order = rank(job, compiled)
+    last = compiled.metric or 0.0
     best: tuple[Compiled, list[str]] | None = None
-    low, count = 0, 1
-    while best is None:
-        count = min(count, len(order))
+    few, enough = 0, len(order) + 1  # numbers of sites that are too few, and that hold
+    for _ in range(2 * len(order).bit_length() + 1):
+        if enough - few <= 1:
+            break
+        count = min(max(2 * few, 1), len(order)) if best is None else (few + enough) // 2
         trial = job.once(without(job.recipe, order[:count]))
         if trial.metric is not None and trial.metric >= floor:
-            best = (trial, order[:count])
-        elif count == len(order):
-            raise GateError(
-                f"the metric falls from {before:g} to {trial.metric:g} even with every site in float", where="max_drop"
-            )
+            best, enough = (trial, order[:count]), count
         else:
-            low, count = count, 2 * count
-    while count - low > 1:
-        middle = (low + count) // 2
-        trial = job.once(without(job.recipe, order[:middle]))
-        if trial.metric is not None and trial.metric >= floor:
-            best, count = (trial, order[:middle]), middle
-        else:
-            low = middle
-    return _noted(*best[:1], before, max_drop, best[1])
+            few, last = count, trial.metric or 0.0
+    if best is None:
+        raise GateError(f"the metric falls from {before:g} to {last:g} even with every site in float", where="max_drop")
+    return _noted(best[0], before, max_drop, best[1])
 
 
 def _noted(compiled: Compiled, before: float, max_drop: float, names: list[str]) -> Compiled:
@@ -94,16 +87,7 @@ def rank(job: Job, compiled: Compiled) -> list[str]:
     return sorted(noise, key=lambda n: noise[n])
 
 
-def without(recipe: Recipe, names: list[str]) -> Recipe:
-    """The recipe with these nodes in float in every pass that has the option ``ignore``, whatever its ``sites`` say."""
-    exact = [f"re:{re.escape(name)}" for name in names]
-    return dataclasses.replace(recipe, passes=tuple(_without(p, exact) for p in recipe.passes))
-
-
-def _without(step: Any, selectors: list[str]) -> Pass:
-    if not hasattr(step, "ignore"):
-        return step
-    changed: dict[str, Any] = {"ignore": (*step.ignore, *selectors)}
-    if getattr(step, "sites", None):
-        changed["sites"] = {**step.sites, **dict.fromkeys(selectors, "float")}
-    return dataclasses.replace(step, **changed)
+def without(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with these nodes in float in every pass that can leave nodes alone (``contracts.Ignores``)."""
+    passes = tuple(p.without(names) if isinstance(p, Ignores) else p for p in recipe.passes)
+    return dataclasses.replace(recipe, passes=passes)

@@ -85,6 +85,7 @@ class Job:
         self.evaluate = evaluate
         if data is None:
             return
+        data = data.allow(name for step in self.recipe.passes for name in step.reads)
         data.check(self.model)
         data = data.bind(self.model)
         exact = (data.binding.exact if data.binding else None) or 1  # a model may fix its batch: parts must fill it
@@ -126,15 +127,16 @@ class Job:
 
     def adopt(self, passes: list[PassReport]) -> None:
         """Calibrate on data that a pass made; where the user gave none, they gate as well."""
-        made = next((p for p in reversed(passes) if p.data is not None), None)
-        if made is None or made.data is None:
+        made = next((p for p in reversed(passes) if "data" in p.handed), None)
+        if made is None:
             return
+        data: CalibrationData = made.handed["data"]
         self.made_by = made.name
         if self.held_out is None:
-            self.take(made.data, self.evaluate)
+            self.take(data, self.evaluate)
             self.gated_by = made.name
         else:
-            self.data = made.data.bind(self.model)
+            self.data = data.bind(self.model)
 
     def original(self) -> Runner:
         """The float model on the target's runtime, built once."""

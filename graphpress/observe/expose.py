@@ -53,7 +53,7 @@ def expose(model: ir.Model, names: Collection[str]) -> Exposed:
     Raises:
         StaleSite: The model has no such value.
     """
-    edit.forget_names(model)  # a clone does not know yet which graphs belong together
+    edit.index(model)  # a clone does not know yet which graphs belong together
     places: dict[str, list[_Place]] = {name: [] for name in names}
     known: set[str] = set()
     for place in _places(model):

@@ -7,8 +7,7 @@ from typing import Any
 
 import jinja2
 
-from graphpress.report import tables
-from graphpress.report.charts import chart
+from graphpress.report import exhibits, tables
 from graphpress.report.report import Report, SiteRow
 
 WORST = 8  # sites whose histograms are drawn
@@ -26,9 +25,8 @@ def render(report: Report) -> str:
         sites=tables.sites(report),
         tail=[tables.passes(report), tables.skips(report), tables.histogram(report)],
         bars=_bars(report),
-        charts=[(p.name, chart(p.front)) for p in report.passes if p.front],
+        exhibits=exhibits.drawn(report),
         histograms=[_histogram(n, h) for n, h in list(report.histograms.items())[:WORST]],
-        learners=[_learners(name, used) for p in report.passes for name, used in p.learners.items()],
     )
 
 
@@ -81,16 +79,3 @@ def _histogram(name: str, data: dict[str, Any]) -> dict[str, Any]:
         {"x": i * step, "h": 80 * (c / top) ** 0.5, "y": 80 - 80 * (c / top) ** 0.5} for i, c in enumerate(counts) if c
     ]
     return {"name": name, "bars": bars, "step": step, "marks": [m for m in marks if 0 <= m <= 300], **data}
-
-
-def _learners(name: str, used: dict[str, Any]) -> dict[str, Any]:
-    """How many learners tokens take (``PassReport.learners``): bars in a 100 x 24 box, a strip of tokens, by layer."""
-    rows = []
-    for site, counts, heat in zip(used["names"], used["counts"], used["heat"], strict=True):
-        total, most, levels = sum(counts) or 1, max(counts) or 1, len(counts) - 1
-        mean = sum(k * c for k, c in enumerate(counts)) / total
-        step = 100 / len(counts)
-        bars = [{"x": i * step, "h": 24 * c / most, "share": tables.percent(c / total)} for i, c in enumerate(counts)]
-        cells = [{"x": i, "taken": v, "shade": v / max(levels, 1)} for i, v in enumerate(heat)]
-        rows.append({"name": site, "bars": bars, "step": step, "mean": mean, "levels": levels, "cells": cells})
-    return {"name": name, "share": tables.percent(used["share"]), "rows": rows}

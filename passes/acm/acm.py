@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.contracts import Pass, PassReport
+from graphpress.contracts import Ignores, Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit, opsets, selectors
 from graphpress.keys import SCOPE
@@ -24,7 +24,7 @@ from graphpress.types import Numerics, Stage
 
 
 @dataclass(frozen=True)
-class Acm(Pass):
+class Acm(Pass, Ignores):
     """Cut layers into learners of which each token takes as many as it needs (arXiv:2312.10193).
 
     A feed-forward block's hidden units are dealt to the learners by the power they give to its output on the

@@ -15,7 +15,7 @@ from graphpress.graph import edit, opsets
 from graphpress.keys import SCHEME
 from graphpress.ops.acm import INPUTS
 from graphpress.passes.acm.site import Site, sites
-from graphpress.passes.quantizers import affine
+from graphpress.passes.quantizers.affine import AFFINE
 from graphpress.types import Numerics, Scheme, Stage, per_group
 
 
@@ -61,7 +61,7 @@ class QuantizeLearners(Pass):
         value = s.value(name)
         array = s.array(name)
         scheme = Scheme("int8", per_group(1, array.shape[1]), observer=self.observer)
-        params = affine.fit(array, scheme)
+        params = AFFINE.fit(array, scheme)
         graph = s.node.graph
         assert isinstance(graph, ir.Graph)
         scale = edit.add_const(graph, np.asarray(params.scale, np.float32), f"{value.name}_scale")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from graphpress.contracts import Exhibit
 from graphpress.graph import edit
+from graphpress.observe.data import CalibrationData
 from graphpress.ops.acm_price import EVERY
 from graphpress.passes.acm.site import price_node, share, sites
+from graphpress.report import tables
 from graphpress.runner import Executor, Progress, quiet
-
-if TYPE_CHECKING:
-    from graphpress.observe.data import CalibrationData
 
 KNOTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCH = 8
@@ -43,9 +42,22 @@ class Usage:
         """Learners a token on average, by site."""
         return [sum(k * c for k, c in enumerate(row)) / max(sum(row), 1) for row in self.counts]
 
-    def to_json(self) -> dict[str, Any]:
-        return {"names": list(self.names), "counts": [list(c) for c in self.counts],
-                "heat": [[round(v, 3) for v in row] for row in self.heat], "share": self.share}  # fmt: skip
+
+def exhibit(used: Mapping[str, Usage]) -> Exhibit:
+    """The drawing for the report of what each budget (its name) comes to."""
+    parts = [
+        {
+            "name": f"{name}: {tables.percent(u.share)} of the learners' work", "share": u.share,
+            "names": list(u.names), "counts": [list(c) for c in u.counts],
+            "strips": [[round(v, 3) for v in row] for row in u.heat],
+        }
+        for name, u in used.items()
+    ]  # fmt: skip
+    columns = [
+        "layer", "mean", "tokens by learners taken, from 0",
+        "tokens of one sample in order: the darker, the more learners",
+    ]  # fmt: skip
+    return Exhibit("levels", "Learners that tokens take", {"parts": parts, "columns": columns})
 
 
 class Meter:
@@ -83,7 +95,7 @@ def _first(taken: np.ndarray) -> np.ndarray:
 def open_price(model: ir.Model) -> tuple[ir.Model, str]:
     """A copy whose price is an input, and that input's name."""
     work = model.clone()
-    edit.forget_names(work)
+    edit.index(work)
     node = price_node(work)
     assert node is not None
     given = ir.Value(

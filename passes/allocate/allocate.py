@@ -8,7 +8,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.contracts import Pass, PassReport, Skip
+from graphpress.contracts import Budget, HoldsBudgets, Ignores, Pass, PassReport, Skip
 from graphpress.errors import BadRequest
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import budgets
@@ -32,7 +32,7 @@ CHECKED = 256  # samples that compiled plans are compared on: they are few, and 
 
 
 @dataclass(frozen=True)
-class Allocate(Pass):
+class Allocate(Pass, HoldsBudgets, Ignores):
     """Give each operator with weights the format that serves a budget best, and write that plan as ``quantize`` does.
 
     The accuracy that each format at each operator costs, its bytes and its latency on the target are measured; the
@@ -94,7 +94,11 @@ class Allocate(Pass):
         report.skips += [*space.skips, *(Skip(n, f"{f}: {why}") for (n, f), why in found.refused.items())]
         ApplyPlan(taken.plan).run(model, ctx, report)
         report.metrics |= _metrics(problem, taken, bench, found, space)
-        report.front = picture(problem, bench, taken, "latency" if timed else "size")
+        report.exhibits.append(picture(problem, bench, taken, "latency" if timed else "size"))
+
+    def with_budgets(self, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Allocate:
+        """The pass with these budgets."""
+        return replace(self, max_latency=max_latency, max_size=max_size, max_drop=max_drop)
 
     def _check(self, ctx: Context) -> bool:
         """Refuse what cannot be asked before any work is done; whether latency is to be measured."""
@@ -110,10 +114,8 @@ class Allocate(Pass):
         alone = self.max_latency is None and self.max_size is None
         timed = self.max_latency is not None or self.objective == "latency"
         timed |= self.objective == "auto" and alone and ctx.deploy is not None
-        if timed and ctx.deploy is None:
-            raise BadRequest(
-                "latency needs a target to be measured on", where="allocate", fix="Limit max_size instead."
-            )
+        if timed:
+            ctx.need("deploy", "allocate", "latency needs a target to be measured on", "limit max_size instead")
         return timed
 
     def _store(self, name: str) -> Store:
@@ -122,12 +124,11 @@ class Allocate(Pass):
     def _problem(self, parts: Parts, probe: Probe, ctx: Context, found: Sensitivity, timed: bool) -> Problem:
         space, times, latency = parts.space, Times(), 0.0
         if timed:
-            assert ctx.deploy is not None
             values = probe.one([v for p in parts.parts.values() for v in (*p.inputs, *p.outputs)])
             static = dict.fromkeys(space.light, (space.static or "",))
             times = Clock(parts, ctx, self._store("latency"), values).run({**_possible(space, found), **static})
             feeds = next(probe.data.batches(1))
-            latency = alternate({"float": (ctx.deploy(space.model), feeds)}, 0.5)["float"]
+            latency = alternate({"float": (ctx.need("deploy", "allocate")(space.model), feeds)}, 0.5)["float"]
         return tables.build(parts, tables.Tables(found, tables.sizes(parts), times, latency))
 
     def _wish(self, problem: Problem, ctx: Context, timed: bool) -> Wish:

@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.errors import BadRequest
 from graphpress.graph.cut import cut
 from graphpress.passes.allocate.divergence import Kind, kinds, temperature
 from graphpress.passes.allocate.formats import FLOAT
@@ -35,11 +34,6 @@ def estimate(
         BadRequest: There is no torch to differentiate with.
         Unsupported: An operator has no form in it.
     """
-    if ctx.differentiate is None:
-        raise BadRequest(
-            "the estimate needs torch", where="allocate: option 'sensitivity'",
-            fix="Run `pip install 'graphpress[torch]'`, or use kl without a time limit.",
-        )  # fmt: skip
     made = {n: parts.parts[n] for n in wanted}
     edges = [v for p in made.values() for v in (*p.inputs, *p.outputs)]
     backward = Backward(parts.space.model, ctx, [v for p in made.values() for v in p.outputs])
@@ -71,8 +65,9 @@ class Backward:
         self.inputs = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
         self.names = [n for n in dict.fromkeys(names) if n not in self.kinds]
         self.outputs = [*self.names, *self.kinds]
-        assert ctx.differentiate is not None
-        self.module: Any = ctx.differentiate(cut(model, self.inputs, self.outputs), self.outputs)
+        by, why = "allocate: option 'sensitivity'", "the estimate needs torch"
+        differentiate = ctx.need("differentiate", by, why, "use kl without a time limit")
+        self.module: Any = differentiate(cut(model, self.inputs, self.outputs), self.outputs)
         self.seed = ctx.seed
 
     def __call__(self, feeds: Values) -> tuple[Values, float]:

@@ -161,9 +161,8 @@ class Clock:
 
     def _ready(self, model: ir.Model) -> tuple[Runner, Values]:
         """The runner on the target and its inputs; codes are those of the values that they stand for."""
-        assert self.ctx.deploy is not None
         feeds = {v.name or "": self._feed(v) for v in model.graph.inputs}
-        return self.ctx.deploy(model), feeds
+        return self.ctx.need("deploy", "allocate")(model), feeds
 
     def _quiet(self, runs: Mapping[str, tuple[Runner, Values]]) -> dict[str, float]:
         """``alternate`` beside a model that is always the same: again, while the machine makes that one slow."""

@@ -15,10 +15,10 @@ def evaluated(ctx: Context, runner: Runner, what: str) -> float:
     Raises:
         BadRequest: It raises, or gives no finite number; the message names it.
     """
-    assert ctx.evaluate is not None
-    name = getattr(ctx.evaluate, "__qualname__", type(ctx.evaluate).__name__)
+    metric = ctx.need("evaluate", "allocate")
+    name = getattr(metric, "__qualname__", type(metric).__name__)
     try:
-        value = float(ctx.evaluate(runner))
+        value = float(metric(runner))
     except GraphpressError:
         raise
     except Exception as e:  # the user's own code may raise anything

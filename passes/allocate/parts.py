@@ -99,15 +99,14 @@ class Parts:
 
         Not by the fast runtime: ONNX Runtime 1.32 fails when it folds Q -> DQ of a 2-bit constant.
         """
-        execute, model = self.ctx.oracle or self.ctx.run, self.quantized(node, name)
-        assert execute is not None and isinstance(model, ir.Model)
+        execute, model = self.ctx.oracle or self.ctx.need("run", "allocate"), self.quantized(node, name)
+        assert isinstance(model, ir.Model)
         runner = execute(model)
         return runner({n: values[n] for n in runner.input_names})
 
     def runner(self, model: ir.Model) -> Runner:
         """A whole folded model: on the target, or where there is none, as it is written."""
-        build = self.ctx.deploy or self.ctx.oracle or self.ctx.run
-        assert build is not None
+        build = self.ctx.deploy or self.ctx.oracle or self.ctx.need("run", "allocate")
         return build(model)
 
     @cached_property

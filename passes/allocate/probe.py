@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.errors import BadRequest
 
 BUDGET = 512 << 20  # bytes of values kept at a time
 _MOST = 32  # samples in a run
@@ -33,24 +32,21 @@ class Probe:
     samples: int
 
     def __post_init__(self) -> None:
-        if self.ctx.data is None or self.ctx.run is None:
-            raise BadRequest(
-                "sensitivity is measured on calibration data, and there is none", where="allocate",
-                fix="Give data (--data), or let `zeroq` make some.",
-            )  # fmt: skip
-        data = self.ctx.data.take(self.samples, self.ctx.seed).bind(self.model)
+        why = "sensitivity is measured on calibration data, and there is none"
+        drawn = self.ctx.need("data", "allocate", why, "let `zeroq` make some")
+        self.run = self.ctx.need("run", "allocate")
+        data = drawn.take(self.samples, self.ctx.seed).bind(self.model)
         exact = data.binding.exact if data.binding else None
         feeds = next(data.batches(exact or 1))
-        rows = max((a.size // a.shape[-1] for a in self.ctx.run(self.model)(feeds).values() if a.ndim > 1), default=1)
+        rows = max((a.size // a.shape[-1] for a in self.run(self.model)(feeds).values() if a.ndim > 1), default=1)
         enough = max(_LEAST, _ROWS * (exact or 1) // max(rows, 1))
-        self.data = data if len(data) <= enough else self.ctx.data.take(enough, self.ctx.seed).bind(self.model)
+        self.data = data if len(data) <= enough else drawn.take(enough, self.ctx.seed).bind(self.model)
 
     def chunks(self, names: Sequence[str]) -> Iterator[Values]:
         """The named values, inputs of the graph among them, over all samples."""
-        assert self.ctx.run is not None
         inputs = {v.name for v in self.model.graph.inputs}
         names = list(dict.fromkeys(names))
-        runner = self.ctx.run(self.model, [n for n in names if n not in inputs])
+        runner = self.run(self.model, [n for n in names if n not in inputs])
         exact = self.data.binding.exact if self.data.binding else None
         first = next(self.data.batches(exact or 1))
         each = sum(a.nbytes for a in (runner(first) | first).values()) / (exact or 1)
@@ -60,7 +56,6 @@ class Probe:
 
     def one(self, names: Sequence[str]) -> Values:
         """The named values on the smallest batch: what latency is measured with."""
-        assert self.ctx.run is not None
         inputs = {v.name for v in self.model.graph.inputs}
         feeds = next(self.data.batches(1))
-        return self.ctx.run(self.model, [n for n in dict.fromkeys(names) if n not in inputs])(feeds) | feeds
+        return self.run(self.model, [n for n in dict.fromkeys(names) if n not in inputs])(feeds) | feeds

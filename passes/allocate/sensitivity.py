@@ -152,11 +152,10 @@ class Measurer:
         self, node: str, formats: Sequence[str], inputs: Sequence[str], wanted: dict[str, Kind], values: Values
     ) -> list[float]:
         """The divergence of the outputs for each format of one operator."""
-        assert self.ctx.run is not None
         part = self.parts.parts[node]
         if not wanted:
             return [0.0] * len(formats)
-        rest = self.ctx.run(cut(self.parts.space.model, inputs, list(wanted)))
+        rest = self.ctx.need("run", "allocate")(cut(self.parts.space.model, inputs, list(wanted)))
         costs = []
         for name in formats:
             made = self.parts.run(node, name, values)
@@ -165,11 +164,7 @@ class Measurer:
         return costs
 
     def _metric(self, left: dict[str, list[str]], started: float) -> Drops:
-        if self.ctx.evaluate is None or self.ctx.run is None:
-            raise BadRequest(
-                "there is no metric", where="allocate: option 'sensitivity'",
-                fix="Put labels into the data, give evaluate=, or use kl.",
-            )  # fmt: skip
+        self.ctx.need("evaluate", "allocate: option 'sensitivity'", "there is no metric", "use kl")
         space, found = self.parts.space, dict[str, dict[str, float]]()
         base = evaluated(self.ctx, self.parts.runner(space.model), "the float model")
         jobs = [(n, f) for n, formats in left.items() for f in formats]

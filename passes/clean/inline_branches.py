@@ -27,8 +27,12 @@ class InlineBranches(Pass):
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         names = Counter(_value_names(model))
-        # An outer graph comes before its inner ones, and what is moved joins the outer one: look again until done.
-        while (node := next((n for n in graph_nodes(model) if _is_decided(n)), None)) is not None:
+        # An outer graph comes before its inner ones, and what is moved joins the outer one: look again, as often as
+        # there are Ifs, each of which goes once.
+        for _ in range(sum(n.op_type == "If" for n in graph_nodes(model))):
+            node = next((n for n in graph_nodes(model) if _is_decided(n)), None)
+            if node is None:
+                break
             condition = edit.constant(node.inputs[0])
             assert condition is not None
             _inline(node, node.attributes["then_branch" if condition.all() else "else_branch"].as_graph(), names)

@@ -8,7 +8,7 @@ import numpy as np
 
 from graphpress.observe.observers import observer
 from graphpress.ops.dynamic_quantize_token import steps
-from graphpress.passes.quantizers.affine import dequantize, fit, from_range, quantize
+from graphpress.passes.quantizers.affine import AFFINE, from_range
 from graphpress.types import Kind, Scheme
 
 SMALLEST = 1e-5  # below which neither maximum counts
@@ -77,8 +77,8 @@ class OutputError:
         """With the rows divided by ``factor`` [C] and the columns multiplied."""
         x = self._rounded((self.rows / factor).astype(np.float32))
         w = (self.weight * factor).astype(np.float32)
-        params = fit(w, self.stored)
-        w = dequantize(quantize(w, params, self.stored), params, self.stored)
+        params = AFFINE.fit(w, self.stored)
+        w = AFFINE.dequantize(AFFINE.quantize(w, params, self.stored), params, self.stored)
         return float(np.square(x @ w.T - self._wanted, dtype=np.float64).sum())
 
     def _rounded(self, x: np.ndarray) -> np.ndarray:
@@ -90,4 +90,4 @@ class OutputError:
         watch.update(x, len(x))
         found = watch.range()
         params = from_range(found.lo, found.hi, scheme)
-        return dequantize(quantize(x, params, scheme), params, scheme)
+        return AFFINE.dequantize(AFFINE.quantize(x, params, scheme), params, scheme)

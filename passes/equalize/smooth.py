@@ -65,11 +65,7 @@ class Smooth(Pass):
             BadRequest: There is no data or nothing to run it on; an alpha out of range.
             CalibrationError: The data does not fit the model.
         """
-        if ctx.data is None or ctx.run is None:
-            raise BadRequest(
-                "needs to see activations", where="smooth",
-                fix="Give calibration data (--data), or leave smooth out of the recipe.",
-            )  # fmt: skip
+        ctx.need("data", "smooth", "needs to see activations", "leave smooth out of the recipe")
         if self.alpha != "auto" and not 0 <= self.alpha <= 1:
             raise BadRequest(f"{self.alpha} is not between 0 and 1", where="smooth: option 'alpha'")
         places = find(model, report)
@@ -85,12 +81,11 @@ class Smooth(Pass):
             report.metrics[said] = float(report.metrics.get(said, 0)) + 1
 
     def _observe(self, model: ir.Model, ctx: Context, places: Sequence[Place]) -> dict[str, Seen]:
-        assert ctx.data is not None and ctx.run is not None
-        data = ctx.data.bind(model).take(self.samples, ctx.seed)
+        data, run = ctx.need("data", "smooth").bind(model).take(self.samples, ctx.seed), ctx.need("run", "smooth")
         names = [p.value.name or "" for p in places]
         batches = -(-len(data) // self.batch_size)
         seen: dict[str, Seen] = {}
-        for values in stream(model, names, data, ctx.run, batch_size=self.batch_size, progress=ctx.progress).batches:
+        for values in stream(model, names, data, run, batch_size=self.batch_size, progress=ctx.progress).batches:
             for name, array in values.items():
                 if array.size:
                     seen.setdefault(name, Seen(batches)).update(array)

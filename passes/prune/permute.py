@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
-from graphpress.errors import BadRequest
 from graphpress.observe.moments import Moments, collect_moments
 from graphpress.passes.prune import masks
 from graphpress.passes.prune.pattern import checked
@@ -79,13 +78,9 @@ class Permute(Pass):
         names = [reader.node.name or "" for reader in channels.readers]
         if self.score == "magnitude" or not names:
             return {}
-        if ctx.data is None or ctx.run is None:
-            raise BadRequest(
-                "energy needs calibration data", where="permute: option 'score'",
-                fix="Give data (--data), or choose score: magnitude.",
-            )  # fmt: skip
-        data = ctx.data.take(self.samples, ctx.seed)
-        return collect_moments(model, names, data, ctx.run, progress=ctx.progress)
+        by, why = "permute: option 'score'", "energy needs calibration data"
+        data, run = ctx.need("data", by, why, "choose score: magnitude"), ctx.need("run", by)
+        return collect_moments(model, names, data.take(self.samples, ctx.seed), run, progress=ctx.progress)
 
 
 @dataclass

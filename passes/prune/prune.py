@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.contracts import Pass, PassReport
+from graphpress.contracts import Ignores, Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.keys import SPARSITY
@@ -22,7 +22,7 @@ from graphpress.types import Numerics, Stage
 
 
 @dataclass(frozen=True)
-class Prune(Pass):
+class Prune(Pass, Ignores):
     """Set all but n of each m neighbouring weights to zero, in MatMul, Gemm and Conv; layers note their pattern.
 
     Neighbours lie along the reduction axis: input channels of a matrix, and of a convolution at each place of its
@@ -87,13 +87,10 @@ class Prune(Pass):
     def _moments(self, model: ir.Model, ctx: Context, layers: list[Linear]) -> Collected | None:
         if self.method == "magnitude" or not layers:
             return None
-        if ctx.data is None or ctx.run is None:
-            raise BadRequest(
-                f"{self.method} needs calibration data", where="prune: option 'method'",
-                fix="Give data (--data), or choose method: magnitude.",
-            )  # fmt: skip
+        by, why = "prune: option 'method'", f"{self.method} needs calibration data"
+        data, run = ctx.need("data", by, why, "choose method: magnitude"), ctx.need("run", by)
         names = [v.node.name or "" for v in layers]
-        return collect_moments(model, names, ctx.data.take(self.samples, ctx.seed), ctx.run, progress=ctx.progress)
+        return collect_moments(model, names, data.take(self.samples, ctx.seed), run, progress=ctx.progress)
 
 
 def _weights(model: ir.Model) -> int:

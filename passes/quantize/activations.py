@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Skip
-from graphpress.errors import BadRequest
 from graphpress.observe.collect import Calibration, collect
 from graphpress.passes.quantize import anatomy
-from graphpress.passes.quantizers.affine import QParams, from_range
+from graphpress.passes.quantizers.affine import from_range
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import Plan, Role, Site
 
 SATURATED = 0.01  # the share of clipped elements from which on it is worth a remark
@@ -65,15 +65,15 @@ class Activations:
         sites = static_sites(self.plan)
         if not sites:
             return
-        if ctx.data is None or ctx.run is None:
-            raise BadRequest(
-                "static activations need calibration data", where="quantize",
-                fix="Give data (--data), or choose a recipe with dynamic or float activations.",
-            )  # fmt: skip
+        data = ctx.need(
+            "data", "quantize", "static activations need calibration data",
+            "choose a recipe with dynamic or float activations",
+        )  # fmt: skip
+        run = ctx.need("run", "quantize")
         moved = self._moved()
         schemes = {v.name or "": self.plan[s] for s in sites if (v := self.values[s]) not in moved}
         calibrate = ctx.calibrate or collect
-        self._found = calibrate(model, schemes, ctx.data, ctx.run, batch_size=batch_size, progress=ctx.progress)
+        self._found = calibrate(model, schemes, data, run, batch_size=batch_size, progress=ctx.progress)
         spans = self._spans()
         for site in sites:
             if why := self._unusable(self.values[site].name or "", self.group(site) in spans):

@@ -12,10 +12,9 @@ import onnx_ir as ir
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
-from graphpress.passes.quantizers.affine import QParams, dequantize
+from graphpress.passes.quantizers.named import named
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import Kind, Scheme
-
-_TO_THE_NEXT = np.float32(0.5 - 2**-6)  # of a step: what surely rounds back, in half precision too
 
 
 @dataclass
@@ -111,10 +110,8 @@ def _within(q: ir.Node, value: ir.Value, params: QParams, scheme: Scheme) -> Non
     """Clip a weight to what rounds to the codes of its scheme, as Q saturates at those of the storage type."""
     array = edit.constant(value)
     assert array is not None, "a type that ONNX lacks is for weights"
-    step = dequantize(np.ones(array.shape, np.int16), QParams(params.scale, np.zeros_like(params.zero_point)), scheme)
-    ends = (dequantize(np.full(array.shape, end, np.int16), params, scheme) for end in (scheme.qmin, scheme.qmax))
-    low, high = (end + side * _TO_THE_NEXT * step for end, side in zip(ends, (-1, 1), strict=True))
-    edit.set_constant(q, 0, np.clip(array.astype(np.float32), low, high).astype(array.dtype), "weight")
+    clipped = named(scheme.quantizer).clipped(array.astype(np.float32), params, scheme)
+    edit.set_constant(q, 0, clipped.astype(array.dtype), "weight")
 
 
 def _by_tensor(node: ir.Node, value: ir.Value) -> ir.Value:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
+from graphpress.contracts import Ignores
 from graphpress.errors import BadRequest
+from graphpress.graph.selectors import exactly
 from graphpress.types import PER_TENSOR, PER_TOKEN, Granularity, Kind, Scheme
 
 Mode: TypeAlias = Literal["static", "dynamic", "weight"]
@@ -18,7 +20,7 @@ TOKEN_TYPES = ("int8", "int4")  # of activations that are quantized by token
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Ignores):
     """What to quantize and how.
 
     Attributes:
@@ -74,6 +76,14 @@ class Options:
             raise _wrong("activation", f"{self.activation_granularity} scales found at run time are {known}")
         if self.group_size not in (16, 32, 64, 128, 256):
             raise _wrong("group_size", f"{self.group_size} is none of 16, 32, 64, 128, 256")
+
+    def without(self, names: Iterable[str]) -> Self:
+        """The same with these nodes in float, whatever ``sites`` says of them."""
+        names = list(names)
+        left = super().without(names)
+        if not self.sites or not names:
+            return left
+        return replace(left, sites={**self.sites, **dict.fromkeys(map(exactly, names), "float")})
 
     @property
     def _dynamic(self) -> tuple[str, ...]:

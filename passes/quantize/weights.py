@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from graphpress.contracts import Skip
 from graphpress.graph import edit
-from graphpress.passes.quantizers.affine import QParams, fit
+from graphpress.passes.quantizers.named import named
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import Kind, Plan, Role, Scheme, Site
 
 
@@ -51,7 +52,7 @@ def _fit(value: ir.Value, scheme: Scheme) -> tuple[QParams | None, str]:
     array = array.astype(np.float32)
     if not np.isfinite(array).all():
         return None, f"weight {value.name!r} has NaN or infinite elements"
-    return fit(array, scheme), _dead(array, scheme)
+    return named(scheme.quantizer).fit(array, scheme), _dead(array, scheme)
 
 
 def _dead(array: np.ndarray, scheme: Scheme) -> str:

@@ -1,1 +1,1 @@
-"""The mathematics of one quantizer a file: fit, quantize, dequantize. No graph."""
+"""One number format a file (``quantizer.Quantizer``), found by being there, and second-order rounding. No graph."""

@@ -3,31 +3,37 @@ multiples of one step. Quantizing to that step loses nothing; any other scale ro
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
+from array_api_compat import array_namespace
 
 _SAMPLE = 4096  # elements that decide whether it is worth looking at all
 _LEVELS = 512  # magnitudes of a 9-bit grid at most
 _NOISE = 1e-3  # of a step: what float32 and a folded factor leave
 
 
-def step(x: np.ndarray) -> float | None:
+def step(x: Any) -> float | None:
     """The step of the even grid through 0 on which all of ``x`` lies, or None.
 
     Args:
-        x: Any shape, finite. More than 512 different magnitudes, or fewer than 4, are no evidence of a grid.
+        x: Any shape, finite, of any array library. More than 512 different magnitudes, or fewer than 4, are no evidence
+            of a grid.
     """
-    flat = x.ravel()
-    top = float(np.abs(flat).max(initial=0))
-    levels = np.unique(np.abs(flat[:: max(1, flat.size // _SAMPLE)]))
-    if not 4 <= len(levels) <= _LEVELS or top == 0:
+    xp = array_namespace(x)
+    flat = xp.reshape(x, (-1,))
+    if not flat.shape[0]:
         return None
-    gaps = np.diff(np.concatenate(([0.0], levels)))
+    top = float(xp.max(xp.abs(flat)))
+    levels = xp.sort(xp.unique_values(xp.abs(flat[:: max(1, flat.shape[0] // _SAMPLE)])))
+    if not 4 <= levels.shape[0] <= _LEVELS or top == 0:
+        return None
+    gaps = levels - xp.concat([xp.zeros_like(levels[:1]), levels[:-1]])
     gaps = gaps[gaps > top / (2 * _LEVELS)]
-    if not gaps.size:
+    if not gaps.shape[0]:
         return None
-    guess = float(gaps.min())
-    codes = np.rint(flat / guess)
-    guess = float(flat.astype(np.float64) @ codes) / float(codes.astype(np.float64) @ codes)
-    codes = np.rint(flat / guess)
-    off = np.abs(flat / guess - codes).max()
-    return guess if off <= _NOISE and np.abs(codes).max() <= _LEVELS else None
+    guess = float(xp.min(gaps))
+    codes = xp.astype(xp.round(flat / guess), xp.float64)
+    guess = float(xp.matmul(xp.astype(flat, xp.float64), codes)) / float(xp.matmul(codes, codes))
+    codes = xp.round(flat / guess)
+    off = float(xp.max(xp.abs(flat / guess - codes)))
+    return guess if off <= _NOISE and float(xp.max(xp.abs(codes))) <= _LEVELS else None

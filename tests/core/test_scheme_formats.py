@@ -14,7 +14,7 @@ from graphpress.types import PER_TENSOR, PER_TOKEN, Scheme, per_channel, per_gro
 GRAINS = st.sampled_from([PER_TENSOR, per_channel(1), per_group(0, 64)])
 STATIC = st.builds(
     Scheme, st.sampled_from(["int8", "uint4", "int3", "int16"]), GRAINS, st.booleans(), st.just(False),
-    st.sampled_from(["minmax", "mse"]),
+    st.sampled_from(["minmax", "mse"]), st.sampled_from(["affine", "power", "power:exponent=0.5"]),
 )  # fmt: skip
 DYNAMIC = st.builds(Scheme, st.sampled_from(["int8", "int4"]), st.just(PER_TOKEN), st.booleans(), st.just(True))
 
@@ -25,9 +25,10 @@ def test_text_says_all_of_it(scheme: Scheme) -> None:
     assert Scheme.from_json(scheme.to_json()) == scheme
 
 
-@pytest.mark.parametrize(
-    "text", ["", "int4", "int4 per_tensor sym", "int4 per_tensor odd mse", "int4 per_tensor sym mse x"]
-)
+WRONG = ["", "int4", "int4 per_tensor sym", "int4 per_tensor odd mse", "int4 per_tensor sym mse x"]
+
+
+@pytest.mark.parametrize("text", [*WRONG, "int4 per_tensor sym mse power", "int4 per_tensor sym mse quantizer=power x"])
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="no scheme"):
         Scheme.parse(text)

@@ -16,7 +16,7 @@ PARTS = 12  # so that several processes can share the work
 def committed(checkout: Path) -> dict[str, str]:
     """File -> status, as the table in the repository has it."""
     status, table = "", {}
-    for line in (checkout / "tools" / "bench" / "roundtrip.md").read_text(encoding="utf-8").splitlines():
+    for line in (checkout / "docs" / "figures" / "roundtrip.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             status = line[3:]
         elif status and (row := re.match(r"\| (\S+\.onnx) \|", line)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ VALUES = {"CalibrationData", "Context", "Granularity", "Plan", "Recipe", "Report
 PUBLIC = VERBS | VALUES | {"Compiled", "GateError", "GraphpressError", "Job", "Pass", "PassReport", "Pipeline"}
 HEAVY = {"torch", "onnxruntime", "sklearn", "scipy", "matplotlib"}
 COMMANDS = {"import": ["-c", "import graphpress"], "help": [Path(sys.executable).with_name("graphpress"), "--help"]}
+MODULES = {"import": 90, "help": 250}  # Python alone imports some sixty
 
 
 def test_the_public_names_are_these() -> None:
@@ -41,25 +41,4 @@ def test_nothing_heavy_is_imported(command: str) -> None:
     imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.M))
     assert "graphpress" in imported
     assert not imported & HEAVY
-
-
-@pytest.mark.parametrize(("command", "seconds"), [("import", 0.2), ("help", 0.4)])
-def test_it_starts_fast(command: str, seconds: float) -> None:
-    """Best of several, over what the interpreter takes by itself: the machine may be busy with other tests."""
-
-    def took(*args: str | Path) -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *args], check=True, capture_output=True)
-        return time.perf_counter() - start
-
-    bare = min(took("-c", "") for _ in range(5))
-    assert min(took(*COMMANDS[command]) for _ in range(7)) - bare < seconds
-
-
-def test_the_examples_of_the_readme_run(checkout: Path, tmp_path: Path) -> None:
-    readme = checkout / "README.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text() if readme.exists() else "", re.M | re.S)
-    if not blocks:
-        pytest.skip("README.md has no example yet")
-    for block in blocks:
-        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
+    assert len(imported) < MODULES[command]  # what starting costs

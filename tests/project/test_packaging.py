@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import email
 import importlib.metadata
 import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -17,12 +19,8 @@ from graphpress.tools.check import directions, rooms
 
 # import name -> distribution, where they differ
 NAMES = {"PIL": "pillow", "google": "protobuf", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-
-
-def test_pyproject_lists_every_package(checkout: Path) -> None:
-    listed = rooms.settings(checkout)["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted(rooms.packages(checkout))
-    assert len(listed) == len(set(listed))
+# What stands in the rooms and is for those who work on the project.
+CHECKOUT_ONLY = ("graphpress/tools/bench/", "graphpress/tools/check/", "graphpress/tools/mutants/")
 
 
 def test_every_folder_with_sources_is_a_package(checkout: Path) -> None:
@@ -37,22 +35,74 @@ def test_rooms_import_from_anywhere(checkout: Path, cwd: str) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=checkout / cwd, check=True)
 
 
-def test_the_wheel_holds_every_file(checkout: Path, tmp_path: Path) -> None:
-    """Setuptools leaves out what pyproject does not name, and an editable install does not show it."""
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: setuptools writes into the folder it builds from."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(".*", "tests", "build", "out", "*.egg-info", "__pycache__")
     shutil.copytree(checkout, source, ignore=ignored)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, "."]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = tmp_path.glob("*.whl")
+    return built
+
+
+def _tracked(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+
+
+def test_the_wheel_holds_every_file_of_the_rooms_but_benchmarks_and_checks(checkout: Path, wheel: Path) -> None:
+    """Setuptools leaves out what it is not told of, and an editable install does not show it."""
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {
         f"{package.replace('.', '/')}/{path.relative_to(folder)}"
-        for package, folder in rooms.rooms(source).items()
-        for path in folder.rglob("*")
-        if path.is_file()
+        for package, folder in rooms.rooms(checkout).items()
+        for path in _tracked(folder)
     }
-    assert inside == wanted
+    assert inside == {name for name in wanted if not name.startswith(CHECKOUT_ONLY)}
+    assert sum(name.startswith(CHECKOUT_ONLY) for name in wanted) > 20
+
+
+def test_nothing_in_the_wheel_imports_what_stays_in_the_checkout(checkout: Path) -> None:
+    kept = {f.rstrip("/").replace("/", ".") for f in CHECKOUT_ONLY}
+    sources = rooms.sources(checkout)
+    modules = {s.module for s in sources}
+    stay = {m for m in modules if any(m == k or m.startswith(f"{k}.") for k in kept)}
+    wrong = [(s.module, n) for s in sources if s.module not in stay for _, n in directions.imported(s.tree, modules)]
+    assert [(here, there) for here, there in wrong if there in stay] == []
+
+
+def test_the_wheel_says_what_it_is(checkout: Path, wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    head = email.message_from_bytes(archive.read(metadata))
+    assert (head["Name"], head["License-Expression"]) == ("graphpress", "Apache-2.0")
+    (licence,) = (name for name in archive.namelist() if name.endswith("/licenses/LICENSE"))
+    assert archive.read(licence) == (checkout / "LICENSE").read_bytes()
+    assert "Apache License" in (checkout / "LICENSE").read_text()
+
+
+def test_the_wheel_runs_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, which borrows the dependencies: path files inside a borrowed folder do not count,
+    so the editable install is not seen."""
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False)
+    python = home / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    (packages,) = (home / "lib").glob("python*/site-packages")
+    (packages / "borrowed.pth").write_text("\n".join(p for p in sys.path if p.endswith("-packages")))
+    code = "import graphpress.tools.cli as c; print(c.__file__)"
+    where = subprocess.run([python, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert Path(where.strip()).is_relative_to(packages)
+    command = [home / "bin" / "graphpress"]
+    shown = subprocess.run([*command, "--help"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "compile" in shown
+    shown = subprocess.run([*command, "demo"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "written to" in shown
+    gone = subprocess.run([python, "-m", "graphpress.tools.bench", "--help"], cwd=tmp_path, capture_output=True)
+    assert gone.returncode != 0
 
 
 def _third_party(sources: list[rooms.Source]) -> set[str]:

@@ -134,10 +134,11 @@ def test_bad_requests_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert chosen(None) == list(shipped.recipes())
 
 
-def test_the_table_in_the_docs_has_every_shipped_recipe(checkout: Path) -> None:
-    text = (checkout / "tools/bench/matrix.md").read_text()
+def test_the_table_in_the_docs_is_of_shipped_recipes(checkout: Path) -> None:
+    text = (checkout / "docs/figures/matrix.md").read_text()
     columns = next(line for line in text.splitlines() if line.startswith("| | ")).strip("| ").split(" | ")
-    assert sorted(columns) == sorted(shipped.recipes())
+    assert set(columns) <= set(shipped.recipes())
+    assert len(columns) == len(set(columns)) >= 17
 
 
 def test_what_a_native_library_prints_is_no_cell() -> None:

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(parser)
     parser.add_argument("--recipes", help="comma-separated (default: all that are shipped)")
     parser.add_argument("--out", type=Path, default=Path("matrix.json"), help="file of cells; goes on where it stops")
-    parser.add_argument("--markdown", action="store_true", help="print the table of tools/bench/matrix.md")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/figures/matrix.md")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a cell may take")
     return parser
 

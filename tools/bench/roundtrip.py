@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,8 @@ import onnxruntime as ort
 
 from graphpress.errors import GraphpressError
 from graphpress.frontends import onnx_file
+from graphpress.tools.conformance import inputs
 
-SEED = 0
-UNKNOWN = ((1, 1, 1), (2, 2, 2), (3, 3, 3), (8, 8, 8), (1, 64, 64), (1, 1, 576))  # first, inner, last axis; in turn
-_BY_NAME = {"sr": 16000}  # a sample rate, on which a model branches
 EQUAL, REFUSED, RUNTIME, NOT_RUN, DIFFERS = "equal", "refused", "refused by the runtime", "not runnable", "DIFFERS"
 MEANING = {
     EQUAL: "loads, saves, and gives the same outputs bit for bit",
@@ -35,10 +33,6 @@ MEANING = {
     NOT_RUN: "loads and saves; ONNX Runtime opens both but no random input makes either run, for the same reason",
     DIFFERS: "shows a defect of ours",
 }
-_NUMPY = {
-    "float": "f4", "double": "f8", "float16": "f2", "bool": "?", "string": "O", "int8": "i1", "int16": "i2",
-    "int32": "i4", "int64": "i8", "uint8": "u1", "uint16": "u2", "uint32": "u4", "uint64": "u8",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ def check(path: Path, name: str = "") -> Result:
 
 
 def _open(path: Path) -> ort.InferenceSession:
-    ort.set_seed(SEED)  # operators that draw numbers draw the same ones
+    ort.set_seed(inputs.SEED)  # operators that draw numbers draw the same ones
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
@@ -109,7 +103,7 @@ def _compare(before: ort.InferenceSession, after: ort.InferenceSession) -> tuple
     if [o.name for o in before.get_outputs()] != [o.name for o in after.get_outputs()]:
         return DIFFERS, "the outputs have other names"
     reason = ""
-    for given in feeds(before.get_inputs()):
+    for given in inputs.feeds(before.get_inputs()):
         first, second = _run(before, given), _run(after, given)
         if isinstance(first, str) or isinstance(second, str):
             if first != second and not (isinstance(first, str) and isinstance(second, str)):
@@ -127,32 +121,6 @@ def _run(session: ort.InferenceSession, feeds: dict[str, Any]) -> list[Any] | st
         return session.run(None, feeds, options)
     except Exception as e:  # noqa: BLE001 - as in _open
         return _reason(e)
-
-
-def feeds(inputs: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Seeded inputs: normal floats and small integers, then ones, then zeros, for each size of unknown axes."""
-    static = all(isinstance(d, int) for i in inputs for d in i.shape)
-    for sizes in UNKNOWN[:1] if static else UNKNOWN:
-        rng = np.random.default_rng(SEED)
-        for fill in (None, 1, 0):
-            yield {i.name: _value(i, sizes, rng, _BY_NAME.get(i.name, fill)) for i in inputs}
-
-
-def _value(info: Any, sizes: tuple[int, int, int], rng: np.random.Generator, fill: int | None) -> Any:
-    """Random, or all ``fill``."""
-    kind = re.search(r"tensor\((\w+)\)", info.type)
-    dtype = np.dtype(_NUMPY.get(kind[1] if kind else "", "f4"))
-    last = len(info.shape) - 1
-    shape = [d if isinstance(d, int) and d >= 0 else sizes[(i > 0) + (i == last)] for i, d in enumerate(info.shape)]
-    if dtype.kind == "O":
-        array = np.full(shape, "text" if fill is None else str(fill), object)
-    elif fill is not None:
-        array = np.full(shape, fill, dtype)
-    elif dtype.kind == "f":
-        array = rng.normal(size=shape).astype(dtype)
-    else:
-        array = rng.integers(0, 3, size=shape).astype(dtype)
-    return [array] if info.type.startswith("seq(") else array
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -177,7 +145,7 @@ def table(results: Iterable[Result]) -> str:
     lines = [
         "# Load and save, on every model at hand", "",
         f"{len(results)} files, ONNX Runtime {ort.__version__}. Made by",
-        "`python -m graphpress.tools.bench.roundtrip --zoo DIR --out tools/bench/roundtrip.md`.",
+        "`python -m graphpress.tools.bench.roundtrip --zoo DIR --out docs/figures/roundtrip.md`.",
         "", "| status | files | meaning |", "|---|---|---|",
         *(f"| {status} | {count[status]} | a file that {meaning} |" for status, meaning in MEANING.items()),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from graphpress.backends.ort.session import Session
 from graphpress.errors import BadRequest, GraphpressError, Unsupported
 from graphpress.frontends import onnx_file
 from graphpress.graph import edit
-from graphpress.tools.bench import roundtrip
+from graphpress.tools.conformance import inputs
 from graphpress.tools.conformance.run import FAILED, PASSED, UNSUPPORTED, Conformance, Result
 
 # Largest difference of an output over its largest magnitude, by element type; other types have to be equal.
@@ -64,7 +64,7 @@ def _drops(node: ir.Node) -> bool:
 
 def _answer(model: ir.Model, session: Session) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Inputs that the reference takes, and what it gives."""
-    for feeds in roundtrip.feeds(session.session.get_inputs()):
+    for feeds in inputs.feeds(session.session.get_inputs()):
         try:
             return feeds, session(feeds)
         except BadRequest:

@@ -14,6 +14,7 @@ from graphpress.errors import Unsupported
 
 LIBRARY = torch.library.Library("graphpress", "FRAGMENT")  # kernels that torch.compile shall not look into
 INTEGERS = (torch.uint8, torch.int8)
+NARROW = 64  # weight codes up to here never overflow: 255 * (64 + 64) fits where pairs of products are added in 16 bits
 _PACKED = WeakTensorKeyDictionary()
 _CUDA_ROWS, _CUDA_STEP = 32, 8  # torch._int_mm on CUDA: more than 16 rows, the other sizes in eights
 
@@ -26,6 +27,23 @@ class Kernel(nn.Module):
     """
 
     kind = "integer"
+    probed: Callable[..., str | None] | None = None  # (kind of device, largest code): None, or what is not exact there
+
+    def __init__(self) -> None:
+        super().__init__()
+        ask = self.probed or (lambda *_: "no integer products")
+        self.exact_on = frozenset(d for d in ("cpu", "cuda") if ask(d) is None)  # for any codes
+        self.exact_if_narrow = frozenset(d for d in ("cpu", "cuda") if ask(d, NARROW) is None)
+
+    def exact(self, x: torch.Tensor) -> bool:
+        """Whether integer products are exact where ``x`` is, for the codes that the weight holds now.
+
+        Where only narrow codes are, a recorded call cannot ask for them and takes the reference.
+        """
+        device = x.device.type
+        if device in self.exact_on:
+            return True
+        return device in self.exact_if_narrow and not traced(x) and is_narrow(self.weight)
 
     def refusal(self, device: str) -> str | None:
         """Why the kernel does not run on this device; None where it does."""
@@ -104,6 +122,18 @@ def weight_refusal(
     if zero is not None and not zero.is_meta and bool(zero.any()):
         return "weights with a zero point other than 0"
     return None
+
+
+def is_narrow(codes: torch.Tensor) -> bool:
+    """Whether no code is larger than ``NARROW``; asked again when the tensor is written to."""
+    return bool(packed("narrow", lambda: bool(codes.abs().view(torch.uint8).le(NARROW).all()), codes))
+
+
+def product_refusal(probe: Callable[..., str | None], codes: torch.Tensor, device: str) -> str | None:
+    """Why products with these codes are not exact on a kind of device, or None."""
+    why = probe(device)
+    known = why is not None and not codes.is_meta and type(codes) in (torch.Tensor, torch.nn.Parameter)
+    return None if known and is_narrow(codes) and probe(device, NARROW) is None else why
 
 
 def require(refusal: str | None) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from graphpress.backends.fx.kernels.base import (
     INTEGERS,
     LIBRARY,
+    NARROW,
     Kernel,
     packed,
+    product_refusal,
     requantize,
     require,
     traced,
@@ -34,24 +36,32 @@ def available(codes: Tensor, scale: Tensor, zero_point: Tensor | None = None, de
         scale: Float32, one element or [out].
         zero_point: Of the weight.
     """
-    return weight_refusal(codes, scale, zero_point, (3, 4, 5)) or probe(torch.device(device).type)
+    refused = weight_refusal(codes, scale, zero_point, (3, 4, 5))
+    return refused or product_refusal(probe, codes, torch.device(device).type)
 
 
 @functools.cache
-def probe(device: str) -> str | None:
-    """Run small convolutions of extreme codes on this kind of device: None, or why they are not exact there."""
+def probe(device: str, largest: int = 128) -> str | None:
+    """Run small convolutions of extreme codes on this kind of device: None, or why they are not exact there.
+
+    Args:
+        device: ``cpu``.
+        largest: Magnitude of the weight's codes.
+    """
     if device != "cpu":
         return f"torch has no convolution of integers on {device}"
     x = torch.full((1, 16, 6, 6), 255, dtype=torch.uint8)
     try:
         for groups in (1, 16):
-            weight = torch.full((16, 16 // groups, 3, 3), 127, dtype=torch.int8)
-            weight[::2] = -128
+            weight = torch.full((16, 16 // groups, 3, 3), min(largest, 127), dtype=torch.int8)
+            weight[::2] = -largest
             shape = ([1, 1], [1, 1], [1, 1], groups)
             y = _run(x, arguments(1.0, 3, weight, torch.ones(16), None, *shape, None, torch.float32, False))
             exact = F.conv2d(x.double() - 3.0, weight.double(), padding=1, groups=groups)
             if not torch.equal(y.double(), exact):
-                return "convolutions of 8-bit integers overflow on this processor"
+                return (
+                    f"convolutions of 8-bit integers overflow on this processor where weights are larger than {NARROW}"
+                )
     except (RuntimeError, AttributeError) as e:
         return f"torch refuses convolutions of integers here: {str(e).splitlines()[0]}"
     return None
@@ -76,6 +86,8 @@ class StaticInt8Conv(Kernel):
         Unsupported: The weight is not of this form.
     """
 
+    probed = staticmethod(probe)
+
     def __init__(
         self,
         codes: Tensor,
@@ -97,7 +109,7 @@ class StaticInt8Conv(Kernel):
     ) -> None:
         super().__init__()
         require(weight_refusal(codes, scale, zero_point, (3, 4, 5)))
-        self.relu, self.groups, self.runs = relu, groups, probe("cpu") is None
+        self.relu, self.groups = relu, groups
         self.dims = codes.dim() - 2
         self.stride, self.dilation = (self._each(v) for v in (stride, dilation))
         self.padding, self.margins = self._padding(padding)
@@ -122,10 +134,10 @@ class StaticInt8Conv(Kernel):
         return [0] * self.dims, [n for pair in zip(before[::-1], behind[::-1], strict=True) for n in pair]
 
     def refusal(self, device: str) -> str | None:
-        return probe(device)
+        return product_refusal(probe, self.weight, device)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not self.runs or torch.compiler.is_exporting():
+        if not self.exact(x) or torch.compiler.is_exporting():
             return self.reference(x)
         if not traced(x):
             codes, _ = unsigned(self._codes(x), 0)

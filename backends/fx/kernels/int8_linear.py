@@ -12,9 +12,11 @@ from graphpress.backends.fx.kernels import activations
 from graphpress.backends.fx.kernels.base import (
     INTEGERS,
     LIBRARY,
+    NARROW,
     Kernel,
     integer_products,
     packed,
+    product_refusal,
     requantize,
     require,
     traced,
@@ -31,27 +33,33 @@ def available(codes: Tensor, scale: Tensor, zero_point: Tensor | None = None, de
         scale: Float32, one element or [out].
         zero_point: Of the weight.
     """
-    return weight_refusal(codes, scale, zero_point, (2,)) or probe(torch.device(device).type)
+    refused = weight_refusal(codes, scale, zero_point, (2,))
+    return refused or product_refusal(probe, codes, torch.device(device).type)
 
 
 @functools.cache
-def probe(device: str) -> str | None:
-    """Run a small product of extreme codes on this kind of device: None, or why it is not computed exactly there."""
+def probe(device: str, largest: int = 128) -> str | None:
+    """Run a small product of extreme codes on this kind of device: None, or why it is not computed exactly there.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        largest: Magnitude of the weight's codes.
+    """
     if device not in ("cpu", "cuda"):
         return f"torch has no product of integers on {device}"
     if device == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device here"
     try:
-        return _probe(device)
+        return _probe(device, largest)
     except (RuntimeError, AttributeError) as e:
         return f"torch refuses products of integers here: {str(e).splitlines()[0]}"
 
 
-def _probe(device: str) -> str | None:
+def _probe(device: str, largest: int) -> str | None:
     # Neighbours of equal sign overflow where a processor adds pairs of products in 16 bits.
     x = torch.full((32, 64), 255, dtype=torch.uint8, device=device)
-    weight = torch.full((16, 64), 127, dtype=torch.int8, device=device)
-    weight[::2] = -128
+    weight = torch.full((16, 64), min(largest, 127), dtype=torch.int8, device=device)
+    weight[::2] = -largest
     sums, exact = weight.sum(1, dtype=torch.int32), (x.double() - 3.0) @ weight.double().t()
     made = [integer_products(x.bitwise_xor(128).view(torch.int8), weight) - (3 - 128) * sums]
     if device == "cpu":
@@ -59,7 +67,7 @@ def _probe(device: str) -> str | None:
     return (
         None
         if all(torch.equal(m.double(), exact[: len(m)]) for m in made)
-        else "products of 8-bit integers overflow on this processor"
+        else f"products of 8-bit integers overflow on this processor where weights are larger than {NARROW}"
     )
 
 
@@ -77,20 +85,21 @@ class Int8Linear(Kernel):
         Unsupported: The weight is not of this form.
     """
 
+    probed = staticmethod(probe)
+
     def __init__(
         self, codes: Tensor, scale: Tensor, bias: Tensor | None, zero_point: Tensor | None, relu: bool
     ) -> None:
         super().__init__()
         require(weight_refusal(codes, scale, zero_point, (2,)))
         self.relu = relu
-        self.runs_on = frozenset(d for d in ("cpu", "cuda") if probe(d) is None)
         self.register_buffer("weight", codes.contiguous())
         self._floats("weight_scale", scale.reshape(-1))
         self._floats("bias", bias)
         self.register_buffer("weight_sum", codes.sum(1, dtype=torch.int32))  # what a zero point of x is multiplied by
 
     def refusal(self, device: str) -> str | None:
-        return probe(device)
+        return product_refusal(probe, self.weight, device)
 
     def _sums(self, x: Tensor, zero: Tensor | int) -> Tensor:
         """(x - zero) W^T of uint8 codes: int32 by torch's own product, as CUDA and an exported program have it."""
@@ -135,7 +144,7 @@ class DynamicInt8Linear(Int8Linear):
     def forward(self, x: Tensor, quantized: activations.Quantized | None = None) -> Tensor:
         """The product; ``quantized`` is what ``activations.quantize_...`` gave of ``x``, where others read it too."""
         codes, scale, zero = quantized or self.quantize(x)
-        if x.device.type not in self.runs_on:
+        if not self.exact(x):
             y = self._floats_of(self._exact_sums(codes, zero), scale)
         elif x.device.type == "cuda" or torch.compiler.is_exporting():
             y = self._floats_of(self._sums(codes, zero), scale)
@@ -201,7 +210,7 @@ class StaticInt8Linear(Int8Linear):
         self._integer("output_zero", output_zero if output_scale is None else output_zero or 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type not in self.runs_on:
+        if not self.exact(x):
             return self.reference(x)
         if x.device.type == "cpu" and not traced(x):
             codes, _ = unsigned(self._codes(x), 0)

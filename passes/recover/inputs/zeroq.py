@@ -13,7 +13,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.observe.data import CalibrationData
-from graphpress.passes.recover.engine.student import Wanted, build
+from graphpress.passes.recover.engine.student import Excerpt, build
 from graphpress.passes.recover.inputs.distilled_inputs import Distilled, Search, Source, distil
 from graphpress.passes.recover.inputs.learned import Learned, learned
 from graphpress.types import Numerics, Stage
@@ -97,10 +97,11 @@ class ZeroQ(Pass):
         if not known:
             raise BadRequest(_NONE, where=_WHERE, fix=_FIX)
         made = self._distil(model, ctx, known)
-        report.data = CalibrationData.from_arrays(made.arrays).bind(model)
-        wanted = self.iterations * -(-len(report.data) // self._size(model))
+        data = CalibrationData.from_arrays(made.arrays).bind(model)
+        report.handed["data"] = data
+        wanted = self.iterations * -(-len(data) // self._size(model))
         report.metrics = {
-            "samples": len(report.data), "values with statistics": len(known), "iterations": made.steps,
+            "samples": len(data), "values with statistics": len(known), "iterations": made.steps,
             "loss of noise": made.first, "loss": made.last,
         }  # fmt: skip
         if made.steps < wanted:
@@ -109,7 +110,7 @@ class ZeroQ(Pass):
     def _distil(self, model: ir.Model, ctx: Context, known: list[Learned]) -> Distilled:
         size = self._size(model)
         sources = [self._source(v, size) for v in _inputs(model)]
-        module = build(model, ctx, Wanted(list(dict.fromkeys(k.value for k in known))))
+        module = build(model, ctx, Excerpt(list(dict.fromkeys(k.value for k in known))))
         search = Search(self.iterations, self.rate, self.patience, self.statistics == "image", self.seconds or math.inf)
         return distil(module, sources, known, search, -(-self.samples // size), ctx.seed, ctx.progress)
 

@@ -22,6 +22,20 @@ from graphpress.ops import dynamic_quantize_token
 from tests.kit import parse
 
 IN, OUT = 72, 40
+
+
+def overflows() -> bool:
+    """Whether oneDNN's products of u8 and s8 saturate on this processor (x86 without VNNI)."""
+    x, weight = torch.full((4, 64), 255, dtype=torch.uint8), torch.full((8, 64), 127, dtype=torch.int8)
+    layout = torch.ops.onednn.qlinear_prepack(weight, None)
+    rest = (torch.ones(8), torch.zeros(1, dtype=torch.int32), None, 1.0, 0, torch.float32, "none", [], "")
+    made = torch.ops.onednn.qlinear_pointwise.default(x, 1.0, 0, layout, *rest)
+    return not bool((made == 255 * 127 * 64).all())
+
+
+OVERFLOWS = overflows()
+# The largest weight code that an integer kernel takes here: 255 * (64 + 64) still fits in 16 bits.
+LARGEST = 64 if OVERFLOWS else 127
 # Sums are exact; scales, bias: float32, of terms no larger than the sum of the parts. 2^-22 is two roundings.
 CLOSE = 2.0**-21
 
@@ -42,9 +56,9 @@ def normal(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=seeded(2))
 
 
-def linear(kind: str) -> base.Kernel:
+def linear(kind: str, largest: int = LARGEST) -> base.Kernel:
     """One of the linear kernels, over the same weight."""
-    weight = integers(-127, 127, OUT, IN), uniform(OUT), normal(OUT)
+    weight = integers(-largest, largest, OUT, IN), uniform(OUT), normal(OUT)
     codes = {"input_scale": 0.02, "input_zero": 117}
     signed = {"input_scale": 0.02, "input_zero": -9, "input_dtype": torch.int8}
     made = {
@@ -59,9 +73,9 @@ def linear(kind: str) -> base.Kernel:
     return made[kind]()
 
 
-def conv(dims: int = 2, relu: bool = True, **options: object) -> StaticInt8Conv:
+def conv(dims: int = 2, relu: bool = True, largest: int = LARGEST, **options: object) -> StaticInt8Conv:
     groups = int(str(options.get("groups", 1)))
-    weight = integers(-127, 127, 16, 16 // groups, *[3] * dims), uniform(16), normal(16)
+    weight = integers(-largest, largest, 16, 16 // groups, *[3] * dims), uniform(16), normal(16)
     given = {"input_scale": 0.02, "input_zero": 100, "padding": (1,), "output_scale": 0.1, "output_zero": 7}
     return StaticInt8Conv(*weight, relu=relu, **(given | {"output_dtype": torch.uint8} | options))  # type: ignore[arg-type]
 
@@ -132,6 +146,31 @@ def test_tensors_of_one_value_are_quantized_too() -> None:
 def test_a_linear_kernel_equals_its_reference(kind: str, shape: tuple[int, ...]) -> None:
     kernel, x = linear(kind), normal(*shape)
     assert kernel.verdict == "integer" and kernel.reason == ""
+    assert_close(kernel(x), kernel.reference(x))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "token", "float out", "uint8", "int8"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_wide_weights_are_exact_or_refused(kind: str, rows: int) -> None:
+    """Where pairs of products are added in 16 bits, 8-bit codes are computed from their definition, and it is said."""
+    kernel, x = linear(kind, 127), normal(rows, IN)
+    assert kernel.verdict == ("fallback" if OVERFLOWS else "integer")
+    assert ("larger than 64" in kernel.reason) is OVERFLOWS
+    assert_close(kernel(x), kernel.reference(x))
+    picture = integers(0, 255, 2, 16, 6, 6, dtype=torch.uint8)
+    wide = conv(largest=127)
+    assert wide.verdict == kernel.verdict
+    assert_close(wide(picture), wide.reference(picture))
+
+
+def test_a_weight_that_becomes_wide_is_noticed() -> None:
+    kernel, wide, x = linear("float out"), linear("float out", 127), normal(9, IN)
+    kernel(x)
+    kernel.load_state_dict(wide.state_dict())
+    assert torch.equal(kernel(x), wide(x))
+    with torch.no_grad():
+        kernel.weight.fill_(127)
+        kernel.weight_sum.fill_(127 * IN)
     assert_close(kernel(x), kernel.reference(x))
 
 

@@ -11,8 +11,7 @@ import torch
 import graphpress as gp
 from graphpress.backends import fx, reference
 from graphpress.errors import BadRequest
-from graphpress.tools.bench import roundtrip
-from graphpress.tools.conformance import models, run
+from graphpress.tools.conformance import inputs, models, run
 
 CNNS = [
     "cifar10/mlperf_tiny_resnet8", "cifar10/resnet20", "cifar10/resnet20_bn", "cifar10/resnet56",
@@ -43,7 +42,7 @@ def test_a_real_model_is_traced_by_compile_without_a_break(zoo: Path, name: str)
 
 def _feeds(model: object) -> dict[str, object]:
     session = reference.execute(model)  # type: ignore[arg-type]
-    for feeds in roundtrip.feeds(session.session.get_inputs()):
+    for feeds in inputs.feeds(session.session.get_inputs()):
         try:
             session(feeds)
         except BadRequest:

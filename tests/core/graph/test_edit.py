@@ -1,5 +1,9 @@
 """The verbs keep public names, see subgraphs, and never reuse a name."""
 
+import gc
+import itertools
+import weakref
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -98,3 +102,84 @@ def test_what_a_node_reads_through_its_bodies() -> None:
     model = kit.parse(BRANCHES)
     branch = next(n for n in model.graph if n.op_type == "If")
     assert [v.name for v in edit.reads(branch)] == ["c", "h", "x"]
+
+
+def bodies(model: ir.Model) -> dict[str, ir.Graph]:
+    return {g.name or "": g for g in edit.graphs(model) if isinstance(g, ir.Graph)}
+
+
+NESTED = """
+g (bool c, float[4] x) => (float[4] y) {
+  h = Neg(x)
+  y = If (c) <
+    then_branch = t () => (float[4] a) {
+      a = If (c) <
+        then_branch = tt () => (float[4] p) { p = Constant <value = float[4] {1, 2, 3, 4}> () },
+        else_branch = te () => (float[4] q) { q = Abs(h) }
+      >
+    },
+    else_branch = e () => (float[4] b) { b = Constant <value = float[4] {1, 2, 3, 4}> () }
+  >
+}
+"""
+
+
+def test_walking_a_model_writes_nothing_into_it() -> None:
+    model = kit.parse(NESTED)
+    kept = {name: g.meta for name, g in bodies(model).items()}
+    assert list(kept) == ["g", "t", "e", "tt", "te"]
+    assert not any(kept.values())
+    list(edit.nodes(model))
+    edit.find(model, "Neg_0")
+    verify.check(model)
+    assert not any(kept.values())
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["g", "t", "e", "tt", "te"], 3)))
+def test_names_are_taken_for_all_graphs_whoever_asks_first(order: tuple[str, ...]) -> None:
+    model = kit.parse(NESTED)
+    edit.index(model)
+    found = bodies(model)
+    assert [edit.fresh_name(found[name], "h") for name in order] == ["h_1", "h_2", "h_3"]
+    assert edit.fresh_name(model, "p") == "p_1"  # a value of the innermost body
+
+
+@pytest.mark.parametrize("name", ["t", "te"])
+def test_a_body_that_was_never_indexed_is_known_by_what_it_reads(name: str) -> None:
+    model = kit.parse(NESTED)
+    assert edit.fresh_name(bodies(model)[name], "b") == "b_1"  # a name of the other branch
+    assert edit.fresh_name(model, "b") == "b_2"
+
+
+def test_a_copy_has_names_of_its_own_and_does_not_keep_the_first_alive() -> None:
+    model = kit.parse(NESTED)
+    edit.index(model)
+    assert edit.fresh_name(model, "h") == "h_1"
+    copy = model.clone()
+    edit.index(copy)
+    assert [edit.fresh_name(copy, "h"), edit.fresh_name(model, "h")] == ["h_1", "h_2"]
+    gone = weakref.ref(model.graph)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert edit.fresh_name(bodies(copy)["tt"], "h") == "h_2"
+
+
+def test_a_body_that_is_brought_in_shares_the_names() -> None:
+    model = kit.parse(BRANCHES)
+    edit.index(model)
+    assert edit.fresh_name(model, "k") == "k"
+    body = kit.parse("z () => (float[4] k2) { k2 = Constant <value = float[4] {1, 2, 3, 4}> () }").graph
+    (cond,), last = model.graph.inputs[:1], list(model.graph)[-1]
+    edit.new_node("If", [cond], {"then_branch": body, "else_branch": body.clone()}, after=last)
+    assert edit.fresh_name(body, "h") == "h_1"
+    assert edit.fresh_name(model, "k2") == "k2_1"
+
+
+def test_functions_have_names_of_their_own() -> None:
+    model = kit.parse(CHAIN)
+    function = ir.Function("d", "f", graph=kit.parse(CHAIN).graph.clone(), attributes=[])
+    model.functions[function.identifier()] = function
+    edit.index(model)
+    assert edit.fresh_name(model, "h") == edit.fresh_name(function, "h") == "h_1"
+    assert edit.fresh_name(next(iter(function)).graph, "h") == "h_2"  # the graph inside the function is the same place

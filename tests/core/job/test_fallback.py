@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 import graphpress as gp
+from graphpress.contracts import Budget, HoldsBudgets, Ignores
 from graphpress.errors import BadRequest, GateError
-from graphpress.job import hold_drop
+from graphpress.job import budgets, hold_drop
 from graphpress.job.compile import _data
-from graphpress.job.job import Clock, Job
+from graphpress.job.job import Clock, Compiled, Job
 from graphpress.job.models import as_model
 from graphpress.observe import collect
 from graphpress.observe.memo import Recall
@@ -187,3 +189,69 @@ def test_what_is_recalled_equals_what_is_collected() -> None:
     kit.assert_same_structure(fresh.portable, again.portable)
     work.calibrate = None
     kit.assert_same_structure(fresh.portable, work.once(RECIPE).portable)
+
+
+@dataclass(frozen=True)
+class Mine(gp.Pass, HoldsBudgets, Ignores):
+    """A pass that says that it can hold budgets, under names of its own."""
+
+    within: tuple[object, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    name = "mine"
+
+    def run(self, model: ir.Model, ctx: gp.Context, report: gp.PassReport) -> None: ...
+
+    def with_budgets(self, max_latency: Budget, max_size: Budget, max_drop: float | None) -> gp.Pass:
+        return replace(self, within=(max_latency, max_size, max_drop))
+
+
+@dataclass(frozen=True)
+class Alike(gp.Pass):
+    """One with options of those names, which says nothing."""
+
+    max_latency: float = 1.0
+    max_size: float = 1.0
+    max_drop: float = 1.0
+    ignore: tuple[str, ...] = ()
+
+    name = "alike"
+
+    def run(self, model: ir.Model, ctx: gp.Context, report: gp.PassReport) -> None: ...
+
+
+def test_what_a_pass_says_it_can_counts_and_not_how_its_options_are_called() -> None:
+    recipe = Recipe("r", (Alike(), Mine()))
+    assert budgets.handed(recipe, "0.5x", None, 2.0).passes == (Alike(), Mine(("0.5x", None, 2.0)))
+    assert hold_drop.without(recipe, ["a.b"]).passes == (Alike(), Mine(ignore=(r"re:a\.b",)))
+    with pytest.raises(BadRequest, match="max_size: recipe 'r' cannot hold it"):
+        budgets.handed(Recipe("r", (Alike(),)), None, 1e6, None)
+
+
+@pytest.mark.parametrize(("count", "holds_from"), [(n, k) for n in range(1, 18) for k in (*range(1, n + 1), n + 1)])
+def test_the_fewest_are_found_within_the_stated_number_of_compilations(
+    monkeypatch: pytest.MonkeyPatch, count: int, holds_from: int
+) -> None:
+    names = [f"n{i}" for i in range(count)]
+    trials: list[int] = []
+
+    class Stub:
+        recipe, evaluate = Recipe("r", (Mine(),)), staticmethod(lambda runner: 1.0)
+
+        def original(self) -> None: ...
+
+        def once(self, recipe: Recipe) -> Compiled:
+            trials.append(len(recipe.passes[0].ignore))
+            return made(1.0 if trials[-1] >= holds_from else 0.0)
+
+    def made(metric: float) -> Compiled:
+        empty = kit.parse("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+        return Compiled(empty, empty, empty, gp.Report(plan=gp.Plan()), metric)
+
+    monkeypatch.setattr(hold_drop, "rank", lambda *_: names)
+    if holds_from > count:
+        with pytest.raises(GateError, match="from 1 to 0 even with every site in float"):
+            hold_drop.hold_drop(Stub(), made(0.0), 0.5)
+    else:
+        assert hold_drop.hold_drop(Stub(), made(0.0), 0.5).report.reverted == names[:holds_from]
+    assert len(trials) == len(set(trials)) <= 2 * math.log2(count) + 3

@@ -168,7 +168,7 @@ def test_what_is_measured_is_monotone_and_holds_the_budget() -> None:
     one = meter.usage(float(prices[4]))
     assert sum(one.counts[0]) == 30
     assert len(one.heat[0]) == 5
-    assert one.to_json()["share"] == pytest.approx(usage.share(meter.sites, one.means()))
+    assert one.share == pytest.approx(usage.share(meter.sites, one.means()))
 
 
 @pytest.mark.parametrize("budget", [0.0, -0.5, 1.5, float("nan")])

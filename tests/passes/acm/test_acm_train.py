@@ -17,6 +17,7 @@ from graphpress.observe.data import CalibrationData
 from graphpress.passes.acm import site
 from graphpress.passes.acm.acm import Acm
 from graphpress.passes.acm.quantize_learners import QuantizeLearners
+from graphpress.passes.acm.usage import Usage, exhibit
 from graphpress.passes.fold.fold_weights import FoldWeights
 from graphpress.passes.recover.acm_phases import TrainAcm
 from graphpress.report import page
@@ -131,7 +132,7 @@ def test_training_helps_at_every_budget() -> None:
         first, last = (float(v) for v in str(text).split(" -> "))
         assert last < first
     assert report.metrics["budget 0.5: learners taken"] == pytest.approx(0.5, abs=0.03)
-    used = report.learners["budget 0.5"]
+    (used,) = (p for p in report.exhibits[0].data["parts"] if p["name"].startswith("budget 0.5:"))
     assert sum(map(sum, used["counts"])) == 2 * 16 * 5
     assert max(len(set(row)) for row in used["counts"]) > 1
 
@@ -199,8 +200,8 @@ def test_eight_bit_learners_can_be_trained() -> None:
 
 
 def test_the_page_draws_learners_taken() -> None:
-    used = {"names": ["a<b", "c"], "counts": [[0, 3, 1], [4, 0, 0]], "heat": [[1.0, 2.0], [0.0, 0.0]], "share": 0.3125}
-    text = page.render(Report(passes=[PassReport(name="train-acm", learners={"budget 0.4": used})]))
+    used = Usage(("a<b", "c"), ((0, 3, 1), (4, 0, 0)), ((1.0, 2.0), (0.0, 0.0)), 0.3125)
+    text = page.render(Report(passes=[PassReport(name="train-acm", exhibits=[exhibit({"budget 0.4": used})])]))
     assert "31.2 % of the learners" in text
     assert "a&lt;b" in text
     assert "1.25 of 2" in text

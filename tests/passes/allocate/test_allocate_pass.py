@@ -64,19 +64,21 @@ def test_the_report_holds_plan_and_front_and_draws_them() -> None:
         allocating.residual(), allocating.context(allocating.images())
     )
     kit.assert_same_structure(model, again)  # the plan is all there is to it
-    front = json.loads(json.dumps(report.front))
-    costs, drops = ([p[k] for p in front["front"]] for k in ("size", "drop"))
+    (front,) = report.exhibits
+    points = json.loads(json.dumps(front.data))["points"]
+    predicted, measured = ([p for p in points if (p["look"] == "predicted") is w] for w in (True, False))
+    costs, drops = ([p[k] for p in predicted] for k in ("size", "drop"))
     assert costs == sorted(costs)
     assert drops == sorted(drops, reverse=True)
-    assert sum(p["taken"] for p in front["measured"]) == 1
-    assert all(p["size"] == pytest.approx(p["predicted"]["size"], rel=0.01) for p in front["measured"])
+    assert [p["look"] for p in measured].count("taken") == 1
+    assert all(p["size"] == pytest.approx(p["predicted"]["size"], rel=0.01) for p in measured)
     whole = reports.Report(model="m", recipe="mixed", target="ort-cpu", passes=[report])
     html = page.render(whole)
-    assert html.count("<circle") == len(front["front"]) + len(front["measured"])
+    assert html.count("<circle") == len(points)
     assert html.count('class="taken"') == 1
     assert "addEventListener" in html
     assert "<script" not in page.render(reports.Report())
-    assert whole.to_json()["passes"][0]["front"]["cost"] == "size"
+    assert whole.to_json()["passes"][0]["exhibits"][0]["name"] == "size against loss"
 
 
 def test_a_loss_in_points_is_held_by_the_compiled_model() -> None:
@@ -111,7 +113,7 @@ def slow(model: ir.Model) -> Runner:
 def test_latency_is_measured_on_the_target_and_held() -> None:
     ctx = replace(allocating.context(allocating.images()), deploy=slow)
     _, report = run(ctx, max_latency="0.6x", ties=())
-    assert report.front["cost"] == "latency"
+    assert report.exhibits[0].data["across"] == "latency"
     assert report.metrics["latency"] <= 0.6
     assert 2 <= sum(report.metrics.get(f"operators in {f}", 0) for f in ("w8a8", "w4a8")) < 4  # two of four is enough
     assert report.metrics["latency predicted"] == pytest.approx(report.metrics["latency"], abs=0.1)

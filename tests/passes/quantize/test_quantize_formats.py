@@ -15,8 +15,7 @@ from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.passes.fold.fold_weights import FoldWeights
 from graphpress.passes.quantize.quantize import Quantize
-from graphpress.passes.quantizers.affine import dequantize, fit
-from graphpress.passes.quantizers.affine import quantize as codes_of
+from graphpress.passes.quantizers.affine import AFFINE
 from graphpress.report import report
 from graphpress.target import Target
 from graphpress.types import PER_TOKEN, Role, Scheme, Site, per_channel, per_group
@@ -46,8 +45,8 @@ def made() -> ir.Model:
 @pytest.mark.parametrize("grain", GRAINS)
 def test_three_bit_weights_are_what_the_quantizer_says_though_q_saturates_at_four(grain: Any, symmetric: bool) -> None:
     scheme = replace(GRAINS[grain], symmetric=symmetric, observer="mse")
-    params = fit(normal(64, 24), scheme)
-    wanted = dequantize(codes_of(normal(64, 24), params, scheme), params, scheme)
+    params = AFFINE.fit(normal(64, 24), scheme)
+    wanted = AFFINE.dequantize(AFFINE.quantize(normal(64, 24), params, scheme), params, scheme)
     options = replace(W3, weight_granularity=grain, group_size=16, weight_symmetric=symmetric)
     after, _ = quantize(made(), options, target="ort-cpu")
     x = {"x": normal(3, 5, 64, seed=2)}
@@ -97,8 +96,8 @@ def test_by_token_in_every_backend(activation: Any, grain: Any) -> None:
     options = replace(A4, activation=activation, weight_granularity=grain, group_size=16, kernels="preferred")
     after, _ = kit.apply(made(), options, FoldWeights(), ctx=context(None, "ort-cpu"))
     scheme = Scheme("int4", per_group(0, 16) if grain == "per_group" else per_channel(1), observer="mse")
-    params = fit(normal(64, 24), scheme)
-    weight = dequantize(codes_of(normal(64, 24), params, scheme), params, scheme)
+    params = AFFINE.fit(normal(64, 24), scheme)
+    weight = AFFINE.dequantize(AFFINE.quantize(normal(64, 24), params, scheme), params, scheme)
     x = normal(3, 5, 64, seed=2)
     expected = wanted_by_token(x, 4 if activation == "int4" else 8, weight)
     results = {"portable": reference.execute(after)({"x": x})["y"], "torch": gp.to_torch(after)(gp_tensor(x))}

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from graphpress.errors import BadRequest
-from graphpress.passes.quantizers import affine
+from graphpress.passes.quantizers import affine as affine_file
+from graphpress.passes.quantizers.affine import AFFINE, from_range
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.scale import SMALLEST, scale_and_zero
 from graphpress.types import PER_TENSOR, PER_TOKEN, Granularity, Scheme, per_channel, per_group
 from tests import kit
@@ -24,12 +26,12 @@ ARRAYS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=3, max_sid
 SCHEMES = st.builds(Scheme, st.sampled_from(STORAGE), st.just(PER_TENSOR), st.booleans())
 
 
-def there_and_back(x: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, affine.QParams]:
-    params = affine.fit(x, scheme)
-    return affine.dequantize(affine.quantize(x, params, scheme), params, scheme), params
+def there_and_back(x: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, QParams]:
+    params = AFFINE.fit(x, scheme)
+    return AFFINE.dequantize(AFFINE.quantize(x, params, scheme), params, scheme), params
 
 
-def in_ort(x: np.ndarray, params: affine.QParams, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+def in_ort(x: np.ndarray, params: QParams, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
     """(codes, values) as ONNX Runtime computes them without optimisation."""
     source = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(x.shape))
     fixed = [_initializer("scale", params.scale), _initializer("zero", params.zero_point)]
@@ -71,14 +73,14 @@ def test_codes_and_values_are_those_of_onnx_runtime(dtype: str, granularity: Gra
         scheme = Scheme(dtype, granularity, symmetric, observer=observer)
         # 40 and 72 are no multiples of 16 and 32: the last group is short.
         weight = rng.normal(size=(40, 72)).astype(np.float32) * rng.uniform(0.01, 10, (40, 1)).astype(np.float32)
-        params = affine.fit(weight, scheme)
+        params = AFFINE.fit(weight, scheme)
         ties = (np.arange(-40, 32, dtype=np.float32) + 0.5) * params.scale.flat[0]
         x = np.concatenate([weight[:39] * 1.5, ties[None]])  # beyond the range, and halves
         codes, values = in_ort(x, params, scheme)
-        ours = affine.quantize(x, params, scheme)
+        ours = AFFINE.quantize(x, params, scheme)
         assert ours.dtype == scheme.ir_dtype.numpy()
         np.testing.assert_array_equal(ours.astype(np.int32), codes)
-        np.testing.assert_array_equal(affine.dequantize(ours, params, scheme), values)
+        np.testing.assert_array_equal(AFFINE.dequantize(ours, params, scheme), values)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +95,10 @@ def test_parameters_have_the_shapes_of_onnx(
 ) -> None:
     scheme = Scheme("int4", granularity, observer=observer)
     weight = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    params = affine.fit(weight, scheme)
+    params = AFFINE.fit(weight, scheme)
     assert params.scale.shape == params.zero_point.shape == expected
-    q = affine.quantize(weight, params, scheme)
-    assert q.shape == affine.dequantize(q, params, scheme).shape == shape
+    q = AFFINE.quantize(weight, params, scheme)
+    assert q.shape == AFFINE.dequantize(q, params, scheme).shape == shape
 
 
 @given(ARRAYS, SCHEMES)
@@ -110,25 +112,25 @@ def test_nothing_in_range_moves_by_more_than_half_a_step(x: np.ndarray, scheme: 
 
 @given(ARRAYS, SCHEMES)
 def test_zero_is_exact_and_quantizing_twice_changes_nothing(x: np.ndarray, scheme: Scheme) -> None:
-    params = affine.fit(x, scheme)
+    params = AFFINE.fit(x, scheme)
     zeros = np.zeros_like(x)
-    assert (affine.dequantize(affine.quantize(zeros, params, scheme), params, scheme) == 0).all()
-    once = affine.quantize(x, params, scheme)
-    np.testing.assert_array_equal(once, affine.quantize(affine.dequantize(once, params, scheme), params, scheme))
+    assert (AFFINE.dequantize(AFFINE.quantize(zeros, params, scheme), params, scheme) == 0).all()
+    once = AFFINE.quantize(x, params, scheme)
+    np.testing.assert_array_equal(once, AFFINE.quantize(AFFINE.dequantize(once, params, scheme), params, scheme))
 
 
 @given(ARRAYS, st.booleans())
 def test_more_bits_never_take_larger_steps(x: np.ndarray, symmetric: bool) -> None:
-    scales = [float(affine.fit(x, Scheme(t, PER_TENSOR, symmetric)).scale) for t in ("int2", "int4", "int8", "int16")]
+    scales = [float(AFFINE.fit(x, Scheme(t, PER_TENSOR, symmetric)).scale) for t in ("int2", "int4", "int8", "int16")]
     assert scales == sorted(scales, reverse=True)
 
 
 @given(st.floats(-3e38, 3e38), st.floats(-3e38, 3e38), SCHEMES)
 def test_a_scale_is_positive_normal_and_its_codes_are_finite(a: float, b: float, scheme: Scheme) -> None:
-    params = affine.from_range(min(a, b), max(a, b), scheme)
+    params = from_range(min(a, b), max(a, b), scheme)
     assert params.scale >= SMALLEST and params.scale.dtype == np.float32 and params.scale.shape == ()
     ends = np.array([scheme.qmin, scheme.qmax]).astype(params.zero_point.dtype)
-    assert np.isfinite(affine.dequantize(ends, params, scheme)).all()
+    assert np.isfinite(AFFINE.dequantize(ends, params, scheme)).all()
 
 
 def test_the_formulas_at_known_points() -> None:
@@ -150,7 +152,7 @@ def test_int8_weights_never_use_the_lowest_code() -> None:
     x = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)
     for observer in ("minmax", "mse"):
         scheme = Scheme("int8", per_channel(0), observer=observer)
-        q = affine.quantize(x, affine.fit(x, scheme), scheme)
+        q = AFFINE.quantize(x, AFFINE.fit(x, scheme), scheme)
         assert q.min() >= -127 and (observer == "mse" or np.abs(q).max() == 127)
 
 
@@ -163,8 +165,8 @@ def test_weights_on_an_8_bit_grid_come_back_unchanged(code: int, scale: float) -
 
 
 def squared_error(x: np.ndarray, lo: float, hi: float, scheme: Scheme) -> float:
-    params = affine.from_range(lo, hi, scheme)
-    return float(((affine.dequantize(affine.quantize(x, params, scheme), params, scheme) - x) ** 2).sum())
+    params = from_range(lo, hi, scheme)
+    return float(((AFFINE.dequantize(AFFINE.quantize(x, params, scheme), params, scheme) - x) ** 2).sum())
 
 
 @pytest.mark.parametrize(
@@ -189,22 +191,22 @@ def test_the_slices_of_a_long_row_add_up(monkeypatch: pytest.MonkeyPatch) -> Non
     x = np.random.default_rng(0).standard_t(3, (6, 500)).astype(np.float32)
     for granularity in (PER_TENSOR, per_channel(0), per_group(1, 64)):
         scheme = Scheme("int4", granularity, observer="mse")
-        whole = affine.fit(x, scheme)
+        whole = AFFINE.fit(x, scheme)
         with monkeypatch.context() as m:
-            m.setattr(affine, "_BLOCK", 128)
-            np.testing.assert_array_equal(affine.fit(x, scheme).scale, whole.scale)
+            m.setattr(affine_file, "_BLOCK", 128)
+            np.testing.assert_array_equal(AFFINE.fit(x, scheme).scale, whole.scale)
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     x = np.ones((2, 3), np.float32)
     for wrong in (np.nan, math.inf):
         with pytest.raises(BadRequest, match="the weight holds NaN or infinity"):
-            affine.fit(x * np.float32(wrong), Scheme())
+            AFFINE.fit(x * np.float32(wrong), Scheme())
         with pytest.raises(BadRequest, match="NaN or infinity cannot be quantized"):
-            affine.from_range(-1.0, wrong, Scheme())
+            from_range(-1.0, wrong, Scheme())
     with pytest.raises(BadRequest, match=r"'entropy' is not for weights\. Known: minmax, mse"):
-        affine.fit(x, Scheme(observer="entropy"))
+        AFFINE.fit(x, Scheme(observer="entropy"))
     with pytest.raises(BadRequest, match=r"axis 2 of a tensor of shape \(2, 3\)"):
-        affine.fit(x, Scheme(granularity=per_channel(2)))
+        AFFINE.fit(x, Scheme(granularity=per_channel(2)))
     with pytest.raises(BadRequest, match="computed at run time"):
-        affine.fit(x, Scheme(granularity=PER_TOKEN, dynamic=True))
+        AFFINE.fit(x, Scheme(granularity=PER_TOKEN, dynamic=True))

@@ -79,8 +79,7 @@ def run(model: ir.Model, ctx: Context = CTX, **options: Any) -> PassReport:
 
 
 def made(report: PassReport) -> np.ndarray:
-    assert report.data is not None
-    return np.concatenate([f["x"] for f in report.data.batches(64)])
+    return np.concatenate([f["x"] for f in report.handed["data"].batches(64)])
 
 
 @pytest.mark.parametrize(("statistics", "folded"), [("batch", False), ("image", True)])
@@ -340,7 +339,7 @@ def test_passes_after_it_are_checked_on_what_it_made() -> None:
 
 
 def test_data_bind_to_the_model() -> None:
-    data = run(net(), samples=2, iterations=1).data
+    data = run(net(), samples=2, iterations=1).handed["data"]
     assert isinstance(data, CalibrationData) and data.binding is not None and data.binding.exact is None
 
 

@@ -1,0 +1,236 @@
+"""What a number format is: the contract of the files in this folder, each of which holds one.
+
+A quantizer fits parameters to a tensor, turns numbers into codes and codes into numbers, and says how that is written
+into a graph and how many bits it takes. All who quantize take any of them through this contract. It is written against
+the array API, so it runs on numpy without torch and, as it is, on torch tensors of any device.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_numpy_array
+
+from graphpress.errors import BadRequest, nearest
+from graphpress.ops.base import Op
+from graphpress.passes.quantizers.granules import arranged, granules, spread
+from graphpress.types import PER_TENSOR, Kind, Scheme, Storage
+
+Array: TypeAlias = Any  # of any library that has the array API
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """The parameters of one quantized tensor.
+
+    Attributes:
+        scale: Positive, normal; float32. One for all, or one for each channel or group, shaped as ONNX wants it:
+            per_tensor: a scalar. per_channel: [channels]. per_group: the tensor's shape with its axis divided by the
+            group size, rounded up.
+        zero_point: Of the storage type, shaped as the scale; 0 in formats without.
+        tables: What all elements share, such as a code book, by the name of the operand in the graph.
+    """
+
+    scale: Array
+    zero_point: Array
+    tables: Mapping[str, Array] = field(default_factory=dict)
+
+    def operand(self, name: str) -> Array:
+        """The array of one operand of a ``Form``."""
+        return {"scale": self.scale, "zero_point": self.zero_point, **self.tables}[name]
+
+
+@dataclass(frozen=True)
+class Form:
+    """An operator of the canonical subgraph: what it is, and the parameters that it reads behind its first input.
+
+    The scale comes first; attributes are ``axis`` and ``block_size``, as QuantizeLinear has them.
+    """
+
+    op_type: str
+    operands: tuple[str, ...] = ("scale", "zero_point")
+    op: Op | None = None  # of the dialect; its body goes with the model
+
+    @property
+    def domain(self) -> str:
+        return "" if self.op is None else "graphpress"
+
+
+@dataclass(frozen=True)
+class Quantizer(ABC):
+    """One number format; a frozen dataclass whose fields are its options.
+
+    A file of this folder exposes its class as ``QUANTIZER``; schemes name it (``named.named``).
+
+    Attributes:
+        name: By which schemes know it.
+        encode, decode: The canonical subgraph: numbers -> ``encode`` -> codes -> ``decode`` -> numbers.
+        observers: Ways to find the range of a weight that it knows.
+    """
+
+    name: ClassVar[str]
+    encode: ClassVar[Form] = Form("QuantizeLinear")
+    decode: ClassVar[Form] = Form("DequantizeLinear")
+    observers: ClassVar[tuple[str, ...]] = ("minmax", "mse")
+
+    @abstractmethod
+    def fit_rows(self, rows: Array, scheme: Scheme, costs: Array | None, tables: Mapping[str, Array]) -> QParams:
+        """Parameters of rows, each of which has a scale of its own.
+
+        Args:
+            rows: float32 [R, n], finite.
+            scheme: Gives codes, symmetry and observer; its granularity does not matter.
+            costs: What a squared error of each element costs, [R, n], or None.
+            tables: To be kept, where some were fitted before; else empty.
+
+        Returns:
+            Scale and zero point [R], and the tables.
+        """
+
+    @abstractmethod
+    def codes(self, x: Array, params: QParams, scheme: Scheme) -> Array:
+        """Integers, in a float type, of numbers; parameters broadcast against ``x``."""
+
+    @abstractmethod
+    def values(self, codes: Array, params: QParams, scheme: Scheme) -> Array:
+        """float32 numbers of codes of an integer type; parameters broadcast against them."""
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Why it has no such scheme; None where it has."""
+        return None
+
+    def in_kernel(self, scheme: Scheme) -> Scheme | None:
+        """How an integer kernel sees weights of a scheme: as evenly spaced codes of this one; None: only as floats."""
+        return scheme
+
+    def table_bits(self, scheme: Scheme) -> int:
+        """Bits of the tables that a file stores for one tensor."""
+        return 0
+
+    def check(self, scheme: Scheme, where: str) -> None:
+        """Refuse what the format has not.
+
+        Raises:
+            BadRequest: Names the quantizer and the reason.
+        """
+        if (why := self.refusal(scheme)) is not None:
+            raise BadRequest(f"{self.name}: {why}", where=where)
+
+    def fit(
+        self, weight: Array, scheme: Scheme, importance: Array | None = None, tables: Mapping[str, Array] | None = None
+    ) -> QParams:
+        """Parameters for a constant tensor.
+
+        Args:
+            weight: Any shape and floating type.
+            scheme: How it is to be stored.
+            importance: What a squared error of each element costs: positive, broadcasts to ``weight``.
+            tables: Code books and the like to keep; None: fit them as well.
+
+        Raises:
+            BadRequest: NaN or infinity in the weight, an observer that is not for weights, an axis the weight lacks, a
+                scheme that the format has not.
+        """
+        if scheme.observer not in self.observers:
+            fix = nearest(scheme.observer, self.observers)
+            raise BadRequest(f"{scheme.observer!r} is not for weights", where="observer", fix=fix)
+        self.check(scheme, str(scheme))
+        xp = array_namespace(weight)
+        groups = granules(xp.astype(xp.asarray(weight), xp.float32), scheme)
+        rows = xp.reshape(groups, (math.prod(groups.shape[:-1]), groups.shape[-1]))
+        if not bool(xp.all(xp.isfinite(rows))):
+            raise BadRequest("the weight holds NaN or infinity", where=str(scheme), fix="Repair the model.")
+        costs = None
+        if importance is not None:
+            each = xp.broadcast_to(xp.astype(xp.asarray(importance), xp.float32), weight.shape)
+            costs = xp.reshape(granules(each, scheme), rows.shape)
+        found = self.fit_rows(rows, scheme, costs, tables or {})
+        scale, zero = (arranged(p, groups.shape, scheme) for p in (found.scale, found.zero_point))
+        return QParams(scale, zero, found.tables)
+
+    def quantize(self, x: Array, params: QParams, scheme: Scheme) -> Array:
+        """Codes of numbers, shaped as ``x``: of the storage type in numpy, of int16 or int32 elsewhere."""
+        xp = array_namespace(x)
+        codes = self.codes(x, self.spread(params, x.shape, scheme), scheme)
+        wide = xp.astype(codes, xp.int32 if scheme.bits > 8 else xp.int16)  # 4-bit types take integers only
+        return wide.astype(scheme.ir_dtype.numpy()) if is_numpy_array(wide) else wide
+
+    def dequantize(self, codes: Array, params: QParams, scheme: Scheme) -> Array:
+        """float32 numbers of codes, shaped as they are."""
+        return self.values(codes, self.spread(params, codes.shape, scheme), scheme)
+
+    def clipped(self, x: Array, params: QParams, scheme: Scheme) -> Array:
+        """Numbers moved to the ends of the codes' range where they lie beyond them."""
+        low, high = self.ends(params, x.shape, scheme)
+        xp = array_namespace(x)
+        return xp.minimum(xp.maximum(x, low), high)
+
+    def ends(self, params: QParams, shape: tuple[int, ...], scheme: Scheme) -> tuple[Array, Array]:
+        """The numbers of the lowest and the highest code, for each element of a tensor of a shape."""
+        xp = array_namespace(params.scale)
+        codes = xp.zeros(shape, dtype=xp.int32, device=device(params.scale))
+        low, high = (self.dequantize(codes + end, params, scheme) for end in (scheme.qmin, scheme.qmax))
+        return low, high
+
+    def straight_through(self, x: Array, params: QParams, scheme: Scheme) -> Array:
+        """What is left of torch's ``x`` after quantization, with gradients (LSQ, arXiv:1902.08153, eq. 3).
+
+        Rounding passes gradients on to ``x`` within the range of the codes; scale and tables get theirs too, where they
+        are floats that require some.
+        """
+        spreads = self.spread(params, x.shape, scheme)
+        codes = self.codes(x.detach(), _detached(spreads), scheme).detach()
+        steps = x / spreads.scale
+        inside = (codes > scheme.qmin) & (codes < scheme.qmax)
+        moved = spreads.scale * (steps - steps.detach())
+        return self.values(codes.int(), spreads, scheme) + moved * inside
+
+    def learnable(self, scheme: Scheme) -> tuple[str, ...]:
+        """Parameters that training may move."""
+        return ("scale",)
+
+    def bits(self, shape: tuple[int, ...], scheme: Scheme, scale_bits: int = 32) -> int:
+        """Bits that a tensor of this shape takes in a file, parameters included (quantization.md, C3)."""
+        count = math.prod(parameters_shape(shape, scheme))
+        size = Storage.of(scheme.dtype).stored_bits
+        zero = size if "zero_point" in self.decode.operands else 0
+        stored = _whole_bytes(math.prod(shape) * size) + _whole_bytes(count * zero)
+        return stored + count * scale_bits + self.table_bits(scheme)
+
+    def spread(self, params: QParams, shape: tuple[int, ...], scheme: Scheme) -> QParams:
+        """The parameters in a shape that broadcasts against a tensor of a shape."""
+        return QParams(spread(params.scale, shape, scheme), spread(params.zero_point, shape, scheme), params.tables)
+
+
+def _whole_bytes(bits: int) -> int:
+    return -(-bits // 8) * 8
+
+
+def parameters_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
+    """The shape of the scale of a tensor of a shape."""
+    granularity = scheme.granularity
+    if granularity == PER_TENSOR or granularity.axis is None:
+        return ()
+    axis = granularity.axis % len(shape)
+    if granularity.kind is Kind.CHANNEL:
+        return (shape[axis],)
+    assert granularity.group_size is not None
+    return (*shape[:axis], -(-shape[axis] // granularity.group_size), *shape[axis + 1 :])
+
+
+def stored(codes: Array, scheme: Scheme) -> np.ndarray:
+    """Integers of numpy in the storage type."""
+    found: np.ndarray = codes.astype(np.int32).astype(scheme.ir_dtype.numpy())
+    return found
+
+
+def _detached(params: QParams) -> QParams:
+    def plain(array: Array) -> Array:
+        return array.detach() if hasattr(array, "detach") else array
+
+    return QParams(plain(params.scale), plain(params.zero_point), {n: plain(a) for n, a in params.tables.items()})
