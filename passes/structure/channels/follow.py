@@ -139,14 +139,15 @@ class _Walk:
             self.found.passed[by] = None
 
     def join(self, known: Lanes, new: Lanes) -> bool:
-        """Channels at equal places are one from now on; runs only whole."""
+        """Channels at equal places are one from now on; runs only whole. What is new may be a part of what is known."""
         if known.shape == new.shape and np.array_equal(known, new):
             return True
-        a, b = (v.ravel() for v in np.broadcast_arrays(known, new))
-        if ((a < 0) != (b < 0)).any() or ((a - b) % self.extent).any():
+        a, b = np.broadcast_arrays(known, new)
+        a, b = a[b >= 0], b[b >= 0]
+        if (a < 0).any() or ((a - b) % self.extent).any():
             return False
         alike = self.found.alike
-        for x, y in set(zip(a[a >= 0].tolist(), b[b >= 0].tolist(), strict=True)):
+        for x, y in set(zip(a.tolist(), b.tolist(), strict=True)):
             x, y = alike[x], alike[y]
             alike[alike == max(x, y)] = min(x, y)
         return True
