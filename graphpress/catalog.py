@@ -40,7 +40,7 @@ def passes() -> dict[str, type[Pass]]:
     return known
 
 
-def _named(package: str, constant: str) -> dict[str, Any]:
+def named(package: str, constant: str) -> dict[str, Any]:
     """What the files of a package give under the name ``constant``, each by its own name."""
     known: dict[str, Any] = {}
     for module in _modules(package):
@@ -53,16 +53,16 @@ def _named(package: str, constant: str) -> dict[str, Any]:
 @functools.cache
 def ops() -> dict[str, Any]:
     """Every operator of the dialect ``graphpress::`` by its op type: the ``OP`` of each file in graphpress.ops."""
-    return _named("graphpress.ops", "OP")
+    return named("graphpress.ops", "OP")
 
 
 @functools.cache
 def quantizers() -> dict[str, Any]:
     """Every number format by its name: the ``QUANTIZER`` of each file in graphpress.passes.quantizers."""
-    return _named("graphpress.passes.quantizers", "QUANTIZER")
+    return named("graphpress.passes.quantizers", "QUANTIZER")
 
 
 @functools.cache
 def adapters() -> dict[str, Any]:
     """Every trainable addition by its name: the ``ADAPTER`` of each file in graphpress.passes.recover.adapters."""
-    return _named("graphpress.passes.recover.adapters", "ADAPTER")
+    return named("graphpress.passes.recover.adapters", "ADAPTER")

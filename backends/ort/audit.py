@@ -11,10 +11,11 @@ import onnxruntime as ort
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
 from graphpress.backends.macs import Kernel
-from graphpress.backends.ort import lower_float, origin
+from graphpress.backends.ort import origin
 from graphpress.backends.ort.groups import quantizers, static_violation
 from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Profile, profile
+from graphpress.backends.ort.rules import lower_float
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.keys import ORIGIN, SCHEME, UNSIGNED

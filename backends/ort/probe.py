@@ -23,8 +23,9 @@ from onnx_ir.tape import Tape
 from graphpress import ops
 from graphpress.backends.ort.lower import lower
 from graphpress.backends.ort.session import SessionOptions, open_session
+from graphpress.capability import AttributeIs, Capability, GroupSizes
 from graphpress.ops import dynamic_quantize_token
-from graphpress.target import Capability, Target
+from graphpress.target import Target
 from graphpress.types import Kind, Scheme
 
 
@@ -102,8 +103,7 @@ def variants(c: Capability) -> Iterator[Variant]:
 
 
 def _groups(c: Capability) -> list[int]:
-    sizes = next((t.removeprefix("group_size:") for t in c.conditions if t.startswith("group_size:")), "16")
-    return [int(n) for n in sizes.split(",")]
+    return next((list(t.sizes) for t in c.conditions if isinstance(t, GroupSizes)), [16])
 
 
 def build(c: Capability, v: Variant, opset: int | None = None, largest: int | None = None) -> ir.Model:
@@ -188,7 +188,7 @@ class _Builder:
 
     def operand(self, slot: int) -> ir.Value:
         shape = self.example.shapes[slot]
-        if slot == 1 and "attr:transB==1" in self.c.conditions:
+        if slot == 1 and AttributeIs("transB", "1") in self.c.conditions:
             shape = shape[::-1]
         if slot in self.c.weight_slots:
             return self.weight(slot, shape)
@@ -255,5 +255,5 @@ class _Builder:
 
 
 def _wanted_attributes(c: Capability) -> dict[str, Any]:
-    pairs = [t.removeprefix("attr:").split("==") for t in c.conditions if t.startswith("attr:")]
+    pairs = [(t.name, t.value) for t in c.conditions if isinstance(t, AttributeIs)]
     return {n: float(v) if n in ("alpha", "beta") else int(v) if v.isdigit() else v for n, v in pairs}

@@ -19,14 +19,15 @@ from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
 from graphpress.backends.ort import emit, unsigned
 from graphpress.backends.ort.groups import matching, quantizers
+from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit
-from graphpress.target import Target
+from graphpress.target import Fact, Target
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower the weights that ``node`` reads; whether there were any to lower."""
     found = False
-    if node.op_type in ("DequantizeLinear", "QuantizeLinear") or not isinstance(node.graph, ir.Graph):
+    if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
         return False
     for slot, value in enumerate(node.inputs):
         w = canonical.weight(value)
@@ -38,7 +39,9 @@ def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
             continue
         if moved:
             unsigned.note(node)
-        if not fits and _between_static(node):
+        if not fits and Fact.DEQUANTIZES_IN_EVERY_RUN not in target.facts:
+            continue
+        if not fits and _between_static(node) and Fact.ROUNDS_FLOAT_WEIGHTS in target.facts:
             _set_apart(node)
         make = _unsigned_weight if moved else _widened_weight if fits else _restored
         edit.set_input(node, slot, make(node, w, shared))
@@ -163,3 +166,6 @@ def _shapes(w: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
     groups = w.scale.shape[axis]
     scale = (*w.scale.shape[: axis + 1], 1, *w.scale.shape[axis + 1 :])
     return scale, (*full[:axis], groups, w.block, *full[axis + 1 :])
+
+
+RULE = LoweringRule("stored-weights", 80, _apply)  # standard ONNX

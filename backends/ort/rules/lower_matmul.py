@@ -16,15 +16,14 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
 from graphpress.backends.ort import emit, unsigned
+from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit
 from graphpress.ops import dynamic_quantize_token
 from graphpress.target import Target
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it is a MatMul or Gemm of a run-time quantized activation; whether it was."""
-    if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or not isinstance(node.graph, ir.Graph):
-        return False
     x = canonical.activation(node.inputs[0])
     if x is None or (x.kind == "static" and not _gives_floats_to_an_add(node)) or not plain(node):
         return False
@@ -162,3 +161,8 @@ _NUMBERS = {
     "smallest_scale": np.finfo(np.float32).tiny,
     "rows": np.array([-1]),
 }
+
+
+RULE = LoweringRule(
+    "integer-product", 20, _apply, ops=("MatMul", "Gemm"), kernels=("MatMulIntegerToFloat",), modes=("dynamic",)
+)
