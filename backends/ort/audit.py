@@ -11,7 +11,7 @@ import onnxruntime as ort
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
 from graphpress.backends.macs import Kernel
-from graphpress.backends.ort import origin
+from graphpress.backends.ort import origin, told
 from graphpress.backends.ort.groups import quantizers, static_violation
 from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Profile, profile
@@ -21,7 +21,7 @@ from graphpress.graph import edit
 from graphpress.keys import ORIGIN, SCHEME, UNSIGNED
 from graphpress.ops import packing
 from graphpress.runner import Arrays
-from graphpress.target import Target
+from graphpress.target import Fact, Target
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
 _MOVED = "weights stored unsigned: products of u8 and s8 saturate on this machine"
@@ -41,14 +41,16 @@ def audit(model: ir.Model, target: Target, feeds: Arrays | None = None) -> Audit
         Unsupported: ONNX Runtime refuses the model.
     """
     given = made_up_feeds(model) if feeds is None else feeds
+    if Fact.KEEPS_KERNELS_TO_ITSELF in target.facts:
+        return told.audit(model, target, given)
     try:
-        ran = profile(model, given, provider=target.provider)
+        ran = profile(model, given, target=target)
     except BadRequest as e:
         if feeds is not None:
             raise
         raise BadRequest(f"{e.what} (on made-up inputs)", where=e.where, fix="Give inputs to audit on.") from e
     dense = packing.unpacked(model)  # what was packed is unpacked at load: kernels read it as it was
-    written = profile(dense, given, optimise=False, provider=target.provider)
+    written = profile(dense, given, optimise=False)
     return _Auditor(dense, target, ran, written).audit(given)
 
 
