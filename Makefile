@@ -1,4 +1,4 @@
-# make demo | test | check | slow | bench. Each makes .venv first where it is missing or out of date.
+# make demo | test | check | slow | bench | mutants. Each makes .venv first where it is missing or out of date.
 # The interpreter is the first Python 3.11 or newer found; choose another with: make PYTHON=/path/to/python test
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 BEGUN := $(VENV)/.begun
 ARGS ?=
 
-.PHONY: demo test slow check bench clean
+.PHONY: demo test slow check bench mutants clean
 
 demo: $(READY)
 	@$(BIN)/graphpress demo $(ARGS)
@@ -25,6 +25,11 @@ check: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m graphpress.tools.bench $(ARGS)
+
+# The extra stands outside `dev`: nothing else needs it. FILES="passes/fold/fold_bias.py ..." takes some files only.
+mutants: $(READY)
+	@$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(PIP) --constraint constraints.txt --editable '.[mutants]'
+	@$(BIN)/python -m graphpress.tools.mutants $(FILES) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .check build dist *.egg-info

@@ -1,4 +1,4 @@
-"""What there is: passes, dialect operators, quantizers, adapters, targets, recipes. Packages are walked by name.
+"""What there is: passes, dialect operators, quantizers, losses, training methods, adapters. Packages are walked.
 
 No registry: a new file is found by being there. Two things of one name are an error.
 """
@@ -66,3 +66,19 @@ def quantizers() -> dict[str, Any]:
 def adapters() -> dict[str, Any]:
     """Every trainable addition by its name: the ``ADAPTER`` of each file in graphpress.passes.recover.adapters."""
     return named("graphpress.passes.recover.adapters", "ADAPTER")
+
+
+@functools.cache
+def losses() -> dict[str, type[Any]]:
+    """Every loss of ``recover`` by the name of its file: its ``LOSS``."""
+    return _in_folder("graphpress.passes.recover.losses", "LOSS")
+
+
+@functools.cache
+def methods() -> dict[str, type[Any]]:
+    """Every training method of ``recover`` by the name of its file: its ``METHOD``."""
+    return _in_folder("graphpress.passes.recover.methods", "METHOD")
+
+
+def _in_folder(package: str, mark: str) -> dict[str, type[Any]]:
+    return {m.__name__.rpartition(".")[2]: getattr(m, mark) for m in _modules(package) if hasattr(m, mark)}

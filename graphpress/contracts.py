@@ -96,6 +96,11 @@ class Pass(ABC):
             GraphpressError: For bad input or a request that cannot be met at all; anything else is a Skip.
         """
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Arrays of the calibration data, beside the model's inputs and ``labels``, that it makes use of."""
+        return ()
+
     def options(self) -> dict[str, Any]:
         """The options with their values, JSON-able."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]

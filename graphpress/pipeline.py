@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from graphpress.borrowed import Step, as_pass
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
-from graphpress.errors import BadRequest, GraphpressError, PassError, Unsupported, VerifyError
-from graphpress.graph import edit, text, verify
+from graphpress.errors import BadRequest, GraphpressError, PassError, VerifyError
+from graphpress.graph import edit, quantized, text, verify
 from graphpress.keys import BY, STAGE
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
-
-Step = Pass | ir.passes.PassBase
 
 # Largest deviation allowed, as a share of the output's RMS, for a pass that declares itself exact or close.
 TOLERANCE = {Numerics.EXACT: 1e-5, Numerics.CLOSE: 1e-3}
@@ -37,13 +36,18 @@ def stage_of(model: ir.Model) -> Stage:
     said = model.metadata_props.get(STAGE)
     if said is not None:
         return Stage(said)
-    quantized = any(n.op_type.endswith("QuantizeLinear") and n.domain == "" for n in edit.nodes(model))
+    quantized = any(_quantizes(n) for n in edit.nodes(model))
     return Stage.QDQ if quantized else Stage.FLOAT
+
+
+def _quantizes(node: ir.Node) -> bool:
+    dynamic = node.op_type == "DynamicQuantizeLinear" and not node.domain
+    return dynamic or quantized.encodes(node) or quantized.decodes(node)
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A sequence of passes: ours, or any pass of onnx_ir.
+    """A sequence of passes: ours, a user's own, any in-place pass of onnx_ir, rewrite rules of onnxscript.
 
     Args:
         passes: In order of execution.
@@ -53,10 +57,13 @@ class Pipeline:
         watch: Called after each pass with the model and its report.
     """
 
-    passes: Sequence[Step]
+    passes: Sequence[Step]  # once made: of Pass alone
     check_numbers: bool | None = None
     dump: Path | None = None
     watch: Callable[[ir.Model, PassReport], None] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passes", tuple(as_pass(p) for p in self.passes))
 
     def run(self, model: ir.Model, ctx: Context | None = None) -> tuple[ir.Model, list[PassReport]]:
         """The rewritten copy and one report a pass.
@@ -67,6 +74,9 @@ class Pipeline:
             GraphpressError: Bad input or a request that cannot be met, as the pass raised it.
         """
         ctx = ctx or Context()
+        if ctx.data is not None:
+            reads = (name for step in self.passes if isinstance(step, Pass) for name in step.reads)
+            ctx = replace(ctx, data=ctx.data.allow(reads))
         work = model.clone()
         verify.check(work)
         self._check_order(stage_of(work))
@@ -74,7 +84,7 @@ class Pipeline:
         reports = []
         for i, step in enumerate(ctx.progress(self.passes, "passes", len(self.passes))):
             before = work.clone() if self.dump else None
-            teacher = work.clone() if ctx.teacher is None and _lossy(step) else ctx.teacher
+            teacher = work.clone() if ctx.teacher is None and step.numerics is Numerics.LOSSY else ctx.teacher
             try:
                 report = self._one(work, step, ctx, oracle)
             except GraphpressError as e:
@@ -89,12 +99,12 @@ class Pipeline:
                 self.watch(work, report)
         return work, reports
 
-    def _one(self, work: ir.Model, step: Step, ctx: Context, oracle: _Oracle) -> PassReport:
-        report = PassReport(name=name_of(step))
+    def _one(self, work: ir.Model, step: Pass, ctx: Context, oracle: _Oracle) -> PassReport:
+        report = PassReport(name=step.name)
         known = {id(n) for n in edit.nodes(work)}
         edit.index(work)
         before = text.state(work)
-        if not _lossy(step):
+        if step.numerics is not Numerics.LOSSY:
             oracle.remember(work)
         start = time.perf_counter()
         _run(work, step, ctx, report)
@@ -104,14 +114,12 @@ class Pipeline:
             _stamp(work, known, report.name)
             _check(work, report.name)
             report.checked = oracle.check(work, step)
-        if isinstance(step, Pass) and step.gives is not None:
+        if step.gives is not None:
             work.metadata_props[STAGE] = step.gives.value
         return report
 
     def _check_order(self, stage: Stage) -> None:
         for step in self.passes:
-            if not isinstance(step, Pass):
-                continue
             if stage not in step.needs:
                 raise BadRequest(
                     f"needs a model at stage {' or '.join(step.needs)}, but here it is {stage}",
@@ -121,7 +129,7 @@ class Pipeline:
             stage = step.gives or stage
 
     def _explain(self, error: GraphpressError, index: int, before: ir.Model | None) -> None:
-        names = [name_of(p) for p in self.passes]
+        names = [p.name for p in self.passes]
         error.add_note(f"in pass {index + 1} of {len(names)}, {self.passes[index]!r}; before it: {names[:index]}")
         if self.dump and before is not None:
             self.dump.mkdir(parents=True, exist_ok=True)
@@ -130,24 +138,9 @@ class Pipeline:
             error.add_note(f"reproducer: {self.dump / 'before.onnx'} and pipeline.txt beside it")
 
 
-def name_of(step: Step) -> str:
-    """The name of a pass, also of one of onnx_ir."""
-    return step.name if isinstance(step, Pass) else type(step).__name__
-
-
-def _lossy(step: Step) -> bool:
-    return isinstance(step, Pass) and step.numerics is Numerics.LOSSY
-
-
-def _run(work: ir.Model, step: Step, ctx: Context, report: PassReport) -> None:
+def _run(work: ir.Model, step: Pass, ctx: Context, report: PassReport) -> None:
     try:
-        if isinstance(step, Pass):
-            step.run(work, ctx, report)
-            return
-        if not step.in_place:
-            raise Unsupported("only in-place passes of onnx_ir can stand in a pipeline", where=report.name)
-        report.changed = int(step(work).modified)
-        edit.index(work)
+        step.run(work, ctx, report)
     except GraphpressError:
         raise
     except Exception as e:  # a pass may raise anything; the user gets one kind of error with the place
@@ -188,16 +181,15 @@ class _Oracle:
         elif ctx.oracle is None or ctx.data is None:
             self.why_not = "no data" if ctx.oracle else "no oracle"
 
-    def check(self, model: ir.Model, step: Step) -> str:
-        numerics = step.numerics if isinstance(step, Pass) else Numerics.EXACT
-        if numerics is Numerics.LOSSY:
+    def check(self, model: ir.Model, step: Pass) -> str:
+        if step.numerics is Numerics.LOSSY:
             self.outputs = self.before = None
             return "lossy: left to the gate"
         if self.outputs is None and not self.why_not:
             self._run_before()
         if self.why_not:
             return f"not checked: {self.why_not}"
-        return self._compare(model, step, numerics)
+        return self._compare(model, step)
 
     def remember(self, model: ir.Model) -> None:
         """Take ``model`` as the truth for the next check: a copy that shares its tensors, run only if there is one."""
@@ -212,20 +204,20 @@ class _Oracle:
         if time.perf_counter() - start > PROBE_SECONDS and not self.wanted:
             self.why_not = f"one probe run takes over {PROBE_SECONDS:.0f} s"
 
-    def _compare(self, model: ir.Model, step: Step, numerics: Numerics) -> str:
+    def _compare(self, model: ir.Model, step: Pass) -> str:
         assert self.ctx.oracle is not None and self.outputs is not None and self.feeds is not None
         runner: Runner = self.ctx.oracle(model)
         after = runner(self.feeds)
         worst = deviation(self.outputs, after)
         self.outputs = after
-        if not worst <= TOLERANCE[numerics]:
+        if not worst <= TOLERANCE[step.numerics]:
             raise PassError(
-                f"declared {numerics} but the outputs moved by {worst:.2e} of their RMS "
-                f"(allowed {TOLERANCE[numerics]:.0e})",
-                where=f"pass {name_of(step)!r}",
+                f"declared {step.numerics} but the outputs moved by {worst:.2e} of their RMS "
+                f"(allowed {TOLERANCE[step.numerics]:.0e})",
+                where=f"pass {step.name!r}",
                 fix="This is a bug of the pass; run with dump= to get a reproducer.",
             )
-        return f"{numerics}: {worst:.1e}"
+        return f"{step.numerics}: {worst:.1e}"
 
 
 def deviation(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:

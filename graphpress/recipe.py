@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import yaml
 
-from graphpress import catalog, shipped
+from graphpress import borrowed, catalog, shipped
 from graphpress.contracts import Pass
 from graphpress.errors import RecipeError, nearest
 from graphpress.job.gate import Gate
+from graphpress.typed import typed
 
 _KEYS = ("name", "summary", "passes", "gate")
 MAX_BYTES = 1 << 20  # a recipe is a page of text
@@ -41,8 +41,8 @@ class Recipe:
     gate: Gate = field(default_factory=Gate)
 
     @classmethod
-    def load(cls, source: str | Path | Mapping[str, Any] | Recipe | Sequence[Pass]) -> Recipe:
-        """A recipe by shipped name, file (YAML or JSON), mapping, or list of passes.
+    def load(cls, source: str | Path | Mapping[str, Any] | Recipe | Sequence[borrowed.Step]) -> Recipe:
+        """A recipe by shipped name, file (YAML or JSON), mapping, or list of passes, ours or borrowed.
 
         Raises:
             RecipeError: Unknown recipe, key, pass or option, or a value of the wrong type.
@@ -54,21 +54,14 @@ class Recipe:
         if isinstance(source, str | Path):
             text, where = _read(source)
             return _from_mapping(_yaml(text, where), where)
-        for item in source:
-            if not isinstance(item, Pass):
-                raise RecipeError(
-                    f"{type(item).__name__} is no pass of graphpress",
-                    where="recipe",
-                    fix="Passes of onnx_ir run in graphpress.Pipeline.",
-                )
-        return cls("custom", tuple(source))
+        return cls("custom", tuple(borrowed.as_pass(item) for item in source))
 
     def set(self, assignments: Sequence[str]) -> Recipe:
         """This recipe with options changed: ``quantize.observer=mse`` or ``gate.min_sqnr=12``."""
         data = self.to_json()
         for text in assignments:
             key, eq, value = text.partition("=")
-            owner, dot, option = key.partition(".")
+            owner, dot, option = key.rpartition(".")
             if not (eq and dot):
                 raise RecipeError(f"{text!r} is not PASS.OPTION=VALUE", where="--set")
             slots = [data["gate"]] if owner == "gate" else [p[owner] for p in data["passes"] if owner in p]
@@ -87,7 +80,7 @@ class Recipe:
         return {
             "name": self.name,
             "summary": self.summary,
-            "passes": [{p.name: _plain(p.options())} for p in self.passes],
+            "passes": [{borrowed.known_as(p, catalog.passes()): _plain(p.options())} for p in self.passes],
             "gate": dataclasses.asdict(self.gate),
         }
 
@@ -118,29 +111,20 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
 
 
 def make_pass(name: str, options: Mapping[str, Any], where: str = "") -> Pass:
-    """A pass of the catalog by name with these options, types checked.
+    """A pass of the catalog by name, or one of a user's own as ``module:Class``, with these options, types checked.
 
     Raises:
         RecipeError: No such pass or option (nearest name given), or a value of the wrong type.
     """
     known = catalog.passes()
     place = f"{where}: pass {name!r}" if where else f"pass {name!r}"
-    if name not in known:
+    if name not in known and ":" not in name:
         raise RecipeError("there is no such pass", where=place, fix=nearest(name, known))
-    fields = [f.name for f in dataclasses.fields(known[name])]  # type: ignore[arg-type]
-    for option in options:
-        if option not in fields:
-            raise RecipeError(f"it has no option {option!r}", where=place, fix=nearest(option, fields))
-    return _typed(known[name], options, place)
-
-
-def _typed(cls: Any, options: Mapping[str, Any], place: str) -> Any:
-    try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(options))
-    except pydantic.ValidationError as e:
-        first = e.errors()[0]
-        option = ".".join(str(p) for p in first["loc"])
-        raise RecipeError(f"option {option!r}: {first['msg']}, got {first['input']!r}", where=place) from e
+    cls = known.get(name) or borrowed.made(name, options, place)
+    if isinstance(cls, Pass):
+        return cls
+    made: Pass = typed(cls, options, place, RecipeError)
+    return made
 
 
 def _from_mapping(data: Any, where: str) -> Recipe:
@@ -161,7 +145,7 @@ def _from_mapping(data: Any, where: str) -> Recipe:
         str(data.get("name", "custom")),
         tuple(p for item in passes for p in _from_item(item, where)),
         str(data.get("summary", "")),
-        _typed(Gate, gate, f"{where}: gate"),
+        typed(Gate, gate, f"{where}: gate", RecipeError),
     )
 
 

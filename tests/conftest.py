@@ -8,11 +8,15 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # The same examples in every run; `--hypothesis-profile explore` looks further.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
+# Few examples, and no search for the simplest that fails: `make mutants` asks often, and only whether.
+settings.register_profile(
+    "mutants", settings.get_profile("repeatable"), phases=[Phase.explicit, Phase.generate], max_examples=15
+)
 settings.load_profile("repeatable")
 
 # Tests run in as many processes as there are cores; torch's threads would wait for each other's.

@@ -11,11 +11,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from graphpress.borrowed import Step
 from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.graph import edit, text
 from graphpress.keys import BY, ORIGIN
-from graphpress.pipeline import Pipeline, Step
+from graphpress.pipeline import Pipeline
 
 
 def parse(source: str) -> ir.Model:

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
-from graphpress.graph import edit
+from graphpress.graph import edit, quantized
+from graphpress.graph.quantized import floats
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
@@ -82,7 +83,7 @@ def find(node: ir.Node) -> Site | None:
     """The site of a product with a quantized weight; None where there is none."""
     if node.domain or node.op_type not in PRODUCTS or len(node.inputs) < 2 or node.graph is None:
         return None
-    weight = canonical.weight(node.inputs[1]) or _float8(node.inputs[1])
+    weight = canonical.weight(node.inputs[1]) or quantized.expanded(node.inputs[1]) or _float8(node.inputs[1])
     x = canonical.activation(node.inputs[0])
     if weight is None or not plain(node) or (x is not None and not _per_tensor(x)):
         return None
@@ -105,7 +106,7 @@ def find(node: ir.Node) -> Site | None:
         covered.add(quantizer)
         tail = quantizer
     biases = [v.producer() for n in (node, added) for v in n.inputs if v is not None]
-    stored = [n for n in biases if n is not None and n.op_type == "DequantizeLinear" and edit.is_constant(n.inputs[0])]
+    stored = [n for n in biases if quantized.decodes(n) and edit.is_constant(n.inputs[0])]
     readers = (weight.node, *stored, *(() if x is None else _readers(node.inputs[0], x)))
     return Site(node, x, weight, bias, relu is not None, quantizer, tail, frozenset(covered), readers)
 
@@ -170,21 +171,6 @@ def _own_bias(node: ir.Node) -> tuple[np.ndarray | None, bool]:
         return None, True
     bias = floats(value)
     return (None, False) if bias is None else (bias.reshape(-1), max(bias.shape, default=1) == bias.size)
-
-
-def floats(value: ir.Value | None) -> np.ndarray | None:
-    """A constant as float32, also behind a DequantizeLinear by one scale or one for each channel."""
-    direct = edit.constant(value)
-    if direct is not None:
-        return direct.astype(np.float32)
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type != "DequantizeLinear":
-        return None
-    parts = [edit.constant(v) for v in node.inputs]
-    if any(p is None for p in parts):
-        return None
-    codes, scale, *zero = (np.asarray(p, np.float64) for p in parts)
-    return ((codes - (zero[0] if zero else 0)) * scale).astype(np.float32)
 
 
 def _added(value: ir.Value, weight: Weight) -> tuple[np.ndarray, ir.Node] | None:

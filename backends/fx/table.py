@@ -16,6 +16,7 @@ from graphpress import catalog
 from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.ops import quantization
 from graphpress.errors import GraphpressError, Unsupported
+from graphpress.graph.quantized import dialect as dialect_op
 from graphpress.keys import ATEN
 from graphpress.ops.base import DOMAIN
 
@@ -57,6 +58,8 @@ def find(node: ir.Node, opset: int, *, straight_through: bool = False) -> Functi
     ours = node.domain in (*_STANDARD, DOMAIN)
     if straight_through and ours and node.op_type in quantization.STRAIGHT_THROUGH:
         return quantization.STRAIGHT_THROUGH[node.op_type]
+    if straight_through and (op := dialect_op(node)) is not None and op.straight is not None:
+        return op.straight()
     if node.domain in _STANDARD:
         kinds = (node.metadata_props.get(ATEN, ""), _kind(node))
         for name in (*(f"{node.op_type}:{k}" for k in kinds if k), node.op_type):

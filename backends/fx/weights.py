@@ -15,13 +15,13 @@ import torch
 from torch import fx
 
 from graphpress.backends.fx import dtypes
+from graphpress.graph import quantized
 from graphpress.keys import ROLE, SCALED, SOURCE
 
 FOLDED = "_folded"  # what a state dict calls a tensor that is not the source's of its name
 _SAME = {"identity", "cast", "castlike"}
 _VIEWS = _SAME | {"reshape", "flatten", "squeeze", "unsqueeze"}
 _UNSAFE = re.compile(r"""["'\\\x00-\x1f\x7f\x85\u2028\u2029{}]""")
-_STATISTICS = {"BatchNormalization": (3, 4), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
 
 
 class Shelf:
@@ -165,14 +165,23 @@ def keep_apart(module: torch.nn.Module, paths: Sequence[str]) -> None:
 def trainable(value: ir.Value, learnable: bool = False) -> bool:
     """Whether a constant is a parameter: noted so, or a float tensor of a rank that is neither statistics nor scale."""
     role = value.metadata_props.get(ROLE)
-    statistics = [u.node.op_type for u in value.uses() if u.idx in _STATISTICS.get(u.node.op_type, ())]
+    statistics = [_statistic(u.node, u.idx) for u in value.uses()]
     if value.dtype is None or (value.dtype.is_floating_point() and value.dtype.bitwidth < 16):
         return False
-    if statistics:
-        return learnable and "BatchNormalization" not in statistics
+    if any(statistics):
+        return learnable and not {"BatchNormalization", "table"} & set(statistics)
     if not value.dtype.is_floating_point():
         return False
     return role == "parameter" if role else value.is_initializer() and value.shape is not None and len(value.shape) > 0
+
+
+def _statistic(node: ir.Node, slot: int) -> str:
+    """What a float constant is, if it is nothing that training moves as it moves weights."""
+    if node.op_type == "BatchNormalization" and slot in (3, 4):
+        return node.op_type
+    if slot == 0 or not (quantized.encodes(node) or quantized.decodes(node)):
+        return ""
+    return "parameter" if not node.domain or slot == quantized.SCALE else "table"
 
 
 def disown_before_update(parameter: torch.nn.Parameter) -> None:

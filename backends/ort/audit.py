@@ -22,6 +22,7 @@ from graphpress.keys import ORIGIN, SCHEME, UNSIGNED
 from graphpress.ops import packing
 from graphpress.runner import Arrays
 from graphpress.target import Fact, Target
+from graphpress.types import Storage
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
 _MOVED = "weights stored unsigned: products of u8 and s8 saturate on this machine"
@@ -179,4 +180,4 @@ def _is_site(node: ir.Node) -> bool:
 def _on_integers(node: ir.Node) -> bool:
     """Whether it reads codes in our own graph already, where quantizers were moved past it."""
     value = node.inputs[0] if node.inputs else None
-    return value is not None and value.dtype is not None and value.dtype.name in canonical.BITS
+    return value is not None and Storage.of_codes(value.dtype) is not None

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.graph import edit
+from graphpress.graph import edit, quantized
+from graphpress.graph.grid import is_dequantize
 from graphpress.keys import SPARSITY
 
 # A tensor whose pattern was checked carries it here, so that it is read once, not after every pass.
@@ -54,7 +55,7 @@ def broken(node: ir.Node) -> str | None:
     axis = reduction_axis(node) if not node.domain else None
     if axis is None or len(node.inputs) < 2:
         return None  # rewritten into an operator that keeps its weight elsewhere
-    value, zero, scaled = _stored(node.inputs[1])
+    value, zero, scaled = _held(node.inputs[1])
     tensor = edit.constant_tensor(value)
     if tensor is None:
         return None if value is not None and _packed(value) else f"its weight is computed: {pattern} is not sure"
@@ -74,17 +75,15 @@ def _packed(value: ir.Value) -> bool:
     return node is not None and node.op_type == "SparseWeight" and node.domain == "graphpress"
 
 
-def _stored(value: ir.Value | None) -> tuple[ir.Value | None, np.ndarray | None, ir.Node | None]:
+def _held(value: ir.Value | None) -> tuple[ir.Value | None, np.ndarray | None, ir.Node | None]:
     """The constant behind Q and DQ, the zero point of its codes, and the DQ that gives them meaning."""
+    if quantized.pair(value) is not None:
+        return quantized.unquantized(value), None, None  # still float: any zero point gives back 0 as 0
     node = value.producer() if value is not None else None
-    if node is None or node.op_type != "DequantizeLinear" or node.domain:
+    if not is_dequantize(node):
         return value, None, None
-    codes = node.inputs[0]
-    quantizer = codes.producer() if codes is not None else None
-    if quantizer is not None and quantizer.op_type == "QuantizeLinear" and not quantizer.domain:
-        return quantizer.inputs[0], None, None  # still float: any zero point gives back 0 as 0
     zero = edit.constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    return codes, zero, node
+    return node.inputs[0], zero, node
 
 
 def _spread(zero: np.ndarray | None, dq: ir.Node | None, shape: tuple[int, ...]) -> np.ndarray | int:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.contracts import Pass
+from graphpress.borrowed import Step
 from graphpress.errors import CalibrationError
 from graphpress.job import budgets, hold_drop
 from graphpress.job.job import Clock, Job
@@ -28,7 +28,7 @@ DataLike: TypeAlias = CalibrationData | Mapping[str, np.ndarray] | str | Path | 
 
 def compile(
     model: ModelLike,
-    recipe: str | Path | Mapping[str, Any] | Recipe | Sequence[Pass],
+    recipe: str | Path | Mapping[str, Any] | Recipe | Sequence[Step],
     data: DataLike = None,
     target: str | Target = "ort-cpu",
     *,
@@ -46,7 +46,7 @@ def compile(
 
     Args:
         model: A model or the path of an ONNX file; never changed.
-        recipe: Name of a shipped recipe, file, mapping, or passes.
+        recipe: Name of a shipped recipe, file, mapping, or passes: ours, your own, of onnx_ir, rules of onnxscript.
         data: Calibration data, samples first: arrays by input name, an .npz, a folder of .npz. A part is held out
             for the gate.
         target: Name of a target.

@@ -85,6 +85,12 @@ class _Sums:
         u, v = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
         finite = np.isfinite(u)
         self.broken |= not np.isfinite(v[finite]).all()
+        self.classes &= a.ndim == 2 and a.shape[1] >= 3
+        if self.classes:
+            self.same += int((a.argmax(1) == b.argmax(1)).sum())
+            self.rows += len(a)
+        if self.broken:
+            return
         u, v = u[finite], v[finite]
         e = u - v
         self.aa += float(u @ u)
@@ -92,10 +98,6 @@ class _Sums:
         self.ab += float(u @ v)
         self.ee += float(e @ e)
         self.max_abs = max(self.max_abs, float(np.abs(e).max(initial=0.0)))
-        self.classes &= a.ndim == 2 and a.shape[1] >= 3
-        if self.classes:
-            self.same += int((a.argmax(1) == b.argmax(1)).sum())
-            self.rows += len(a)
 
     def result(self, name: str) -> OutputCheck:
         if self.broken:

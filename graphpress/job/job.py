@@ -85,6 +85,7 @@ class Job:
         self.evaluate = evaluate
         if data is None:
             return
+        data = data.allow(name for step in self.recipe.passes for name in step.reads)
         data.check(self.model)
         data = data.bind(self.model)
         exact = (data.binding.exact if data.binding else None) or 1  # a model may fix its batch: parts must fill it

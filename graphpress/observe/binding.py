@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphpress.errors import CalibrationError, nearest
 from graphpress.observe.npz import Header
 
-LABELS = "labels"  # the one array that is not fed, unless the model has an input of this name
+LABELS = "labels"  # the one array that everybody knows and that is not fed, unless the model has such an input
 
 
 class Mode(enum.Enum):
@@ -58,21 +58,22 @@ class Binding:
         return len(feeds[rows[0]]) if rows else 1
 
 
-def bind(model: ir.Model, parts: Iterable[tuple[str, Mapping[str, Header]]]) -> Binding:
+def bind(model: ir.Model, parts: Iterable[tuple[str, Mapping[str, Header]]], beside: Collection[str] = ()) -> Binding:
     """Match data with the inputs of a model.
 
     Args:
         model: The model to be fed.
         parts: (where from, headers) of each part of the data, samples first.
+        beside: Arrays that need not be inputs.
 
     Raises:
-        CalibrationError: An array that is no input, a missing input, a shape or a type that does not fit.
+        CalibrationError: Another array that is no input, a missing input, a shape or a type that does not fit.
     """
     inputs = {v.name or "": v for v in model.graph.inputs}
     slots: dict[str, Slot] = {}
     for where, headers in parts:
         for name in headers:
-            if name not in inputs and name != LABELS:
+            if name not in inputs and name != LABELS and name not in beside:
                 raise CalibrationError("the model has no such input", where=_at(where, name), fix=nearest(name, inputs))
         for name, value in inputs.items():
             slot = _slot(value, headers.get(name), where)

@@ -57,6 +57,7 @@ class CalibrationData:
     parts: Sequence[_Part]
     rows: np.ndarray | None = None  # the samples in use, ascending; None: all
     binding: Binding | None = None
+    beside: frozenset[str] = frozenset()  # arrays that are no inputs of the model and may be there
     folder: _Folder | None = None  # lives as long as data that is read from it
 
     def __post_init__(self) -> None:
@@ -116,6 +117,10 @@ class CalibrationData:
         found = [a[LABELS] for a in self._pieces(max(len(self), 1))]
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
+    def allow(self, names: Iterable[str]) -> CalibrationData:
+        """The same data, in which arrays of these names need not be inputs of the model: somebody reads them."""
+        return dataclasses.replace(self, beside=self.beside | set(names))
+
     def bind(self, model: ir.Model) -> CalibrationData:
         """The same data, whose batches are ready to be fed to ``model`` (and to anything with its inputs).
 
@@ -124,7 +129,7 @@ class CalibrationData:
         """
         if not len(self):
             raise CalibrationError("there is no sample", where=self.parts[0].where if self.parts else "data")
-        binding = bind(model, [(p.where, p.headers) for p in self.parts])
+        binding = bind(model, [(p.where, p.headers) for p in self.parts], self.beside)
         if len(self) < (binding.exact or 1):
             raise CalibrationError(
                 f"the model takes batches of {binding.exact}, the data has {len(self)} samples",
@@ -150,8 +155,10 @@ class CalibrationData:
                     )
             start += _count(piece)
 
-    def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """The samples in order, ``size`` at a time, without labels; fewer where the shape changes and at the end.
+    def batches(self, size: int, *, beside: bool = False) -> Iterator[dict[str, np.ndarray]]:
+        """The samples in order, ``size`` at a time; fewer where the shape changes and at the end.
+
+        Labels and other arrays that are no inputs are there only if ``beside`` is asked for.
 
         Of bound data: ready feeds, in the size the model fixes if it does (samples that do not fill one are left out).
         """
@@ -160,9 +167,10 @@ class CalibrationData:
         for rows in _fill(self._pieces(size), size):
             count = _count(rows)
             if self.binding is None:
-                yield {k: v for k, v in rows.items() if k != LABELS}
+                yield {k: v for k, v in rows.items() if beside or k not in self.beside | {LABELS}}
             elif exact is None or count == exact:
-                yield self.binding.feeds(rows, count)
+                feeds = self.binding.feeds(rows, count)
+                yield feeds | {k: v for k, v in rows.items() if beside and k not in feeds}
 
     def take(self, n: int, seed: int = 0) -> CalibrationData:
         """At most ``n`` samples drawn without replacement, in their original order."""

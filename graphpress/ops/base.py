@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import VerifyError
@@ -25,6 +26,14 @@ class Op:
         verify: Raises VerifyError on a node that is not a legal use.
         kernel: Gives the torch function of the same meaning; imports torch when it is called.
         cost: Arithmetic operations of one node; None where shapes are unknown.
+        role: ``encode`` makes codes of numbers, ``decode`` numbers of codes, as QuantizeLinear and DequantizeLinear do:
+            input 0 is what is converted, input 1 its scale, attributes ``axis`` and ``block_size`` say how the scale
+            lies along it, and what follows are tables of the format. "": neither.
+        compute: Of an op with a role: what a node makes of arrays of any library that has the array API; takes the
+            inputs, and the attributes by name.
+        straight: Likewise: gives the torch function that training uses. Codes are floats; rounding passes gradients.
+        levels: Of a ``decode``: the integer whose multiple of the scale each code is, from the lowest code on, as int8;
+            None where a node has no such.
     """
 
     name: str
@@ -33,6 +42,10 @@ class Op:
     verify: Callable[[ir.Node], None]
     kernel: Callable[[], Callable[..., Any]]
     cost: Callable[[ir.Node], int | None]
+    role: Literal["", "encode", "decode"] = ""
+    compute: Callable[..., Any] | None = None
+    straight: Callable[[], Callable[..., Any]] | None = None
+    levels: Callable[[ir.Node], np.ndarray | None] | None = None
 
 
 def attach(model: ir.Model, op: Op) -> None:

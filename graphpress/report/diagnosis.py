@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import GateError
-from graphpress.graph import edit
+from graphpress.graph import edit, quantized
 from graphpress.job.gate import sqnr
 from graphpress.keys import ORIGIN
 from graphpress.observe.expose import Exposed, expose
@@ -170,9 +170,9 @@ def _inputs(old: ir.Node, new: ir.Node) -> Iterator[Pair]:
 
 def _unquantized(value: ir.Value, reader: str) -> ir.Value:
     """What went into the conversions that were made for ``reader``: their noise is its own."""
-    for kind in ("DequantizeLinear", "QuantizeLinear"):
+    for kind in (quantized.decodes, quantized.encodes):
         node = value.producer()
-        if node is None or node.op_type != kind or node.metadata_props.get(ORIGIN) != reader or node.inputs[0] is None:
+        if not kind(node) or node.metadata_props.get(ORIGIN) != reader or node.inputs[0] is None:
             return value
         value = node.inputs[0]
     return value

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
+from graphpress.graph.quantized import unquantized
 from graphpress.keys import OPTION, ROLE
 from graphpress.ops.acm import INPUTS
 from graphpress.ops.base import DOMAIN
-from graphpress.passes.structure.layers.linear import unquantized
 
 PARAMETERS = ("gate", "gate_bias", "w1", "b1", "w2", "b2")
 

@@ -14,8 +14,11 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.moments import stream
-from graphpress.passes.equalize.scaling import Carrier, carrier
-from graphpress.passes.equalize.search import Loss, Rows, factors
+from graphpress.passes.equalize.factors import OutputError, Seen, factors
+from graphpress.passes.structure.channels.ask import WRITER, Move
+from graphpress.passes.structure.channels.follow import Carried, follow
+from graphpress.passes.structure.channels.lanes import whole
+from graphpress.passes.structure.channels.ledger import Ledger, factor, quotient
 from graphpress.passes.structure.layers.linear import Linear, layers
 from graphpress.types import PER_TOKEN, Numerics, Scheme, Stage, per_channel, per_group
 
@@ -77,38 +80,41 @@ class Smooth(Pass):
             said = f"places with {'no factors' if alpha is None else f'alpha {alpha:g}'}"
             report.metrics[said] = float(report.metrics.get(said, 0)) + 1
 
-    def _observe(self, model: ir.Model, ctx: Context, places: Sequence[Place]) -> dict[str, Rows]:
+    def _observe(self, model: ir.Model, ctx: Context, places: Sequence[Place]) -> dict[str, Seen]:
         data, run = ctx.need("data", "smooth").bind(model).take(self.samples, ctx.seed), ctx.need("run", "smooth")
         names = [p.value.name or "" for p in places]
         batches = -(-len(data) // self.batch_size)
-        seen: dict[str, Rows] = {}
+        seen: dict[str, Seen] = {}
         for values in stream(model, names, data, run, batch_size=self.batch_size, progress=ctx.progress).batches:
             for name, array in values.items():
                 if array.size:
-                    seen.setdefault(name, Rows(batches)).update(array)
+                    seen.setdefault(name, Seen(batches)).update(array)
         return seen
 
-    def _settle(self, place: Place, rows: Rows) -> float | None:
+    def _settle(self, place: Place, rows: Seen) -> float | None:
         """Choose alpha and rewrite one place; None: left as it is."""
         weight = np.concatenate([r.weight() for r in place.readers]).astype(np.float32)
-        labels = place.carrier.labels
-        loud, heavy = (m[labels].max(axis=0) for m in (rows.largest, np.abs(weight).max(axis=0)))
+        _, alike = np.unique(place.carried.alike, return_inverse=True)  # copies of a channel have one factor
+        loud, heavy = np.zeros((2, len(alike)), np.float32)
+        np.maximum.at(loud, alike, rows.largest)
+        np.maximum.at(heavy, alike, np.abs(weight).max(axis=0))
 
         def spread(alpha: float) -> np.ndarray:
             """The factor of each channel of the value."""
-            found = np.empty(labels.size)
-            found[labels] = factors(loud, heavy, alpha)
-            return found
+            return factors(loud, heavy, alpha)[alike]
 
-        alpha = self._best(Loss(np.concatenate(rows.kept), weight, *self._schemes()), spread)
+        alpha = self._best(OutputError(np.concatenate(rows.kept), weight, *self._schemes()), spread)
         if alpha is not None:
-            columns = spread(alpha)
-            place.carrier.divide(factors(loud, heavy, alpha))
-            for reader in place.readers:
-                reader.set_weight(reader.weight() * columns)
+            ledger, by_channel = Ledger(), spread(alpha)
+            divided, multiplied = quotient(by_channel), factor(by_channel)
+            for holder in [h for h in place.carried.holders if h.side == WRITER]:
+                ledger.add(holder, divided)
+            for holder in place.carried.readers:
+                ledger.add(holder, multiplied)
+            ledger.write()
         return alpha
 
-    def _best(self, loss: Loss, spread: Callable[[float], np.ndarray]) -> float | None:
+    def _best(self, loss: OutputError, spread: Callable[[float], np.ndarray]) -> float | None:
         if self.alpha != "auto":
             return self.alpha
         best, least = None, loss(np.ones(loss.rows.shape[1]))
@@ -133,7 +139,7 @@ class Place:
 
     value: ir.Value
     readers: tuple[Linear, ...]
-    carrier: Carrier
+    carried: Carried
 
 
 def find(model: ir.Model, report: PassReport) -> list[Place]:
@@ -143,7 +149,7 @@ def find(model: ir.Model, report: PassReport) -> list[Place]:
         by_value.setdefault(layer.input, []).append(layer)
     found = []
     for value, readers in by_value.items():
-        made = _carrier(value, readers)
+        made = _carried(value, readers)
         if isinstance(made, str):
             for layer in readers:
                 report.skip(layer.node, made)
@@ -152,11 +158,17 @@ def find(model: ir.Model, report: PassReport) -> list[Place]:
     return found
 
 
-def _carrier(value: ir.Value, readers: Sequence[Linear]) -> Carrier | str:
+def _carried(value: ir.Value, readers: Sequence[Linear]) -> Carried | str:
     if any(r.node.op_type == "Conv" for r in readers):
         return "channels of a convolution do not stand on the last axis"
     nodes = {r.node for r in readers}
     other = next((u.node for u in value.uses() if u.node not in nodes), None)
     if other is not None:
         return f"{other.op_type} {other.name!r} reads {value.name!r} too"
-    return carrier(value, len(readers))
+    lanes = whole(value, -1)
+    if lanes is None:
+        return f"the size of the last axis of {value.name!r} is unknown"
+    carried = follow(value, lanes, Move.SCALE, alone=True)
+    if carried.blocks:
+        return f"{carried.blocks[0].where}: {carried.blocks[0].why}"
+    return carried if carried.writers else f"no constant makes the channels of {value.name!r}"

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
+from graphpress.graph.grid import Grid
 from graphpress.passes.fold.flow import Flow
-from graphpress.passes.fold.grid import Grid
 from graphpress.passes.fold.movement import bounds
 from graphpress.types import Numerics, Stage
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
-from graphpress.passes.fold.grid import Grid, grid_of, is_dequantize, is_quantize
+from graphpress.graph.grid import Grid, grid_of, is_dequantize, is_quantize
 from graphpress.types import Numerics, Stage
 
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.graph import edit
-from graphpress.passes.fold.grid import is_dequantize, is_quantize
+from graphpress.graph.grid import is_dequantize, is_quantize
 
 # Operators for which a runtime that knows QDQ has kernels from integers to integers, and whether the Q behind them is
 # required or optional. What a target says goes before this.

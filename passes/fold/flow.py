@@ -9,7 +9,7 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.fold.grid import Grid, grid_of, is_dequantize, is_quantize
+from graphpress.graph.grid import Grid, grid_of, is_dequantize, is_quantize
 from graphpress.passes.fold.movement import OPSET, Movement, movement
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
-from graphpress.passes.fold.grid import DEQUANTIZE, Grid, grid_of, is_dequantize, is_quantize
+from graphpress.graph.grid import DEQUANTIZE, Grid, grid_of, is_dequantize, is_quantize
 from graphpress.types import Numerics, Stage
 
 LIMIT = 2.0**30  # half of int32: as much is left for the sum of products

@@ -9,8 +9,7 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
-from graphpress.graph import edit
-from graphpress.passes.fold.grid import Grid, grid_of, is_quantize
+from graphpress.graph import edit, quantized
 from graphpress.types import Numerics, Stage
 
 STREAMED = 1 << 24  # bytes; a tensor at least this large that lives in a file is quantized each time it is read
@@ -18,7 +17,7 @@ STREAMED = 1 << 24  # bytes; a tensor at least this large that lives in a file i
 
 @dataclass(frozen=True)
 class FoldWeights(Pass):
-    """Replace Q of a constant by an integer initializer of the name of its result; a float one left unused goes.
+    """Replace what encodes a constant by an initializer of codes with the name of its result; the float one goes.
 
     Bit for bit what ONNX Runtime's QuantizeLinear gives, per tensor, per channel and blocked, from 2 to 16 bits. One
     tensor is read at a time, and large ones that live in a file are not held: they are quantized on the way to the
@@ -32,29 +31,34 @@ class FoldWeights(Pass):
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         made: dict[tuple[object, ...], ir.Value] = {}
         for node in edit.nodes(model):
-            source = node.inputs[0] if is_quantize(node) else None
+            source = node.inputs[0] if quantized.encodes(node) else None
             tensor = edit.constant_tensor(source)
             if source is None or tensor is None:
                 continue
-            grid = grid_of(node)
-            if grid is None or not isinstance(node.graph, ir.Graph):
+            form = quantized.signature(node)
+            if form is None or not isinstance(node.graph, ir.Graph):
                 report.skip(node, "the scale is computed at run time, or this is a function, which has no initializers")
                 continue
-            key = (source, grid, node.graph)
+            key = (source, form, node.graph)
             if key in made:
                 edit.replace(node.outputs[0], made[key])
                 edit.remove_unused(node.outputs)
             else:
-                made[key] = _fold(node, node.graph, _quantized(tensor, grid))
+                made[key] = _fold(node, node.graph, _codes(tensor, node))
             report.changed += 1
 
 
-def _quantized(tensor: ir.TensorProtocol, grid: Grid) -> ir.TensorProtocol:
+def _codes(tensor: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:
+    storage = quantized.storage(node)
+    assert storage is not None
+    dtype = ir.DataType[storage.onnx.upper()]
+    make = quantized.encoder(node)
+
     def integers() -> ir.Tensor[np.ndarray]:
-        return ir.Tensor(grid.quantize(tensor.numpy()), dtype=grid.dtype)
+        return ir.Tensor(make(tensor.numpy()), dtype=dtype)
 
     if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes >= STREAMED:
-        return ir.LazyTensor(integers, dtype=grid.dtype, shape=ir.Shape(tensor.shape))
+        return ir.LazyTensor(integers, dtype=dtype, shape=ir.Shape(tensor.shape))
     return integers()
 
 

@@ -10,11 +10,12 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
+from graphpress.graph.grid import Grid, is_dequantize, is_quantize
 from graphpress.keys import SCOPE
 from graphpress.passes.fold.conversions import conversions, integer_ops
 from graphpress.passes.fold.cut import FOREVER, Network
 from graphpress.passes.fold.flow import Flow
-from graphpress.passes.fold.grid import Grid, is_dequantize, is_quantize, new_dequantize, new_quantize
+from graphpress.passes.fold.written import new_dequantize, new_quantize
 from graphpress.types import Numerics, Stage
 
 INTEGERS, FLOATS = "integers", "floats"  # the two terminals of the cut

@@ -9,9 +9,9 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
+from graphpress.graph.grid import Grid, is_dequantize, is_quantize
 from graphpress.passes.fold.conversions import integer_ops
 from graphpress.passes.fold.flow import Flow
-from graphpress.passes.fold.grid import Grid, is_dequantize, is_quantize
 from graphpress.types import Numerics, Stage
 
 

@@ -10,6 +10,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import Unsupported
 from graphpress.graph import edit, opsets
+from graphpress.graph.quantized import unquantized
 from graphpress.keys import SPARSITY
 from graphpress.ops import packing
 from graphpress.ops.sparse_codes import GROUP
@@ -60,8 +61,5 @@ class PackSparse(Pass):
 
 def _stored(node: ir.Node) -> ir.Value | None:
     """The constant that holds the weight, behind a DequantizeLinear where there is one."""
-    value = node.inputs[1]
-    maker = value.producer() if value is not None else None
-    if maker is not None and maker.op_type == "DequantizeLinear" and not maker.domain:
-        value = maker.inputs[0]
+    value = unquantized(node.inputs[1])
     return value if value is not None and value.is_initializer() else None

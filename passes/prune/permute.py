@@ -15,9 +15,9 @@ from graphpress.observe.moments import Moments, collect_moments
 from graphpress.passes.prune import masks
 from graphpress.passes.prune.pattern import checked
 from graphpress.passes.prune.search import Search
-from graphpress.passes.structure.channels.channel_flow import follow
-from graphpress.passes.structure.channels.channel_ports import permute, sources
-from graphpress.passes.structure.channels.channels import Channels, Port
+from graphpress.passes.structure.channels.ask import Holder
+from graphpress.passes.structure.channels.ledger import sources
+from graphpress.passes.structure.channels.survey import Survey, permute, survey
 from graphpress.passes.structure.layers import linear
 from graphpress.types import Numerics, Stage
 
@@ -54,18 +54,18 @@ class Permute(Pass):
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         checked(self.n, self.m, self.name)
-        channels = follow(model)
+        channels = survey(model)
         work = _Work(channels, self.m, self._moments(model, ctx, channels))
         search = Search(self.n, self.m, self.stripes * self.m, self.escapes, seed=ctx.seed)
         new = np.arange(len(work.roots))
         before = work.kept(new, self.n)
         free = [g for g in channels.groups() if len(g) >= 2 * self.m]
         moved = [g for g in ctx.progress(free, "permute", len(free)) if work.order(g, search, new)]
-        report.changed = permute(channels.ports, work.roots, new)
-        for port in channels.ports:
-            if port.reads and not np.isin(work.roots[port.atoms.ravel()], np.concatenate([[-1], *free])).any():
-                report.skip(port.node, channels.why_stuck(port.atoms))
-        known = {p.node for p in channels.ports if p.reads}
+        report.changed = permute(channels, new)
+        for reader in channels.readers:
+            if not np.isin(work.roots[reader.lanes.ravel()], np.concatenate([[-1], *free])).any():
+                report.skip(reader.node, channels.why_stuck(reader.lanes))
+        known = {reader.node for reader in channels.readers}
         for view in linear.layers(list(model.graph)):
             if view.node not in known and view.shape[1] >= 2 * self.m:
                 report.skip(view.node, "its input comes from no layer that is followed")
@@ -73,9 +73,9 @@ class Permute(Pass):
             after = work.kept(new, self.n)
             report.metrics |= {"groups": float(len(moved)), "kept before": before, "kept after": after}
 
-    def _moments(self, model: ir.Model, ctx: Context, channels: Channels) -> Mapping[str, Moments]:
+    def _moments(self, model: ir.Model, ctx: Context, channels: Survey) -> Mapping[str, Moments]:
         """Of the inputs of layers, by name; none where magnitudes are the score."""
-        names = [p.node.name or "" for p in channels.ports if p.reads]
+        names = [reader.node.name or "" for reader in channels.readers]
         if self.score == "magnitude" or not names:
             return {}
         by, why = "permute: option 'score'", "energy needs calibration data"
@@ -91,20 +91,19 @@ class _Work:
         moments: By layer, of its inputs; where there are none magnitudes are the score.
     """
 
-    channels: Channels
+    channels: Survey
     m: int
     moments: Mapping[str, Moments]
 
     def __post_init__(self) -> None:
         self.roots = self.channels.roots()
-        readers = [p for p in self.channels.ports if p.reads]
-        self.readers = [(self.roots[p.atoms.ravel()], self.score(p)) for p in readers]
+        self.readers = [(self.roots[r.lanes.ravel()], self.score(r)) for r in self.channels.readers]
 
-    def score(self, port: Port) -> np.ndarray:
+    def score(self, reader: Holder) -> np.ndarray:
         """[rows, places] of one layer."""
-        view = linear.linear(port.node)
+        view = linear.linear(reader.node)
         assert isinstance(view, linear.Linear)
-        weight, seen = view.weight().astype(np.float64), self.moments.get(port.node.name or "")
+        weight, seen = view.weight().astype(np.float64), self.moments.get(reader.node.name or "")
         if seen is not None:
             energy = np.diagonal(seen.matrix[0]).reshape(1, *weight.shape[1:])
             weight = weight**2 * (energy / (seen.error(weight) or 1.0))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.graph.quantized import decodes
 from graphpress.types import Granularity, Kind, Role, Scheme, per_channel, per_group
 
 # Operators with weights: input slots that hold them.
@@ -54,7 +55,7 @@ def _computed(node: ir.Node, slot: int) -> str | None:
     source = value.producer()
     if value.is_graph_input() and value.is_initializer():
         return f"weight {value.name!r} is a graph input, which a caller may override"
-    if source is not None and source.op_type == "DequantizeLinear":
+    if decodes(source):
         return "it is quantized already"
     if source is not None and source.inputs and all(v is None or edit.is_constant(v) for v in source.inputs):
         return f"the weight is computed from a constant by {source.op_type}; fold constants first"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graphpress import keys
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.graph import edit, opsets
-from graphpress.keys import SCHEME
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.activations import Activations
@@ -151,4 +151,4 @@ def _write(model: ir.Model, plan: Plan, activations: Activations, params: Mappin
             elif site.role is not Role.OUTPUT:
                 group = activations.group(site)
                 emitter.input(node, site.slot, group, params[site], scheme)
-        node.metadata_props[SCHEME] = "; ".join(f"{s.role}[{s.slot}] {v}" for s, v in sorted(sites.items()))
+        keys.note_schemes(node, sites)

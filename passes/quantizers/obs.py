@@ -2,24 +2,27 @@
 
 A layer's output error for a change D of its weight is ``tr(D H D^T)`` with H the second moments of its inputs. Columns
 are settled one at a time (rounded, or set to zero), and what each loses is made up for by the columns still to come:
-with ``H^-1 = U^T U``, U upper triangular, ``e = (w_j - q_j) / U_jj`` and ``W[:, j:] -= e U[j, j:]``.
+with ``H^-1 = U^T U``, U upper triangular, ``e = (w_j - q_j) / U_jj`` and ``W[:, j:] -= e U[j, j:]``. Arrays may be
+numpy's or torch's, on any device that has float64.
 Source: Frantar et al., "GPTQ", 2022, algorithm 1; "SparseGPT", 2023.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
-import numpy as np
+from array_api_compat import array_namespace, device, is_numpy_array
 
 from graphpress.errors import BadRequest
+
+Array: TypeAlias = Any
 
 
 class Project(Protocol):
     """What settles a column. Columns are counted in the order in which they are settled."""
 
-    def enter(self, columns: np.ndarray, start: int, diagonal: np.ndarray) -> None:
+    def enter(self, columns: Array, start: int, diagonal: Array) -> None:
         """Column ``start`` is next.
 
         Args:
@@ -28,19 +31,19 @@ class Project(Protocol):
             diagonal: [n], U_jj of these columns: ``(w - q)^2 / U_jj^2`` is what settling one of them costs.
         """
 
-    def __call__(self, column: np.ndarray, j: int) -> np.ndarray:
+    def __call__(self, column: Array, j: int) -> Array:
         """What column ``j``, [O], becomes."""
 
 
 def solve(
-    weight: np.ndarray,
-    hessian: np.ndarray,
+    weight: Array,
+    hessian: Array,
     project: Project,
     *,
     damping: float = 0.01,
     block: int = 128,
-    order: Sequence[int] | np.ndarray | None = None,
-) -> np.ndarray:
+    order: Sequence[int] | Array | None = None,
+) -> Array:
     """Settle all columns of a weight.
 
     An input that was never anything but 0 (H_jj = 0) is settled by itself: its column neither gives nor takes. Where H
@@ -61,31 +64,33 @@ def solve(
     Raises:
         BadRequest: The Hessian holds NaN, or is not positive definite even with the damping.
     """
-    size = weight.shape[1]
-    chosen = np.arange(size) if order is None else np.asarray(order)
-    w = np.array(weight, np.float64)[:, chosen]
-    u = factor(np.asarray(hessian)[np.ix_(chosen, chosen)], damping)
+    xp, size = array_namespace(weight), weight.shape[1]
+    chosen = xp.asarray(range(size) if order is None else order, device=device(weight))
+    w = xp.astype(weight, xp.float64)[:, chosen]
+    u = factor(hessian[chosen, :][:, chosen], damping)
+    diagonal = xp.linalg.diagonal(u)
     for start in range(0, size, block):
         end = min(start + block, size)
-        lost = np.empty((w.shape[0], end - start))
+        lost = xp.zeros((w.shape[0], end - start), dtype=xp.float64, device=device(w))
         for j in range(start, end):
-            project.enter(w[:, j:end], j, u.diagonal()[j:end])
+            project.enter(w[:, j:end], j, diagonal[j:end])
             settled = project(w[:, j], j)
             lost[:, j - start] = (w[:, j] - settled) / u[j, j]
             w[:, j] = settled
-            w[:, j + 1 : end] -= np.outer(lost[:, j - start], u[j, j + 1 : end])
+            w[:, j + 1 : end] -= lost[:, j - start][:, None] * u[j, j + 1 : end][None, :]
         w[:, end:] -= lost @ u[start:end, end:]
-    result = np.empty_like(w)
+    result = xp.empty_like(w)
     result[:, chosen] = w
     return result
 
 
-def by_importance(hessian: np.ndarray) -> np.ndarray:
+def by_importance(hessian: Array) -> Array:
     """Columns by falling H_jj ("act-order"): the inputs with most energy are settled first, while all can help."""
-    return np.argsort(-hessian.diagonal(), kind="stable")
+    xp = array_namespace(hessian)
+    return xp.argsort(-xp.linalg.diagonal(hessian), stable=True)
 
 
-def factor(hessian: np.ndarray, damping: float) -> np.ndarray:
+def factor(hessian: Array, damping: float) -> Array:
     """U, upper triangular, with ``U^T U`` the inverse of the damped Hessian.
 
     From the Cholesky factor of H with rows and columns reversed, so that H is never inverted: R R^T = H, U = R^-1.
@@ -93,19 +98,32 @@ def factor(hessian: np.ndarray, damping: float) -> np.ndarray:
     Raises:
         BadRequest: As for ``solve``.
     """
-    from scipy.linalg import lapack
-
-    h = np.array(hessian, np.float64)
-    if not np.isfinite(h).all():
+    xp = array_namespace(hessian)
+    h = xp.astype(hessian, xp.float64, copy=True)
+    if not bool(xp.all(xp.isfinite(h))):
         raise BadRequest("the moments of the input hold NaN or infinity", where="hessian")
-    diagonal = h.diagonal().copy()
+    diagonal = xp.asarray(xp.linalg.diagonal(h), copy=True)
     dead = diagonal == 0
-    h[dead] = 0
+    h[dead, :] = 0
     h[:, dead] = 0
-    mean = float(diagonal[~dead].mean()) if not dead.all() else 1.0
-    h[np.diag_indices_from(h)] = np.where(dead, mean, diagonal) + damping * mean
-    lower, failed = lapack.dpotrf(h[::-1, ::-1], lower=1, clean=1)
-    if failed:
+    mean = float(xp.mean(diagonal[~dead])) if not bool(xp.all(dead)) else 1.0
+    places = xp.arange(h.shape[0], device=device(h))
+    h[places, places] = xp.where(dead, mean, diagonal) + damping * mean
+    inverse = _inverse_factor(xp.flip(h))
+    if inverse is None:
         raise BadRequest("the Hessian is not positive definite", where=f"damping {damping}", fix="Raise the damping.")
-    inverse, _ = lapack.dtrtri(lower, lower=1)
-    return np.ascontiguousarray(inverse[::-1, ::-1])
+    return xp.asarray(xp.flip(inverse), copy=True)
+
+
+def _inverse_factor(h: Array) -> Array | None:
+    """The inverse of the lower Cholesky factor; None where there is none."""
+    if is_numpy_array(h):
+        from scipy.linalg import lapack
+
+        lower, failed = lapack.dpotrf(h, lower=1, clean=1)
+        return None if failed else lapack.dtrtri(lower, lower=1)[0]
+    import torch
+
+    lower, failed = torch.linalg.cholesky_ex(h)
+    one = torch.eye(len(h), dtype=h.dtype, device=h.device)
+    return None if int(failed) else torch.linalg.solve_triangular(lower, one, upper=False)

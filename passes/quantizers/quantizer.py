@@ -223,9 +223,10 @@ def parameters_shape(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
     return (*shape[:axis], -(-shape[axis] // granularity.group_size), *shape[axis + 1 :])
 
 
-def stored(codes: np.ndarray, scheme: Scheme) -> np.ndarray:
+def stored(codes: Array, scheme: Scheme) -> np.ndarray:
     """Integers of numpy in the storage type."""
-    return codes.astype(np.int32).astype(scheme.ir_dtype.numpy())
+    found: np.ndarray = codes.astype(np.int32).astype(scheme.ir_dtype.numpy())
+    return found
 
 
 def _detached(params: QParams) -> QParams:

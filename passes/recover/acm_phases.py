@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,21 +13,22 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.keys import ORIGIN
 from graphpress.observe import checkpoint
 from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site
-from graphpress.passes.acm.site import PARAMETERS, Site
-from graphpress.passes.acm.usage import Meter, Usage, exhibit, fit_prices, open_price
-from graphpress.passes.recover import acm_terms as terms
-from graphpress.passes.recover.acm_terms import BUDGET, PRICE, Layer
+from graphpress.passes.acm.site import Site
+from graphpress.passes.acm.usage import Meter, Usage, exhibit, fit_prices
+from graphpress.passes.recover.acm_methods import Gates, Learners, Whole, places
+from graphpress.passes.recover.acm_terms import BUDGET, PRICE
+from graphpress.passes.recover.engine.recovery import Recovery
 from graphpress.passes.recover.engine.samples import Samples, split
 from graphpress.passes.recover.engine.schedule import Settings
-from graphpress.passes.recover.engine.state import Store
-from graphpress.passes.recover.engine.student import Module, Wanted, build
-from graphpress.passes.recover.engine.trainer import Outcome, Trainer
-from graphpress.passes.recover.losses.base import Seen, Tensors, make
-from graphpress.passes.structure.layers import ffn
+from graphpress.passes.recover.engine.scope import Scope
+from graphpress.passes.recover.engine.selection import Selection
+from graphpress.passes.recover.engine.state import TrainingState
+from graphpress.passes.recover.engine.trainer import Outcome
+from graphpress.passes.recover.losses.base import Tensors, Weighted, make
+from graphpress.passes.recover.methods.base import Method
 from graphpress.types import Numerics, Stage
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from graphpress.observe.data import CalibrationData
 
 _MEASURED = 4  # batches by which it is decided which parameters are kept
-_SHARPNESS = 20.0  # of scores: how much a squared error, as a share of the output's power, counts
-_LEARNERS, _GATES = ("w1", "b1", "w2", "b2"), ("gate", "gate_bias")
 
 
 @dataclass(frozen=True)
@@ -115,6 +113,13 @@ class TrainAcm(Pass):
         if not self.ratio > 1:
             raise BadRequest(f"an improvement is above 1, not {self.ratio}", where="train-acm: option 'ratio'")
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self._loss().reads
+
+    def _loss(self) -> Weighted:
+        return make(self.losses, "train-acm: option 'losses'")
+
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         found = site.sites(model)
         if not found:
@@ -124,19 +129,19 @@ class TrainAcm(Pass):
         data, teacher = ctx.need("data", "train-acm", why), ctx.need("teacher", "train-acm", why)
         if any(s.value("w1").dtype != ir.DataType.FLOAT for s in found):
             raise BadRequest("learners are integers already", where="train-acm", fix="Put it before fold-weights.")
-        job = _Job(self, model, ctx, found, data.bind(model), teacher)
-        for phase, steps in (("learners", self.learner_steps), ("gates", self.gate_steps), ("end to end", self.steps)):
+        phases = _Phases(self, model, ctx, found, data.allow(self.reads).bind(model), teacher)
+        for name, steps in (("learners", self.learner_steps), ("gates", self.gate_steps), ("end to end", self.steps)):
             if steps:
-                outcome: Outcome = getattr(job, phase.replace(" ", "_"))()
-                report.metrics[f"{phase}: loss"] = f"{outcome.before:.4g} -> {outcome.after:.4g}"
-        job.prices(report)
+                outcome: Outcome = getattr(phases, name.replace(" ", "_"))()
+                report.metrics[f"{name}: loss"] = f"{outcome.before:.4g} -> {outcome.after:.4g}"
+        phases.prices(report)
         if self.budget is not None:
             site.set_budget(model, self.budget)
         report.changed = len(found)
 
 
 @dataclass
-class _Job:
+class _Phases:
     options: TrainAcm
     model: ir.Model
     ctx: Context
@@ -149,136 +154,62 @@ class _Job:
         self.held = Samples(held.take(_MEASURED * self.options.batch, self.ctx.seed), self.options.batch).all()
         self.batches = Samples(self.kept, self.options.batch, self.ctx.seed)
         self.store = self._store()
-        self.places = _places(self.sites, self.teacher)
+        self.places = places(self.sites, self.teacher)
 
-    def _store(self) -> Store | None:
+    def _store(self) -> TrainingState | None:
         if self.options.state is None:
             return None
         digest = self.data.digest()
         parts = [repr(replace(self.options, state=None)), str(self.ctx.seed)]
         parts += [checkpoint.key(m, {}, digest) for m in (self.model, self.teacher)]
-        return Store(Path(self.options.state), hashlib.sha256("\n".join(parts).encode()).hexdigest())
+        return TrainingState(Path(self.options.state), hashlib.sha256("\n".join(parts).encode()).hexdigest())
 
-    def settings(self, steps: int, rate: float) -> Settings:
+    def learners(self) -> Outcome:
+        """Every prefix of every layer towards what the layer gave."""
+        o = self.options
+        return self._train("learners", Learners(self.sites, self.places), self._alone(o.learner_steps, o.learner_rate))
+
+    def gates(self) -> Outcome:
+        """Every gate towards the number of learners that its tokens need."""
+        o = self.options
+        budgets = o.budgets if o.labels == "worth" else None
+        method = Gates(self.sites, self.places, self.held, budgets, o.ratio)
+        return self._train("gates", method, self._alone(o.gate_steps, o.gate_rate))
+
+    def end_to_end(self) -> Outcome:
+        """The outputs towards the former ones, at each budget in turn."""
+        o, loss, pairs = self.options, self.options._loss(), self._prices()
+        outputs = tuple(v.name or "" for v in self.model.graph.outputs)
+        method = Whole(
+            self.sites, o.train == "learners", o.gate_rate / o.rate / 10, o.budget_weight, o.entropy_weight,
+            o.diversity_weight,
+        )  # fmt: skip
+        settings = self._settings(o.steps, o.rate)
+        scope = Scope(self.model, self.teacher, self.ctx, outputs, loss=loss, settings=settings, features=loss.features)
+        return self._train("end to end", method, scope, _Budgeted(self.batches, pairs), self._held(pairs))
+
+    def _train(
+        self,
+        name: str,
+        method: Method,
+        scope: Scope,
+        batches: Callable[[int], Sequence[Tensors]] | None = None,
+        held: Sequence[Tensors] | None = None,
+    ) -> Outcome:
+        recovery = Recovery(scope, lambda: method, None, self.batches, self.held, Selection(), self.store)
+        return recovery.train(scope, name, batches, held)
+
+    def _alone(self, steps: int, rate: float) -> Scope:
+        """The values around all layers, in the model as it was."""
+        fed = {v.name for v in self.teacher.graph.inputs}
+        wanted = tuple(dict.fromkeys(n for pair in self.places for n in pair if n not in fed))
+        return Scope(self.model, self.teacher, self.ctx, wanted, settings=self._settings(steps, rate))
+
+    def _settings(self, steps: int, rate: float) -> Settings:
         o = self.options
         total = o.learner_steps + o.gate_steps + o.steps
         seconds = None if o.seconds is None else o.seconds * steps / total
         return Settings(steps=steps, seconds=seconds, lr=rate, every=max(steps // 8, 1), seed=self.ctx.seed)
-
-    # -- the layers alone --------------------------------------------------------------------------------------------
-
-    def learners(self) -> Outcome:
-        """Every prefix of every layer towards what the layer gave."""
-        layers = self._layers(_LEARNERS)
-
-        def loss(seen: Seen) -> torch.Tensor:
-            parts = [
-                terms.prefix_error(y.prefixes(seen.teacher[y.reads])[y.site.least :], seen.teacher[y.gives])
-                for y in layers
-            ]
-            return sum(parts[1:], start=parts[0]) / len(parts)
-
-        return self._alone("learners", layers, _LEARNERS, loss, self.options.learner_steps, self.options.learner_rate)
-
-    def gates(self) -> Outcome:
-        """Every gate towards the number of learners that its tokens need."""
-        layers = self._layers(_GATES)
-
-        def loss(seen: Seen) -> torch.Tensor:
-            x = [seen.teacher[y.reads] for y in layers]
-            errors = [terms.errors(y, v, seen.teacher[y.gives]) for y, v in zip(layers, x, strict=True)]
-            parts = [
-                terms.negative_likelihood(y, v, _SHARPNESS * price, label)
-                for price, wanted in self._labels(layers, errors)
-                for y, v, label in zip(layers, x, wanted, strict=True)
-            ]
-            return sum(parts[1:], start=parts[0]) / len(parts)
-
-        self._start(layers)
-        return self._alone("gates", layers, _GATES, loss, self.options.gate_steps, self.options.gate_rate)
-
-    def _labels(
-        self, layers: Sequence[Layer], errors: Sequence[torch.Tensor]
-    ) -> list[tuple[float, list[torch.Tensor]]]:
-        """(price, labels of each layer) to be learned."""
-        if self.options.labels == "ratio":
-            ratio = self.options.ratio
-            return [(0.0, [terms.labels(e, ratio, y.site.least) for e, y in zip(errors, layers, strict=True)])]
-        prices = [terms.price_of(b, errors, layers) for b in self.options.budgets if b < 1]
-        return [(p, [terms.worth(e, p, y.site.least) for e, y in zip(errors, layers, strict=True)]) for p in prices]
-
-    def _start(self, layers: Sequence[Layer]) -> None:
-        """Gates that choose by the mean errors of a few samples, the same for all tokens."""
-        import torch
-
-        teacher = self._teacher(layers)
-        with torch.no_grad():
-            seen = [teacher(piece).teacher for piece in self.held]
-            for y in layers:
-                found = [terms.errors(y, t[y.reads], t[y.gives]).square().flatten(0, -2) for t in seen]
-                mean = torch.cat(found).mean(0)[y.site.least :]
-                y.parameters["gate"].zero_()
-                y.parameters["gate_bias"].copy_(-_SHARPNESS * mean)
-
-    def _teacher(self, layers: Sequence[Layer]) -> Callable[[Tensors], Seen]:
-        """What gives the values around all layers in the model as it was."""
-        wanted = list(dict.fromkeys(n for y in layers for n in (y.reads, y.gives)))
-        fed = [v.name for v in self.teacher.graph.inputs]
-        return partial(_see_teacher, build(self.teacher, self.ctx, Wanted([n for n in wanted if n not in fed])))
-
-    def _layers(self, trained: Sequence[str]) -> list[Layer]:
-        import torch
-
-        made = []
-        for s, (reads, gives) in zip(self.sites, self.places, strict=True):
-            parameters = {
-                n: torch.nn.Parameter(torch.from_numpy(s.array(n).copy()), requires_grad=n in trained)
-                for n in PARAMETERS
-            }
-            made.append(Layer(s, parameters, reads, gives))
-        return made
-
-    def _alone(
-        self, phase: str, layers: list[Layer], trained: Sequence[str], loss: Any, steps: int, rate: float
-    ) -> Outcome:
-        parameters = {f"{y.site.name}.{n}": y.parameters[n] for y in layers for n in trained}
-        trainer = Trainer(
-            see=self._teacher(layers), loss=loss, parameters=parameters, batches=self.batches, held=self.held,
-            settings=self.settings(steps, rate), store=self.store, name=phase,
-        )  # fmt: skip
-        outcome = trainer.run(self.ctx.progress)
-        for layer in layers:
-            for name in trained:
-                layer.site.set(name, layer.parameters[name].detach().numpy())
-        return outcome
-
-    # -- the whole model ---------------------------------------------------------------------------------------------
-
-    def end_to_end(self) -> Outcome:
-        """The outputs towards the former ones, at each budget in turn."""
-        opened, price = open_price(self.model)
-        task = make(self.options.losses, "train-acm: option 'losses'")
-        outputs = tuple(v.name or "" for v in self.model.graph.outputs)
-        fed = {v.name for v in self.model.graph.inputs}
-        reads = [n for s in self.sites if (n := s.input.name or "") not in fed]
-        student = build(opened, self.ctx, Wanted(list(dict.fromkeys([*outputs, *task.features, *reads]))))
-        teacher = build(self.teacher, self.ctx, Wanted(list(dict.fromkeys([*outputs, *task.features]))))
-        own = {s.value(n).name or "" for s in self.sites for n in PARAMETERS}
-        chosen = student.train(own if self.options.train == "learners" else student.parameters)
-        layers = tuple(
-            Layer(s, {n: student.parameters[s.value(n).name or ""] for n in PARAMETERS}, "", "") for s in self.sites
-        )
-        o, pairs = self.options, self._prices()
-        loss = terms.EndToEnd(task, layers, o.budget_weight, o.entropy_weight, o.diversity_weight)
-        gates = {s.value(n).name or "" for s in self.sites for n in _GATES}
-        trainer = Trainer(
-            see=partial(_see_both, student, teacher, price, outputs), loss=loss, parameters=chosen,
-            batches=_Budgeted(self.batches, pairs), held=self._held(pairs), settings=self.settings(o.steps, o.rate),
-            store=self.store, name="end to end", rates=dict.fromkeys(gates & set(chosen), o.gate_rate / o.rate / 10),
-        )  # fmt: skip
-        outcome = trainer.run(self.ctx.progress)
-        student.write(self.model, chosen)
-        return outcome
 
     def _prices(self) -> list[tuple[float, float]]:
         """(budget, price) of each budget, as the gates are now; they learn to keep them."""
@@ -324,39 +255,3 @@ class _Budgeted:
 
         budget, price = self.pairs[step % len(self.pairs)]
         return [{**p, BUDGET: torch.tensor(budget), PRICE: torch.tensor(price)} for p in self.batches(step)]
-
-
-def _see_teacher(teacher: Module, batch: Tensors) -> Seen:
-    import torch
-
-    with torch.no_grad():
-        return Seen(batch, {}, {**batch, **teacher(batch)}, ())
-
-
-def _see_both(student: Module, teacher: Module, price: str, outputs: tuple[str, ...], batch: Tensors) -> Seen:
-    import torch
-
-    with torch.no_grad():
-        wanted = teacher(batch)
-    return Seen(batch, student({**batch, price: batch[PRICE]}), wanted, outputs)
-
-
-def _places(sites: Sequence[Site], teacher: ir.Model) -> list[tuple[str, str]]:
-    """(what it reads, what it gives) of the layer that each ACM stands for.
-
-    Raises:
-        BadRequest: The teacher has no such layer.
-    """
-    anatomy = ffn.find(teacher.graph)
-    layers: list[ffn.Found] = [*anatomy.projections, *anatomy.blocks]
-    known = {f.name: f for f in layers}
-    found = []
-    for s in sites:
-        layer = known.get(s.node.metadata_props.get(ORIGIN, s.name)) or known.get(s.name)
-        if layer is None:
-            raise BadRequest(
-                "the model as it was before has no layer in its place", where=f"node {s.name!r}",
-                fix="Train in the same recipe that cuts it into learners.",
-            )  # fmt: skip
-        found.append((layer.input.name or "", layer.output.name or ""))
-    return found

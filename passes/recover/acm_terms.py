@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from graphpress.ops import acm_torch
 from graphpress.passes.acm.site import Site
-from graphpress.passes.recover.losses.base import Loss, Seen, Tensors
+from graphpress.passes.recover.losses.base import Seen, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,7 @@ def negative_likelihood(layer: Layer, x: torch.Tensor, price: float, target: tor
 
 
 @dataclass(frozen=True)
-class Choice:
+class GateChoice:
     """What the gates of all layers make of a batch.
 
     Attributes:
@@ -126,7 +126,7 @@ class Choice:
     mixture: list[torch.Tensor]
 
 
-def choice(layers: Sequence[Layer], values: Tensors, price: torch.Tensor) -> Choice:
+def choice(layers: Sequence[Layer], values: Tensors, price: torch.Tensor) -> GateChoice:
     """From what the layers read in this batch."""
     import torch
 
@@ -140,7 +140,7 @@ def choice(layers: Sequence[Layer], values: Tensors, price: torch.Tensor) -> Cho
         cost.append(taken.reshape(len(taken), -1).mean(-1) * (layer.site.learner_macs / total))
         mixture.append(hard.reshape(-1, hard.shape[-1]).mean(0))
     by_sample = torch.stack(cost).sum(0)
-    return Choice(by_sample.mean(), by_sample, mixture)
+    return GateChoice(by_sample.mean(), by_sample, mixture)
 
 
 def entropy_loss(mixture: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -160,30 +160,24 @@ def diversity_loss(by_sample: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class EndToEnd:
-    """task + budget |C / C_max - b| + entropy L_e + diversity L_d.
+class GateTerms:
+    """budget |C / C_max - b| + entropy L_e + diversity L_d, beside what the outputs are compared by.
 
     Attributes:
-        task: Compares the student's outputs with the teacher's; needs no labels.
         layers: All ACMs.
         budget: Weight of the distance from the budget.
         entropy: Weight of L_e.
         diversity: Weight of L_d.
     """
 
-    task: Loss
     layers: tuple[Layer, ...]
     budget: float
     entropy: float
     diversity: float
 
-    @property
-    def features(self) -> tuple[str, ...]:
-        return self.task.features
-
-    def __call__(self, seen: Seen) -> torch.Tensor:
+    def add(self, total: torch.Tensor, seen: Seen) -> torch.Tensor:
+        """``total`` with them."""
         wanted = float(seen.batch[BUDGET])
-        total = self.task(seen)
         if wanted >= 1:
             return total  # every token takes every learner: the gates have nothing to say
         made = choice(self.layers, {**seen.batch, **seen.student}, seen.batch[PRICE])

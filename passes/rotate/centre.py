@@ -8,9 +8,9 @@ import onnx_ir as ir
 from graphpress.contracts import PassReport
 from graphpress.errors import Unsupported
 from graphpress.graph import edit, opsets
-from graphpress.passes.rotate.ledger import Ledger
-from graphpress.passes.structure.channels.carry import Carried, by_node, follow
-from graphpress.passes.structure.channels.place import whole
+from graphpress.passes.structure.channels.follow import Carried, by_node, follow
+from graphpress.passes.structure.channels.lanes import whole
+from graphpress.passes.structure.channels.ledger import Ledger, on_runs
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 
 _RMS_OPSET = 23
@@ -23,16 +23,17 @@ def centre(model: ir.Model, graph: ir.Graph, ledger: Ledger, report: PassReport)
     for norm in dict.fromkeys(norms.values()):
         if norm in done or not norm.centred:
             continue
-        place = whole(norm.input, -1)
-        carried = follow(norm.input, place, norms) if place is not None else None
+        lanes = whole(norm.input, -1)
+        carried = follow(norm.input, lanes, extent=lanes.size, norms=norms) if lanes is not None else None
         class_ = [norm] if carried is None else list(carried.norms)
         done.update(class_)
         why = "its width is not known" if carried is None else _obstacle(carried) or _raise_opset(model, class_)
         if why or carried is None:
             report.skip(norm.node, f"stays LayerNormalization: {why}")
             continue
-        for weight in carried.weights:
-            ledger.change(weight, _centred)
+        change = on_runs(_centred, carried.extent)
+        for holder in carried.holders:
+            ledger.add(holder, change, mixes=True)
         for one in class_:
             _take_mean_away(one)
         report.changed += len(class_)
@@ -48,8 +49,8 @@ def _obstacle(carried: Carried) -> str:
     if carried.blocks:
         block = carried.blocks[0]
         return f"{block.where}: {block.why}"
-    if readers := carried.side("reader"):
-        return f"{readers[0].name} reads the stream with its mean"
+    if carried.readers:
+        return f"{carried.readers[0].name} reads the stream with its mean"
     for norm, ports in carried.norms.items():
         if "output" in ports:
             return f"{norm.name} writes the stream, and its gain is not folded"

@@ -12,9 +12,10 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.passes.rotate.centre import centre
-from graphpress.passes.rotate.ledger import Ledger
-from graphpress.passes.structure.channels.carry import Carried, Weight, by_node, follow
-from graphpress.passes.structure.channels.place import whole
+from graphpress.passes.structure.channels.ask import Holder
+from graphpress.passes.structure.channels.follow import Carried, by_node, follow
+from graphpress.passes.structure.channels.lanes import along, whole
+from graphpress.passes.structure.channels.ledger import Ledger, factor
 from graphpress.passes.structure.layers.linear import Linear, layers, linear
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 from graphpress.types import Numerics, Stage
@@ -61,20 +62,21 @@ def _fold(norm: Norm, norms: dict[ir.Node, Norm], ledger: Ledger, report: PassRe
     plain = gain is None or bool((gain == 1).all())
     if plain and (bias is None or not bias.any()):
         return
-    place = whole(norm.output, -1)
-    carried = follow(norm.output, place, norms) if place is not None else "its width is not known"
+    lanes = whole(norm.output, -1)
+    known = "its width is not known"
+    carried = known if lanes is None else follow(norm.output, lanes, extent=lanes.size, norms=norms)
     why = carried if isinstance(carried, str) else _obstacle(norm, carried, bias)
     if why:
         if not norm.uniform():
             report.skip(norm.node, f"keeps its gain: {why}")
         return
     assert isinstance(carried, Carried)
-    change = _Scale(gain) if gain is not None else None
-    for reader in carried.side("reader"):
+    change = factor(gain) if gain is not None else None
+    for reader in carried.readers:
         if bias is not None and bias.any():
             _shift(reader, bias)
         if change is not None:
-            ledger.change(reader, change, mixes=False)
+            ledger.add(reader, change)
     _strip(norm)
     report.changed += 1
     report.metrics["norms folded"] = float(report.metrics.get("norms folded", 0)) + 1
@@ -86,16 +88,19 @@ def _obstacle(norm: Norm, carried: Carried, bias: np.ndarray | None) -> str:
         return f"{block.where}: {block.why}"
     if set(carried.norms) != {norm} or carried.norms[norm] != {"output"}:
         return "another norm reads it without a layer between"
-    if carried.side("writer"):
-        return f"{carried.side('writer')[0].name} is added to it, so the sum would have to be scaled as a whole"
+    if carried.writers:
+        return f"{carried.writers[0].name} is added to it, so the sum would have to be scaled as a whole"
     if bias is None or not bias.any():
         return ""
-    if carried.shifts:
-        return f"its bias does not pass {carried.shifts[0].name}"
-    return next((f"its bias does not pass {r.name}: {why}" for r in carried.side("reader") if (why := _edge(r))), "")
+    if moved := [n for n in carried.passed if n.op_type in _NOT_SHIFTED]:
+        return f"its bias does not pass {moved[0].name}"
+    return next((f"its bias does not pass {r.name}: {why}" for r in carried.readers if (why := _edge(r))), "")
 
 
-def _edge(reader: Weight) -> str:
+_NOT_SHIFTED = ("Mul", "Div", "Neg", "ReduceSum", "Sub", "Sum", "Add", "Where", "Concat", "Pad")
+
+
+def _edge(reader: Holder) -> str:
     view = linear(reader.node)
     if isinstance(view, str):
         return view
@@ -104,7 +109,7 @@ def _edge(reader: Weight) -> str:
     return "its border is padded with zeros" if padded or same else ""
 
 
-def _shift(reader: Weight, bias: np.ndarray) -> None:
+def _shift(reader: Holder, bias: np.ndarray) -> None:
     """Add what the norm's bias makes of it to the bias of a layer."""
     view = linear(reader.node)
     assert isinstance(view, Linear)
@@ -112,16 +117,6 @@ def _shift(reader: Weight, bias: np.ndarray) -> None:
     shift = weight.reshape(len(weight), weight.shape[1] // len(bias), len(bias), -1).sum((1, 3)) @ bias
     old = view.bias()
     view.set_bias(shift if old is None else old + shift)
-
-
-@dataclass(frozen=True, eq=False)
-class _Scale:
-    """Each run of channels times the gain."""
-
-    gain: np.ndarray
-
-    def __call__(self, array: np.ndarray) -> np.ndarray:
-        return (array.reshape(*array.shape[:-1], -1, len(self.gain)) * self.gain).reshape(array.shape)
 
 
 def _strip(norm: Norm) -> None:
@@ -155,12 +150,12 @@ def _fold_scales(graph: ir.Graph, ledger: Ledger) -> int:
         if found is None:
             continue
         view, scale = found
-        change = _Scale(scale)
-        ledger.add(view.node, 1, 1 if view.transposed else 0, len(scale), change, mixes=False)
+        change, lanes = factor(scale), np.arange(len(scale))
+        ledger.add(Holder(view.node, 1, along(lanes, 1 if view.transposed else 0, len(view.shape))), change)
         if view.bias() is not None:
             holder = view.add or view.node
             slot = 2 if view.add is None else next(i for i, v in enumerate(holder.inputs) if edit.is_constant(v))
-            ledger.add(holder, slot, -1, len(scale), change, mixes=False)
+            ledger.add(Holder(holder, slot, lanes), change)
         inputs = list(node.inputs)
         edit.replace(node.outputs[0], view.output)
         edit.remove([node])

@@ -13,11 +13,12 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.passes.rotate.bases import Choice, Kind
-from graphpress.passes.rotate.ledger import Ledger, turn
 from graphpress.passes.rotate.online import Online, merged
 from graphpress.passes.rotate.witness import witness
-from graphpress.passes.structure.channels.carry import Carried, Weight, by_node
-from graphpress.passes.structure.channels.place import Place
+from graphpress.passes.structure.channels.ask import READER, WRITER, Holder
+from graphpress.passes.structure.channels.follow import Carried, by_node
+from graphpress.passes.structure.channels.lanes import along
+from graphpress.passes.structure.channels.ledger import Ledger, turn
 from graphpress.passes.structure.layers.heads import before_copies, find_heads
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 from graphpress.passes.structure.layers.pairs import find_pairs
@@ -117,11 +118,12 @@ class _Job:
         self.count("residual streams turned")
 
     def turn(self, carried: Carried, basis: np.ndarray) -> None:
-        for weight in carried.weights:
-            self.ledger.change(weight, turn(basis, weight.place))
+        change = turn(basis)
+        for holder in carried.holders:
+            self.ledger.add(holder, change, mixes=True)
         self.turned |= carried.members.keys()
-        for weight in carried.side("reader"):
-            self.witnesses[weight.node.outputs[0].name or ""] = None
+        for holder in carried.readers:
+            self.witnesses[holder.node.outputs[0].name or ""] = None
 
     def values(self, graph: ir.Graph, norms: Mapping[ir.Node, Norm]) -> None:
         for heads in find_heads(graph):
@@ -138,7 +140,7 @@ class _Job:
 
     def keys(self, graph: ir.Graph) -> None:
         for heads in find_heads(graph):
-            edges = [before_copies(*heads.query), before_copies(*heads.key)]
+            edges = [before_copies(*edge, heads.size) for edge in (heads.query, heads.key)]
             factors = self.choice.factors(heads.size)
             why = next((e for e in (*edges, factors) if isinstance(e, str)), "")
             if why or isinstance(factors, str):
@@ -155,12 +157,10 @@ class _Job:
             if isinstance(factors, str):
                 self.report.skip(pair.down[0].node, f"down projection: {factors}")
                 continue
-            matrix = merged(factors)
+            change = turn(merged(factors))
             for view in pair.down:
-                place = Place(-1, len(matrix), 0, pair.width)
-                self.ledger.change(
-                    Weight(view.node, 1, 0 if view.transposed else 1, place, "reader"), turn(matrix, place)
-                )
+                lanes = along(np.arange(pair.width), 0 if view.transposed else 1, 2)
+                self.ledger.add(Holder(view.node, 1, lanes, READER), change, mixes=True)
             self.online.insert([(view.node, 0) for view in pair.down], factors, pair.down[0].node)
             self.count("down projections turned")
 
@@ -180,8 +180,8 @@ def _fixed(carried: Carried, turned: set[ir.Value]) -> str:
         return f"{next(iter(carried.norms)).name} normalizes them"
     if carried.members.keys() & turned:
         return "they are part of a stream that is turned already"
-    for side in ("writer", "reader"):
-        if not any(not w.constant for w in carried.weights if w.side == side):
+    for side in (WRITER, READER):
+        if not any(not h.summand for h in carried.side(side)):
             return f"no linear layer is their {side}"
     return ""
 

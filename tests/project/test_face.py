@@ -42,12 +42,3 @@ def test_nothing_heavy_is_imported(command: str) -> None:
     assert "graphpress" in imported
     assert not imported & HEAVY
     assert len(imported) < MODULES[command]  # what starting costs
-
-
-def test_the_examples_of_the_readme_run(checkout: Path, tmp_path: Path) -> None:
-    readme = checkout / "README.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text() if readme.exists() else "", re.M | re.S)
-    if not blocks:
-        pytest.skip("README.md has no example yet")
-    for block in blocks:
-        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)

@@ -126,7 +126,9 @@ def parity(model: Model, target: Target = "torch-cpu", data: Data = None, as_jso
 @app.command()
 def opt(
     model: Model,
-    passes: Annotated[str, typer.Option("-p", "--passes", help="'pass{option=value},pass': run in this order.")],
+    passes: Annotated[
+        str, typer.Option("-p", "--passes", help="'pass{option=value},module:Class': run in this order.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The rewritten ONNX file.")],
     data: Data = None,
     target: Target = "ort-cpu",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import onnx_ir as ir
 
 import graphpress as gp
+from graphpress import keys
 from graphpress.errors import BadRequest, GraphpressError
 from graphpress.graph import edit
 from graphpress.job import bundle
 from graphpress.job.job import context
-from graphpress.keys import SCHEME
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.passes.recover.rounding.gptq import Gptq
 from graphpress.pipeline import Pipeline
@@ -24,8 +23,6 @@ from graphpress.report import tables
 from graphpress.target import Target
 from graphpress.tools.cli import terminal
 from graphpress.types import Plan, Role, Scheme, Site
-
-_EDGE = re.compile(r"(?P<role>weight|activation|output)\[(?P<slot>\d+)\] (?P<scheme>.+)")
 
 
 @dataclass(frozen=True)
@@ -122,12 +119,7 @@ def _of_model(model: ir.Model, path: Path) -> Plan:
     """The schemes noted on the operators; which of them share a scale is not noted."""
     schemes: dict[Site, Scheme] = {}
     for node in edit.nodes(model):
-        for text in filter(None, node.metadata_props.get(SCHEME, "").split("; ")):
-            found = _EDGE.fullmatch(text)
-            if found is None:
-                raise BadRequest(f"{text!r} is no scheme", where=f"{path}, node {node.name!r}")
-            site = Site(node.name or "", int(found["slot"]), Role(found["role"]))
-            schemes[site] = Scheme.parse(found["scheme"])
+        schemes |= keys.schemes(node)
     if not schemes:
         raise BadRequest("no operator of it says that it is quantized", where=str(path))
     return Plan(schemes)

@@ -193,7 +193,7 @@ def take_away(model: ir.Model, attached: Attached, part: str) -> None:
         total.name = edit.fresh_name(model, f"{name}_gone")
         result.name = name
     edit.remove_unused([total])
-    edit.forget_names(model)
+    edit.index(model)
 
 
 def attached(model: ir.Model) -> list[Attached]:

@@ -83,7 +83,7 @@ class Lora(Adapter):
         edit.remove_unused([total])
         if found is not None:
             edit.overwrite(stored, found)
-        edit.forget_names(model)
+        edit.index(model)
 
 
 def _reader(layer: Linear) -> tuple[ir.Node, int]:

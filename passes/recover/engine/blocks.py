@@ -13,7 +13,7 @@ from graphpress.passes.recover.engine.student import typed
 
 
 @dataclass(frozen=True)
-class Block:
+class GraphBlock:
     """What lies between two cuts.
 
     Attributes:
@@ -59,7 +59,7 @@ class _Flow:
         return dict.fromkeys(name for node in nodes for name in self.reads.get(node, ()))
 
 
-def blocks(model: ir.Model, teacher: ir.Model, parameters: Collection[str]) -> tuple[list[Block], dict[str, str]]:
+def blocks(model: ir.Model, teacher: ir.Model, parameters: Collection[str]) -> tuple[list[GraphBlock], dict[str, str]]:
     """The blocks of a graph, as small as they come, and the parameters left out, with the reason.
 
     Every block has a matrix; biases, norms and activations go with the one before them. A cut is a value through which
@@ -80,7 +80,7 @@ def blocks(model: ir.Model, teacher: ir.Model, parameters: Collection[str]) -> t
         outputs = tuple(v.name or "" for v in ends)
         own = tuple(n for n in names if n not in spread)
         name = _name([n.name or "" for n in segment.nodes if flow.of([n])])
-        result.append(Block(name, source, outputs, own, _aside(segment, flow)))
+        result.append(GraphBlock(name, source, outputs, own, _aside(segment, flow)))
         source = outputs[0]
     return result, spread
 

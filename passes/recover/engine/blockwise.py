@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from graphpress.passes.recover.engine.blocks import Block, blocks
-from graphpress.passes.recover.engine.job import Job
+from graphpress.passes.recover.engine.blocks import GraphBlock, blocks
+from graphpress.passes.recover.engine.recovery import Recovery
 from graphpress.passes.recover.engine.schedule import Settings
-from graphpress.passes.recover.engine.student import Module, Pair, told
+from graphpress.passes.recover.engine.student import Module, told
 from graphpress.passes.recover.losses.base import Tensors
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Inputs = Literal["student", "teacher"]
 
 
 @dataclass
-class _Place:
+class _Standing:
     """Where one batch stands: what the student and the teacher have made of it up to the current cut."""
 
     batch: dict[str, torch.Tensor]  # the inputs, and values that go around cuts
@@ -37,7 +37,7 @@ class _Place:
             self.teacher = teacher({**self.batch, **self.teacher})
 
 
-def run(job: Job, inputs: Inputs) -> tuple[float, float]:
+def run(recovery: Recovery, inputs: Inputs) -> tuple[float, float]:
     """Train each block on what comes out of those before it: of the student's, already trained, or of the teacher's.
 
     The batches are put together once; only their order changes. At a cut the values of all of them are in memory.
@@ -45,25 +45,26 @@ def run(job: Job, inputs: Inputs) -> tuple[float, float]:
     Returns:
         Loss of the whole model on the held-back samples, before and after.
     """
-    assert job.teacher is not None
-    before = job.whole()
-    found, spread = blocks(job.model, job.teacher, job.names)
-    job.left |= spread
-    places = [_Place(b, {}, {}) for b in (*job.samples.all(), *job.held)]
-    _look_aside(job, found, places)
-    trained = len(places) - len(job.held)
+    scope = recovery.scope
+    assert scope.before is not None
+    before = recovery.whole()
+    found, spread = blocks(scope.model, scope.before, scope.names)
+    recovery.left |= spread
+    places = [_Standing(b, {}, {}) for b in (*recovery.samples.all(), *recovery.held)]
+    _look_aside(recovery, found, places)
+    trained = len(places) - len(recovery.held)
     for i, block in enumerate(found):
-        _one(job, block, _Turn(i, len(found), trained, inputs), places)
-    return before, job.whole()
+        _one(recovery, block, _Turn(i, len(found), trained, inputs), places)
+    return before, recovery.whole()
 
 
-def _look_aside(job: Job, found: Sequence[Block], places: Sequence[_Place]) -> None:
+def _look_aside(recovery: Recovery, found: Sequence[GraphBlock], places: Sequence[_Standing]) -> None:
     """Put the values that go around cuts into the batches."""
     import torch
 
-    names = list(dict.fromkeys(name for block in found for name in block.aside))
+    names = tuple(dict.fromkeys(name for block in found for name in block.aside))
     if names:
-        student = job.student(names)
+        student = recovery.part(outputs=names, features=()).student
         with torch.no_grad():
             for place in places:
                 place.batch |= student(place.batch)
@@ -84,25 +85,27 @@ class _Turn:
         return replace(whole, seed=whole.seed + self.index, seconds=seconds)
 
 
-def _one(job: Job, block: Block, turn: _Turn, places: Sequence[_Place]) -> None:
+def _one(recovery: Recovery, block: GraphBlock, turn: _Turn, places: Sequence[_Standing]) -> None:
     """Train one block, and move all batches past it."""
     known = [*([] if block.source is None else [block.source]), *block.aside]
-    student, teacher = job.student(block.outputs, known), job.taught(block.outputs, known)
+    scope = recovery.part(outputs=block.outputs, inputs=known, features=())
+    student, teacher = scope.student, scope.taught
     assert teacher is not None
-    names = [n for n in block.parameters if n in student.parameters]
-    if names:
-        batches, settings = [_told(place, teacher, turn.inputs) for place in places], turn.settings(job.settings)
-        trainer = job.trainer(
-            student, names, see=Pair(student, None, block.outputs), held=batches[turn.trained :], settings=settings,
-            batches=_Order(batches[: turn.trained], settings.seed),
-            name=f"block {turn.index + 1} of {turn.count} ({block.name})",
+    scope.names = [n for n in block.parameters if n in student.parameters]
+    if scope.names:
+        batches, scope.settings = (
+            [_told(place, teacher, turn.inputs) for place in places],
+            turn.settings(scope.settings),
+        )
+        recovery.train(
+            scope, f"block {turn.index + 1} of {turn.count} ({block.name})",
+            batches=_Order(batches[: turn.trained], scope.settings.seed), held=batches[turn.trained :],
         )  # fmt: skip
-        job.train(trainer, student)
     for place in places:
         place.move(student, teacher)
 
 
-def _told(place: _Place, teacher: Module, inputs: Inputs) -> dict[str, torch.Tensor]:
+def _told(place: _Standing, teacher: Module, inputs: Inputs) -> dict[str, torch.Tensor]:
     import torch
 
     with torch.no_grad():

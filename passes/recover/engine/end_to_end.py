@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from graphpress.passes.recover.engine.job import Job
-from graphpress.passes.recover.engine.student import Pair
+from graphpress.passes.recover.engine.recovery import Recovery
 
 
-def run(job: Job) -> tuple[float, float]:
-    """Train all parameters together; the best on the held-back samples stay. The loss there before and after."""
-    wanted = [*job.outputs, *job.loss.features]
-    student, teacher = job.student(wanted), job.taught(wanted)
-    names = [n for n in job.names if n in student.parameters]
-    job.left |= {n: "no output depends on it" for n in job.names if n not in student.parameters}
-    pair = Pair(student, teacher, job.outputs)
-    trainer = job.trainer(student, names, see=pair, batches=job.samples, held=job.held, name="the model")
-    outcome = job.train(trainer, student)
+def run(recovery: Recovery) -> tuple[float, float]:
+    """Train all parameters together; the measure before and after."""
+    scope = recovery.part()
+    known = scope.student.parameters
+    recovery.left |= {n: "no output depends on it" for n in scope.names if n not in known}
+    scope.names = [n for n in scope.names if n in known]
+    outcome = recovery.train(scope, "the model")
     return outcome.before, outcome.after

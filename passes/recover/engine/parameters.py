@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +9,11 @@ import onnx_ir as ir
 
 from graphpress.contracts import PassReport
 from graphpress.graph import edit
+from graphpress.graph.quantized import SCALE, decodes, encodes, holds_scale, readers
 from graphpress.keys import ROLE, SPARSITY
 from graphpress.ops.base import DOMAIN
 from graphpress.passes.recover.rounding import grids
-from graphpress.passes.recover.rounding.grids import Quantized
+from graphpress.passes.recover.rounding.grids import QuantizedLayer
 
 # Operators all of whose float initializers are weights, and those of which only some slots are.
 _LAYERS = {
@@ -22,8 +22,6 @@ _LAYERS = {
 }  # fmt: skip
 _SLOTS = {"BatchNormalization": (1, 2), "Gather": (0,)}  # statistics stay; of Gather the table
 _DIALECT = {"ACM"}  # not Hadamard, whose factors stay orthogonal
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
-_THROUGH = {"QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Identity", "Cast", "Unsqueeze", "Squeeze"}
 
 
 @dataclass
@@ -50,11 +48,11 @@ def find(model: ir.Model) -> Trainable:
     additions of a bias read; tables of angles, masks and the like are left alone.
     """
     result = Trainable()
-    narrow = {q.q.inputs[1] for q in _narrow(model)}
+    narrow = {q.pair.encode.inputs[SCALE] for q in _narrow(model)}
     for name, value in model.graph.initializers.items():
         if value.is_graph_input() or value.dtype is None or not value.uses():
             continue
-        if _is_scale(value):
+        if holds_scale(value):
             if value.dtype is ir.DataType.FLOAT and value not in narrow:  # whose limits move with the scale
                 result.scales.append(name)
         elif (why := _refusal(value)) is not None:
@@ -70,23 +68,19 @@ def _refusal(value: ir.Value) -> str | None:
     """Why a weight cannot be trained; None where it can, or where the constant is no weight."""
     assert value.dtype is not None
     if not value.dtype.is_floating_point():
-        codes = any(u.node.op_type == "DequantizeLinear" and u.idx == 0 for u in value.uses())
-        is_weight = codes and any(node.op_type in _LAYERS | {"Gather"} and slot != 2 for node, slot in _readers(value))
+        codes = any(decodes(u.node) and u.idx == 0 for u in value.uses())
+        is_weight = codes and any(node.op_type in _LAYERS | {"Gather"} and slot != 2 for node, slot in readers(value))
         return f"it is stored as {value.dtype.name}: put recover before the fold passes" if is_weight else None
     if value.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE) and _is_weight(value):
         return f"it is {value.dtype.name}: updates would be lost in rounding"
     return None
 
 
-def _is_scale(value: ir.Value) -> bool:
-    return any(u.node.op_type in _QUANTIZERS and not u.node.domain and u.idx == 1 for u in value.uses())
-
-
 def _is_weight(value: ir.Value) -> bool:
     role = value.metadata_props.get(ROLE)
     if role is not None:
         return role == "parameter"
-    return any(_trains(node, slot, value) for node, slot in _readers(value))
+    return any(_trains(node, slot, value) for node, slot in readers(value))
 
 
 def _trains(node: ir.Node, slot: int, value: ir.Value) -> bool:
@@ -125,17 +119,6 @@ def _by_input(value: ir.Value | None) -> bool:
     return False
 
 
-def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Who reads a constant in the end: behind Q and DQ, transposition, reshaping."""
-    pending = [value]
-    while pending:
-        for node, slot in pending.pop().uses():
-            if node.op_type in _THROUGH and not node.domain:
-                pending += node.outputs if slot == 0 else []
-            else:
-                yield node, slot
-
-
 def zeros(model: ir.Model, names: list[str], keep_all: bool) -> dict[str, np.ndarray]:
     """Where weights have to stay 0, as boolean arrays of the graph's shape: True where an element is free.
 
@@ -144,7 +127,7 @@ def zeros(model: ir.Model, names: list[str], keep_all: bool) -> dict[str, np.nda
     result = {}
     for name in names:
         value = model.graph.initializers[name]
-        if keep_all or any(SPARSITY in node.metadata_props for node, _ in _readers(value)):
+        if keep_all or any(SPARSITY in node.metadata_props for node, _ in readers(value)):
             array = edit.constant(value)
             assert array is not None
             if not array.all():
@@ -156,14 +139,12 @@ def limits(model: ir.Model) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(lowest, highest) of each element of the weights whose codes have fewer bits than the type that stores them."""
     result = {}
     for found in _narrow(model):
-        scale, zero = found.spread(found.params())
-        ends = (scale * (code - zero) for code in (found.scheme.qmin, found.scheme.qmax))
-        low, high = (np.ascontiguousarray(found.stored(end.astype(np.float32))) for end in ends)
+        low, high = (np.ascontiguousarray(end) for end in found.ends())
         result[found.layer.weight_value.name or ""] = low, high
     return result
 
 
-def _narrow(model: ir.Model) -> list[Quantized]:
+def _narrow(model: ir.Model) -> list[QuantizedLayer]:
     return [q for q in grids.find(model, PassReport()) if q.scheme.dtype != q.scheme.storage]
 
 
@@ -171,7 +152,7 @@ def bits(model: ir.Model) -> int:
     """Of the coarsest weights behind Q -> DQ; 32 where there are none."""
     found = [32, *(q.scheme.bits for q in grids.find(model, PassReport()))]
     for node in edit.nodes(model):
-        if node.op_type == "QuantizeLinear" and not node.domain and edit.is_constant(node.inputs[0]):
+        if encodes(node) and edit.is_constant(node.inputs[0]):
             dtype = node.outputs[0].dtype
             found.append(int(dtype.bitwidth) if dtype is not None else 8)
     return min(found)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphpress.errors import Unsupported
-from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
 
 if TYPE_CHECKING:
@@ -58,17 +58,8 @@ class Samples:
 
 
 def tensors(data: CalibrationData, size: int, device: str = "cpu") -> list[dict[str, torch.Tensor]]:
-    """Batches of data in its order, with the labels if there are any."""
-    labels, start = data.labels, 0
-    found = []
-    for feeds in data.batches(size):
-        batch = {name: tensor(array, device) for name, array in feeds.items()}
-        count = data.binding.count(feeds) if data.binding is not None else len(next(iter(feeds.values())))
-        if labels is not None and LABELS not in batch:
-            batch[LABELS] = tensor(labels[start : start + count], device)
-        start += count
-        found.append(batch)
-    return found
+    """Batches of data in its order, with the labels and other arrays that are no inputs of the model."""
+    return [{name: tensor(array, device) for name, array in rows.items()} for rows in data.batches(size, beside=True)]
 
 
 def tensor(array: np.ndarray, device: str = "cpu") -> torch.Tensor:
@@ -83,6 +74,17 @@ def tensor(array: np.ndarray, device: str = "cpu") -> torch.Tensor:
         return torch.from_numpy(np.array(array)).to(device)
     except TypeError as e:
         raise Unsupported(f"torch has no {array.dtype} that numpy shares", where="recover: data") from e
+
+
+def count(piece: Mapping[str, torch.Tensor]) -> int:
+    """How many samples a piece of a batch holds."""
+    return next((len(t) for t in piece.values() if t.dim()), 1)
+
+
+def weighted(losses: Sequence[float], batches: Sequence[Mapping[str, torch.Tensor]]) -> float:
+    """The mean over samples of means over batches; NaN where there are none."""
+    counts = [count(batch) for batch in batches]
+    return sum(n * x for n, x in zip(counts, losses, strict=True)) / sum(counts) if counts else math.nan
 
 
 def split(data: CalibrationData, share: float, seed: int) -> tuple[CalibrationData, CalibrationData]:

@@ -27,7 +27,10 @@ class Settings:
         schedule: How the rate goes down: cosine or linear (both to 0), or constant.
         warmup: Share of the training over which the rate rises from 0.
         weight_decay: Of adamw decoupled (arXiv:1711.05101), of the others added to the gradient.
-        clip: Largest norm of the gradient of all parameters together; None: any.
+        clip: Largest norm of the gradient of all parameters of a role together; None: any.
+        betas: Of adam and adamw: how much of the gradient's mean and of its square's is kept.
+        accumulate: Batches whose gradients make up one update.
+        precision: Of what autocast chooses for products; parameters and their updates stay float32.
         every: Steps between two measurements on the held-back samples; None: a tenth of all steps, or 25.
         seed: Of the order of the samples and of whatever a loss or an operator draws.
     """
@@ -40,18 +43,24 @@ class Settings:
     warmup: float = 0.05
     weight_decay: float = 0.0
     clip: float | None = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
     every: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.steps is None and self.seconds is None:
             raise BadRequest("neither steps nor seconds are limited", where="recover", fix="Set one of them.")
-        positive = {"steps": self.steps, "seconds": self.seconds, "lr": self.lr, "clip": self.clip, "every": self.every}
+        limited = ("steps", "seconds", "lr", "clip", "every", "accumulate")
+        positive: dict[str, float | None] = {name: getattr(self, name) for name in limited}
         for name, value in positive.items():
             if value is not None and not 0 < value < math.inf:
                 raise BadRequest(f"{value} is not positive", where=f"recover: option {name!r}")
         if not (0 <= self.warmup < 1 and 0 <= self.weight_decay < math.inf):
             raise BadRequest("warmup lies in [0, 1), weight_decay is not negative", where="recover")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise BadRequest(f"{self.betas} are not both in [0, 1)", where="recover: option 'betas'")
 
     @property
     def period(self) -> int:
@@ -84,7 +93,7 @@ def optimizer(
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay, foreach=False)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, foreach=False)
+    return kind(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, foreach=False)
 
 
 def set_rate(made: torch.optim.Optimizer, rate: float) -> None:

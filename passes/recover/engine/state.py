@@ -29,7 +29,7 @@ class Saved:
 
 
 @dataclass
-class Store:
+class TrainingState:
     """The file of one job: the training under way, and what those before it ended with (blocks, phases).
 
     Attributes:
@@ -61,9 +61,9 @@ class Store:
             return
         if facts["running"] is not None:
             name, said = facts["running"]
-            self.running = name, Saved(_under(tensors, _RUN), said)
+            self.running = name, Saved(under(tensors, _RUN), said)
         self.finished = {
-            name: Saved(_under(tensors, f"{_DONE}:{i}"), said) for i, (name, said) in enumerate(facts["finished"])
+            name: Saved(under(tensors, f"{_DONE}:{i}"), said) for i, (name, said) in enumerate(facts["finished"])
         }
 
     def due(self) -> bool:
@@ -98,7 +98,8 @@ class Store:
         self._next = now + max(self.interval, 20 * (now - start))
 
 
-def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Those whose names begin with ``prefix:``, without it."""
     return {k.removeprefix(f"{prefix}:"): t for k, t in tensors.items() if k.startswith(f"{prefix}:")}
 
 

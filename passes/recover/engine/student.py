@@ -25,7 +25,7 @@ _TOLD = "teacher: "  # in a batch, before the names of the teacher's values
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Excerpt:
     """Which part of a model, and how.
 
     Attributes:
@@ -64,10 +64,8 @@ class Module:
         return dict(zip(self.outputs, given, strict=True))
 
     def train(self, names: Iterable[str]) -> dict[str, torch.nn.Parameter]:
-        """Let these parameters have gradients and memory of their own; the others have neither. They, by name."""
+        """Let these parameters have gradients and memory of their own; all others stay as they are. They, by name."""
         chosen = {name: self.parameters[name] for name in names}
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(False)
         for parameter in chosen.values():
             parameter.data = parameter.data.clone()
             parameter.requires_grad_(True)
@@ -120,28 +118,19 @@ class Module:
         return watch.found
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Runs a student and its teacher on a batch: what ``Trainer.see`` wants.
+def look(student: Module, teacher: Module | None, outputs: tuple[str, ...], batch: Tensors) -> Seen:
+    """A batch as a student and its teacher see it.
 
-    Attributes:
-        student: Runs with gradients.
-        teacher: Runs without, unless ``told`` has put its values into the batch; None: there is none.
-        outputs: What losses compare by default.
+    The student runs with gradients; the teacher without, unless ``told`` has put its values into the batch. ``outputs``
+    are what losses compare by default.
     """
+    import torch
 
-    student: Module
-    teacher: Module | None
-    outputs: tuple[str, ...]
-
-    def __call__(self, batch: Tensors) -> Seen:
-        import torch
-
-        given: Tensors = {k.removeprefix(_TOLD): t for k, t in batch.items() if k.startswith(_TOLD)}
-        if not given and self.teacher is not None:
-            with torch.no_grad():
-                given = self.teacher(batch)
-        return Seen(batch, self.student(batch), given, self.outputs)
+    given: Tensors = {k.removeprefix(_TOLD): t for k, t in batch.items() if k.startswith(_TOLD)}
+    if not given and teacher is not None:
+        with torch.no_grad():
+            given = teacher(batch)
+    return Seen(batch, student(batch), given, outputs)
 
 
 def told(batch: Tensors, teacher: Tensors) -> dict[str, torch.Tensor]:
@@ -149,7 +138,7 @@ def told(batch: Tensors, teacher: Tensors) -> dict[str, torch.Tensor]:
     return {**batch, **{_TOLD + name: tensor for name, tensor in teacher.items()}}
 
 
-def build(model: ir.Model, ctx: Context, wanted: Wanted) -> Module:
+def build(model: ir.Model, ctx: Context, wanted: Excerpt) -> Module:
     """The part of ``model`` between some values as a module; the model is not changed.
 
     Raises:

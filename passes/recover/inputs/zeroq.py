@@ -13,7 +13,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.observe.data import CalibrationData
-from graphpress.passes.recover.engine.student import Wanted, build
+from graphpress.passes.recover.engine.student import Excerpt, build
 from graphpress.passes.recover.inputs.distilled_inputs import Distilled, Search, Source, distil
 from graphpress.passes.recover.inputs.learned import Learned, learned
 from graphpress.types import Numerics, Stage
@@ -110,7 +110,7 @@ class ZeroQ(Pass):
     def _distil(self, model: ir.Model, ctx: Context, known: list[Learned]) -> Distilled:
         size = self._size(model)
         sources = [self._source(v, size) for v in _inputs(model)]
-        module = build(model, ctx, Wanted(list(dict.fromkeys(k.value for k in known))))
+        module = build(model, ctx, Excerpt(list(dict.fromkeys(k.value for k in known))))
         search = Search(self.iterations, self.rate, self.patience, self.statistics == "image", self.seconds or math.inf)
         return distil(module, sources, known, search, -(-self.samples // size), ctx.seed, ctx.progress)
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphpress.errors import BadRequest
-from graphpress.passes.recover.losses.base import Seen
+from graphpress.passes.recover.losses.base import Loss, Seen
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Kl:
+class Kl(Loss):
     """tau^2 KL(softmax(t / tau) || softmax(s / tau)), in nats: summed over classes, mean over all other positions.
 
     tau^2 keeps the size of the gradient whatever the temperature.

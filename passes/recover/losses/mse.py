@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphpress.passes.recover.losses.base import Seen
+from graphpress.passes.recover.losses.base import Loss, Seen
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Mse:
+class Mse(Loss):
     """mean (s - t)^2 / mean t^2 over all elements of a value, then the mean over the values.
 
     The division makes one factor fit values of any scale; it is by the whole value, so that no channel is favoured.

@@ -1,23 +1,25 @@
-"""Rounding one layer to its grid with the column recursion of GPTQ."""
+"""Rounding one layer to its grid with the column recursion of GPTQ, in numpy or on a device of torch's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, device, is_numpy_array
 
 from graphpress.observe.moments import Moments
 from graphpress.passes.quantizers import obs
-from graphpress.passes.quantizers.affine import AFFINE
-from graphpress.passes.quantizers.quantizer import QParams
-from graphpress.passes.recover.rounding.grids import Quantized
+from graphpress.passes.quantizers.quantizer import Array, QParams
+from graphpress.passes.recover.rounding.grids import QuantizedLayer
 from graphpress.types import Scheme, per_channel
 
 
 def round_layer(
-    q: Quantized, moments: Moments, *, damping: float, block: int, act_order: bool, observer: str
-) -> tuple[np.ndarray, QParams]:
+    q: QuantizedLayer, moments: Moments, *, damping: float, block: int, act_order: bool, observer: str,
+    on: str | None = None,
+) -> tuple[np.ndarray, QParams]:  # fmt: skip
     """The weight on a grid, float32 [out, K], and the grid.
 
     Args:
@@ -26,22 +28,28 @@ def round_layer(
         damping, block: See ``obs.solve``.
         act_order: Columns by falling energy; scales of groups are then fixed beforehand.
         observer: ``keep``, ``minmax``, ``mse`` or ``loss`` (see ``Gptq``).
+        on: The device that columns are settled on, as torch calls it; None: numpy.
 
     Raises:
         BadRequest: The Hessian is not positive definite.
     """
-    weight, groups = q.weight(), moments.matrix.shape[0]
-    factors = [obs.factor(h, damping) for h in moments.matrix]
-    scale, zero = q.spread(_grid(q, weight, factors, observer))
+    weight, groups, put = q.weight(), moments.matrix.shape[0], _putter(on)
+    hessians = [put(h) for h in moments.matrix]
+    factors = [obs.factor(h, damping) for h in hessians]  # refuses what is not positive definite before all else
+    grid = _grid(q, weight, factors, observer)
+    scale, zero = (np.array(a) for a in q.spread(grid))
     size = 0 if act_order or observer == "keep" else q.group
     if size:
         block = -(-block // size) * size
     result = np.empty_like(weight)
-    for part, hessian in zip(_parts(len(weight), groups), moments.matrix, strict=True):
+    for part, hessian in zip(_parts(len(weight), groups), hessians, strict=True):
         order = obs.by_importance(hessian) if act_order else np.arange(weight.shape[1])
-        project = _Rounding(q, weight[part], scale[part], zero[part], order, size, observer)
-        result[part] = obs.solve(weight[part], hessian, project, damping=damping, block=block, order=order)
-    return result, q.gathered(scale, zero)
+        mine = QParams(put(scale[part]), put(zero[part]), {n: put(t) for n, t in grid.tables.items()})
+        project = _Rounding(q, put(weight[part]), mine, order, size, observer)
+        settled = obs.solve(put(weight[part]), hessian, project, damping=damping, block=block, order=order)
+        result[part] = _numpy(settled)
+        scale[part], zero[part] = _numpy(project.params.scale), _numpy(project.params.zero_point)
+    return result, replace(q.gathered(scale, zero), tables=grid.tables)
 
 
 def _parts(rows: int, groups: int) -> Iterator[slice]:
@@ -49,46 +57,64 @@ def _parts(rows: int, groups: int) -> Iterator[slice]:
     return (slice(i * each, (i + 1) * each) for i in range(groups))
 
 
-def _grid(q: Quantized, weight: np.ndarray, factors: list[np.ndarray], observer: str) -> QParams:
+def _putter(on: str | None) -> Callable[[Any], Any]:
+    if on is None:
+        return lambda array: array
+    import torch
+
+    return lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(on)
+
+
+def _numpy(array: Array) -> np.ndarray:
+    found: np.ndarray = array if is_numpy_array(array) else array.cpu().numpy()
+    return found
+
+
+def _grid(q: QuantizedLayer, weight: np.ndarray, factors: list[Array], observer: str) -> QParams:
     """The grid that the rounding begins with."""
     if observer == "keep":
         return q.params()
     costs = None
     if observer == "loss":
-        each = np.stack([1 / np.square(u.diagonal()) for u in factors])
+        each = np.stack([1 / np.square(_numpy(u).diagonal()) for u in factors])
         costs = q.stored(np.repeat(each / each.mean(), len(weight) // len(factors), axis=0).astype(np.float32))
-    return q.cast(AFFINE.fit(q.stored(weight), _scheme(q.scheme, observer), costs))
+    return q.cast(q.quantizer.fit(q.stored(weight), _scheme(q.scheme, observer), costs))
 
 
 def _scheme(scheme: Scheme, observer: str) -> Scheme:
     return replace(scheme, observer="mse" if observer == "loss" else observer)
 
 
+@dataclass
 class _Rounding:
     """Rounds columns of [O, K] to the nearest code; finds the scale of a group when its first column is reached."""
 
-    def __init__(
-        self, q: Quantized, weight: np.ndarray, scale: np.ndarray, zero: np.ndarray, order: np.ndarray, size: int,
-        observer: str,
-    ) -> None:  # fmt: skip
-        self.q, self.order, self.size, self.observer = q, order, size, observer
-        self.scale, self.zero = scale, zero  # written to: views of the layer's
-        self.kept = weight != 0 if q.pruned else None
+    q: QuantizedLayer
+    weight: Array
+    params: QParams  # of each element, [O, K]; written to
+    order: Array
+    size: int
+    observer: str
 
-    def enter(self, columns: np.ndarray, start: int, diagonal: np.ndarray) -> None:
+    def __post_init__(self) -> None:
+        self.kept = self.weight != 0 if self.q.pruned else None
+
+    def enter(self, columns: Array, start: int, diagonal: Array) -> None:
         if not self.size or start % self.size:
             return
+        xp, quantizer = array_namespace(columns), self.q.quantizer
         scheme = replace(_scheme(self.q.scheme, self.observer), granularity=per_channel(0))
-        costs = 1 / np.square(diagonal[: self.size]) if self.observer == "loss" else None
-        costs = None if costs is None else costs / costs.mean()
-        found = self.q.cast(AFFINE.fit(columns[:, : self.size], scheme, costs))
+        costs = 1 / xp.square(diagonal[: self.size]) if self.observer == "loss" else None
+        costs = None if costs is None else costs / xp.mean(costs)
+        found = quantizer.fit(columns[:, : self.size], scheme, costs, self.params.tables)
         here = slice(start, start + self.size)
-        self.scale[:, here] = found.scale[:, None]
-        self.zero[:, here] = found.zero_point.astype(np.int32)[:, None]
+        scale = self.q.cast(replace(found, scale=_numpy(found.scale))).scale
+        self.params.scale[:, here] = xp.asarray(scale, device=device(columns))[:, None]
+        self.params.zero_point[:, here] = xp.astype(found.zero_point, xp.int32)[:, None]
 
-    def __call__(self, column: np.ndarray, j: int) -> np.ndarray:
-        c, scheme = self.order[j], self.q.scheme
-        scale, zero = self.scale[:, c], self.zero[:, c].astype(np.float32)
-        codes = np.clip(np.rint(column.astype(np.float32) / scale) + zero, scheme.qmin, scheme.qmax)
-        settled = (codes - zero) * scale
-        return settled if self.kept is None else np.where(self.kept[:, c], settled, np.float32(0))
+    def __call__(self, column: Array, j: int) -> Array:
+        c, xp = self.order[j], array_namespace(column)
+        mine = QParams(self.params.scale[:, c], self.params.zero_point[:, c], self.params.tables)
+        codes = self.q.quantizer.codes(column, mine, self.q.scheme)
+        settled = self.q.quantizer.values(xp.astype(codes, xp.int32), mine, self.q.scheme)
+        return settled if self.kept is None else xp.where(self.kept[:, c], settled, xp.zeros_like(settled))

@@ -19,7 +19,7 @@ from graphpress.observe.moments import Moments, Rows, Sum
 from graphpress.passes.recover.rounding import grids
 from graphpress.passes.recover.rounding.columns import round_layer
 from graphpress.passes.recover.rounding.gptq_state import State
-from graphpress.passes.recover.rounding.grids import Quantized
+from graphpress.passes.recover.rounding.grids import QuantizedLayer
 from graphpress.passes.recover.rounding.waves import Prefix, waves
 from graphpress.runner import Executor
 from graphpress.types import Numerics, Stage
@@ -44,6 +44,7 @@ class Gptq(Pass):
         block: Columns between two updates of all later ones; at least the group size.
         largest: Inputs of a layer (times the kernel's elements) up to which it is taken. Memory grows with their square
             (8,192: some 3 GB), time with their cube.
+        device: Where columns are settled, as torch calls it, such as ``cuda``; None: numpy, on the CPU.
         state: A file that keeps what is done: an interrupted run, made again, goes on to the identical result.
     """
 
@@ -54,6 +55,7 @@ class Gptq(Pass):
     observer: Literal["keep", "minmax", "mse", "loss"] = "loss"
     block: int = 128
     largest: int = 8192
+    device: str | None = None
     state: str | None = None
 
     name = "gptq"
@@ -74,7 +76,7 @@ class Gptq(Pass):
         if layers:
             _Job(self, model, ctx, report, layers, data.bind(model), run).run()
 
-    def _takes(self, q: Quantized, report: PassReport) -> bool:
+    def _takes(self, q: QuantizedLayer, report: PassReport) -> bool:
         width = math.prod(q.layer.shape[1:])
         if width > self.largest:
             report.skip(q.layer.node, f"it has {width} inputs, over the {self.largest} of option 'largest'")
@@ -94,7 +96,7 @@ class _Job:
     model: ir.Model
     ctx: Context
     report: PassReport
-    layers: Sequence[Quantized]
+    layers: Sequence[QuantizedLayer]
     data: CalibrationData
     execute: Executor
     gains: list[float] = field(default_factory=list)
@@ -117,14 +119,14 @@ class _Job:
             state.save(now=True)
         self.report.metrics["error against rounding to nearest"] = round(float(np.mean(self.gains or [1.0])), 4)
 
-    def wave(self, layers: Sequence[Quantized], prefix: Prefix, state: State) -> None:
+    def wave(self, layers: Sequence[QuantizedLayer], prefix: Prefix, state: State) -> None:
         """Settle layers that do not depend on one another."""
         todo = [q for q in layers if not state.restore(q)]
         for q, (seen, unseen) in zip(todo, self.moments(prefix, todo), strict=True):
             state.keep(q, self.settle(q, seen, unseen))
         self.note(layers, state)
 
-    def moments(self, prefix: Prefix, layers: Sequence[Quantized]) -> Iterator[tuple[Moments, Moments]]:
+    def moments(self, prefix: Prefix, layers: Sequence[QuantizedLayer]) -> Iterator[tuple[Moments, Moments]]:
         """Of what each layer reads: over the samples to fit to, over those held out."""
         rows = [Rows.of(q.layer.node) for q in layers]
         parts = [{r: Sum() for r in rows} for _ in range(2)]
@@ -137,13 +139,13 @@ class _Job:
             seen, unseen = (part[r] for part in parts)
             yield seen.moments(), (unseen if unseen.count else seen).moments()
 
-    def settle(self, q: Quantized, seen: Moments, unseen: Moments) -> float:
+    def settle(self, q: QuantizedLayer, seen: Moments, unseen: Moments) -> float:
         """Round one layer; the error that is left, as a share of that of rounding to nearest (1 where that is kept)."""
         options, weight = self.options, q.weight()
         nearest = q.rounded(q.params())
         rounded, params = round_layer(
             q, seen, damping=options.damping, block=options.block, act_order=options.act_order,
-            observer=options.observer,
+            observer=options.observer, on=options.device,
         )  # fmt: skip
         before, after = unseen.error(nearest - weight), unseen.error(rounded - weight)
         if not after <= before:
@@ -152,7 +154,7 @@ class _Job:
         q.write(rounded, params)
         return after / before if before else 1.0
 
-    def note(self, layers: Sequence[Quantized], state: State) -> None:
+    def note(self, layers: Sequence[QuantizedLayer], state: State) -> None:
         for q in layers:
             gain = state.gain(q)
             self.gains.append(gain)

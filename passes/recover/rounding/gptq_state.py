@@ -16,7 +16,7 @@ from graphpress.errors import BadRequest, GraphpressError
 from graphpress.observe import checkpoint, npz
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantizers.quantizer import QParams
-from graphpress.passes.recover.rounding.grids import Quantized
+from graphpress.passes.recover.rounding.grids import QuantizedLayer
 
 _INTERVAL = 5.0  # seconds between two saves
 _KEY = "graphpress.gptq"
@@ -60,26 +60,28 @@ class State:
             self.arrays = arrays
             self.gains = {n.removeprefix("gain "): float(a) for n, a in arrays.items() if n.startswith("gain ")}
 
-    def restore(self, q: Quantized) -> bool:
+    def restore(self, q: QuantizedLayer) -> bool:
         """Write what is known of a layer into it; whether anything is."""
         if q.name not in self.gains:
             return False
         weight, scale, zero = (self.arrays[f"{what} {q.name}"] for what in ("weight", "scale", "zero"))
         params = q.params()
-        q.write(weight, QParams(scale, zero.astype(params.zero_point.dtype)))
+        tables = {n: self.arrays[f"table {n} {q.name}"] for n in params.tables}
+        q.write(weight, QParams(scale, zero.astype(params.zero_point.dtype), tables))
         return True
 
-    def keep(self, q: Quantized, gain: float) -> None:
+    def keep(self, q: QuantizedLayer, gain: float) -> None:
         """Note a layer as it stands in the graph."""
         self.gains[q.name] = gain
         if self.path is not None:
             params = q.params()
+            self.arrays |= {f"table {n} {q.name}": t for n, t in params.tables.items()}
             self.arrays |= {
                 f"weight {q.name}": q.weight(), f"scale {q.name}": params.scale,
                 f"zero {q.name}": params.zero_point.astype(np.int32), f"gain {q.name}": np.asarray(gain),
             }  # fmt: skip
 
-    def gain(self, q: Quantized) -> float:
+    def gain(self, q: QuantizedLayer) -> float:
         """The error of a layer as a share of rounding to nearest's."""
         return self.gains[q.name]
 

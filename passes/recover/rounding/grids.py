@@ -1,40 +1,47 @@
-"""Linear layers whose float weight stands before Q -> DQ: the weight as rows, its grid, and how both are written."""
+"""Layers whose weights stand behind a pair that quantizes them: rows of weights, and parameters that can change."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
+from graphpress import keys
 from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
-from graphpress.keys import SCHEME, SPARSITY
-from graphpress.passes.quantizers.affine import AFFINE
-from graphpress.passes.quantizers.quantizer import QParams
+from graphpress.graph.grid import is_quantize
+from graphpress.graph.quantized import SCALE, Pair, decodes, pair, storage
+from graphpress.keys import SPARSITY
+from graphpress.passes.quantizers.named import named
+from graphpress.passes.quantizers.quantizer import QParams, Quantizer
 from graphpress.passes.structure.layers.linear import Linear, linear
 from graphpress.scale import middle
-from graphpress.types import PER_TENSOR, Granularity, Kind, Scheme, per_channel, per_group
-
-_INTEGERS = ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "INT16", "UINT16")
+from graphpress.types import Kind, Role, Scheme, Site, Storage
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
-    """A layer and the grid of its weight. Rows are [out, K], K = in / groups * prod(kernel).
+class QuantizedLayer:
+    """A layer whose weight is quantized but still float. Rows are [out, K], K = in / groups * prod(kernel).
 
     Attributes:
-        layer: The layer; its weight is the float one before Q.
-        q, dq: The pair.
+        layer: The layer; its weight is the float one before the pair.
+        pair: What quantizes it.
         scheme: Of the weight; axes are of the stored tensor.
     """
 
     layer: Linear
-    q: ir.Node
-    dq: ir.Node
+    pair: Pair
     scheme: Scheme
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """The number format."""
+        return named(self.pair.quantizer)
 
     @property
     def name(self) -> str:
@@ -60,24 +67,38 @@ class Quantized:
 
     def params(self) -> QParams:
         """As the graph has them, the scale in float32."""
-        scale, zero = (edit.constant(v) for v in self.q.inputs[1:3])
-        assert scale is not None and zero is not None
-        return QParams(scale.astype(np.float32), zero)
+        known = {name: edit.constant(value) for name, value in self._operands()}
+        scale = known.pop("scale")
+        assert scale is not None
+        zero = known.pop("zero_point", None)
+        zero = np.zeros(scale.shape, self.scheme.ir_dtype.numpy()) if zero is None else zero
+        return QParams(scale.astype(np.float32), zero, {n: a for n, a in known.items() if a is not None})
+
+    def _operands(self) -> Iterator[tuple[str, ir.Value]]:
+        """The parameters by name."""
+        forms = (self.quantizer.encode, self.pair.encode), (self.quantizer.decode, self.pair.decode)
+        for form, node in forms:
+            for name, value in zip(form.operands, node.inputs[1:], strict=False):
+                assert value is not None
+                yield name, value
 
     def rounded(self, params: QParams) -> np.ndarray:
-        """[out, K]: what Q -> DQ makes of the weight."""
-        return self.rows(AFFINE.dequantize(AFFINE.quantize(self._stored(), params, self.scheme), params, self.scheme))
+        """[out, K]: what the pair makes of the weight."""
+        codes = self.quantizer.quantize(self._stored(), params, self.scheme)
+        return self.rows(self.quantizer.dequantize(codes, params, self.scheme))
+
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lowest, highest) number of each element of the stored weight."""
+        return self.quantizer.ends(self.params(), self._shape, self.scheme)
 
     def spread(self, params: QParams) -> tuple[np.ndarray, np.ndarray]:
         """(float32 scale, int32 zero point) of each element, [out, K]."""
-        ones = np.ones(self._shape, np.int16)
-        nothing = np.zeros(params.scale.shape, np.int16)
-        zeros = params.zero_point.astype(np.int32).astype(np.float32)
-        parts = [AFFINE.dequantize(ones, QParams(p, nothing), self.scheme) for p in (params.scale, zeros)]
-        return self.rows(parts[0]), self.rows(parts[1]).astype(np.int32)
+        wide = self.quantizer.spread(params, self._shape, self.scheme)
+        scale, zero = (np.broadcast_to(a, self._shape) for a in (wide.scale, wide.zero_point))
+        return self.rows(scale).astype(np.float32), self.rows(zero).astype(np.int32)
 
     def gathered(self, scale: np.ndarray, zero: np.ndarray) -> QParams:
-        """The inverse of ``spread``."""
+        """The inverse of ``spread``, with the tables that the graph has."""
         params, axis = self.params(), self.scheme.granularity.axis
         picks: list[slice | int] = [slice(None)] * len(self._shape)
         if axis is None:
@@ -89,16 +110,16 @@ class Quantized:
         found = (self.stored(a)[tuple(picks)] for a in (scale, zero))
         shape = params.scale.shape
         scales, zeros = (np.ascontiguousarray(a).reshape(shape) for a in found)
-        return QParams(scales.astype(np.float32), zeros.astype(params.zero_point.dtype))
+        return QParams(scales.astype(np.float32), zeros.astype(params.zero_point.dtype), params.tables)
 
     def cast(self, params: QParams) -> QParams:
         """With the scale rounded to the type that the graph holds it in."""
-        scale = self.q.inputs[1]
+        scale = self.pair.encode.inputs[SCALE]
         assert scale is not None and scale.dtype is not None
         wanted = scale.dtype.numpy()
         rounded = params.scale.astype(wanted)
         smallest = np.finfo(np.float32).tiny if wanted == np.float32 else np.float32(2.0**-24)
-        return QParams(np.maximum(rounded.astype(np.float32), smallest), params.zero_point)
+        return replace(params, scale=np.maximum(rounded.astype(np.float32), smallest))
 
     def rows(self, stored: np.ndarray) -> np.ndarray:
         """[out, K] of an array of the stored weight's shape."""
@@ -113,16 +134,16 @@ class Quantized:
     def write(self, rows: np.ndarray, params: QParams) -> None:
         """Put the weight [out, K] and the grid into the graph."""
         self.layer.set_weight(rows.reshape(self.layer.shape))
-        for slot, array in ((1, params.scale), (2, params.zero_point)):
-            value = self.q.inputs[slot]
-            assert value is not None and value.dtype is not None and isinstance(self.q.graph, ir.Graph)
-            stored = np.ascontiguousarray(array).astype(value.dtype.numpy())
-            if {u.node for u in value.uses()} <= {self.q, self.dq}:
+        for name, value in dict(self._operands()).items():
+            assert value.dtype is not None and isinstance(self.pair.encode.graph, ir.Graph)
+            stored = np.ascontiguousarray(params.operand(name)).astype(value.dtype.numpy())
+            mine = [(u.node, u.idx) for u in value.uses() if u.node in (self.pair.encode, self.pair.decode)]
+            if len(mine) == len(value.uses()):
                 edit.overwrite(value, stored)
-            else:
-                new = edit.add_const(self.q.graph, stored, value.name or "scale")
-                edit.set_input(self.q, slot, new)
-                edit.set_input(self.dq, slot, new)
+                continue
+            new = edit.add_const(self.pair.encode.graph, stored, value.name or "scale")
+            for node, slot in mine:
+                edit.set_input(node, slot, new)
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -135,65 +156,57 @@ class Quantized:
         return array.astype(np.float32)
 
 
-def find(model: ir.Model, report: PassReport) -> list[Quantized]:
+def find(model: ir.Model, report: PassReport) -> list[QuantizedLayer]:
     """The layers of the main graph with a quantized weight, in order; a Skip for each weight that is none of theirs."""
     found = []
     for node in edit.nodes(model):
-        if node.op_type != "DequantizeLinear" or node.domain != "":
+        if not decodes(node):
             continue
         for use in node.outputs[0].uses():
             seen = _site(model, node, use.node, use.idx)
-            if isinstance(seen, Quantized):
+            if isinstance(seen, QuantizedLayer):
                 found.append(seen)
             elif seen:
                 report.skip(use.node, seen)
     return found
 
 
-def _site(model: ir.Model, dq: ir.Node, reader: ir.Node, slot: int) -> Quantized | str:
+def _site(model: ir.Model, decode: ir.Node, reader: ir.Node, slot: int) -> QuantizedLayer | str:
     """The layer that reads a weight; why it is none; '' where that is no weight."""
-    codes = dq.inputs[0]
-    q = codes.producer() if codes is not None else None
-    if edit.is_constant(codes) and slot == 1:
+    if edit.is_constant(decode.inputs[0]) and slot == 1:
         return "its weight is made of integers already; put gptq before the passes that fold"
-    if q is None or q.op_type != "QuantizeLinear" or not edit.is_constant(q.inputs[0]):
+    found = pair(decode.outputs[0])
+    if found is None:
         return ""
     layer = linear(reader) if slot == 1 else f"input {slot} of {reader.op_type} is no weight of a linear layer"
     if isinstance(layer, str):
         return layer
     if reader.graph is not model.graph:
         return "it is in a body of control flow, which the walk over the main graph does not reach"
-    if len(dq.outputs[0].uses()) > 1 or len(q.outputs[0].uses()) > 1:
-        return f"its weight is shared by {max(len(dq.outputs[0].uses()), len(q.outputs[0].uses()))} readers"
-    return _grid(layer, q, dq)
+    shared = max(len(v.uses()) for v in (decode.outputs[0], found.encode.outputs[0]))
+    if shared > 1:
+        return f"its weight is shared by {shared} readers"
+    return _layer(layer, found)
 
 
-def _grid(layer: Linear, q: ir.Node, dq: ir.Node) -> Quantized | str:
-    scale, zero = (edit.constant(v) for v in (*q.inputs[1:3], None, None)[:2])
-    dtype = q.outputs[0].dtype or (q.inputs[2].dtype if len(q.inputs) > 2 and q.inputs[2] is not None else None)
-    if scale is None or zero is None or dtype is None or dtype.name not in _INTEGERS:
+def _layer(layer: Linear, found: Pair) -> QuantizedLayer | str:
+    kind = storage(found.encode)
+    if kind is None or not all(map(edit.is_constant, found.encode.inputs[1:])) or len(found.encode.inputs) < 3:
         return "its scale or zero point is not constant, or its type is no integer"
-    if tuple(q.inputs[1:3]) != tuple(dq.inputs[1:3]):
+    if not found.same:
         return "Q and DQ have different scales"
-    return Quantized(layer, q, dq, _scheme(layer, q, dtype, scale, zero))
+    return QuantizedLayer(layer, found, _scheme(layer, found, kind))
 
 
-def _scheme(layer: Linear, q: ir.Node, dtype: ir.DataType, scale: np.ndarray, zero: np.ndarray) -> Scheme:
+def _scheme(layer: Linear, found: Pair, kind: Storage) -> Scheme:
     """As noted by the pass that wrote the pair, or else read off it."""
-    block = int(edit.attribute(q, "block_size", 0))
-    granularity: Granularity = PER_TENSOR
-    if scale.size > 1 or block:
-        axis = int(edit.attribute(q, "axis", 1)) % len(layer.shape)
-        granularity = per_group(axis, block) if block else per_channel(axis)
-    for part in layer.node.metadata_props.get(SCHEME, "").split("; "):
-        edge, _, words = part.partition(" ")
-        if edge == "weight[1]":
-            try:
-                noted = Scheme.parse(words)
-            except BadRequest:
-                break
-            if noted.storage == dtype.name.lower():
-                return Scheme(noted.dtype, granularity, noted.symmetric, observer=noted.observer)
-    found = Scheme(dtype.name.lower(), granularity)
-    symmetric = bool((zero.astype(np.int32) == middle(found)).all())
-    return Scheme(found.dtype, granularity, symmetric)
+    granularity = found.granularity
+    try:
+        noted = keys.schemes(layer.node).get(Site(layer.node.name or "", 1, Role.WEIGHT))
+    except BadRequest:
+        noted = None
+    if noted is not None and noted.storage == kind.name:
+        return replace(noted, granularity=granularity, dynamic=False, quantizer=found.quantizer)
+    read = Scheme(kind.name, granularity, quantizer=found.quantizer)
+    zero = edit.constant(found.encode.inputs[2]) if is_quantize(found.encode) else None
+    return read if zero is None else replace(read, symmetric=bool((zero.astype(np.int32) == middle(read)).all()))

@@ -8,7 +8,8 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.structure.channels.carry import Weight, by_node
+from graphpress.passes.structure.channels.ask import Holder
+from graphpress.passes.structure.channels.follow import by_node
 from graphpress.passes.structure.layers.heads import Heads, find_heads
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 from graphpress.passes.structure.layers.pairs import find_pairs
@@ -81,13 +82,13 @@ def _heads(heads: Heads, norms: dict[ir.Node, Norm]) -> dict[str, Any]:
         "size": heads.size,
         "heads": heads.count,
         "key_heads": heads.key_count,
-        "values_from": [w.name for w in carried.side("writer") if not w.constant],
-        "values_to": [w.name for w in carried.side("reader")],
+        "values_from": [w.name for w in carried.writers if not w.summand],
+        "values_to": [w.name for w in carried.readers],
         "blocked": [f"{b.where}: {b.why}" for b in carried.blocks],
     }
 
 
-def _embedding(weight: Weight, stream: Stream) -> dict[str, Any]:
+def _embedding(weight: Holder, stream: Stream) -> dict[str, Any]:
     tensor = edit.constant_tensor(weight.node.inputs[weight.slot])
     rows = tensor.shape.numpy()[0] if tensor is not None else None
     return {"name": weight.name, "rows": rows, "width": stream.width, "stream": stream.name}

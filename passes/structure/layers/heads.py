@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.structure.channels.carry import Carried, follow
-from graphpress.passes.structure.channels.place import Place, dims, size, whole
+from graphpress.passes.structure.channels.ask import IN, OUT, Ask, Move
+from graphpress.passes.structure.channels.follow import Carried, follow
+from graphpress.passes.structure.channels.lanes import Lanes, covers, dims, size, whole
+from graphpress.passes.structure.channels.rules import answer
 from graphpress.passes.structure.layers.norms import Norm
 
 _BETWEEN = (
@@ -36,9 +38,9 @@ class Heads:
     """
 
     node: ir.Node
-    query: tuple[ir.Node, int, Place]
-    key: tuple[ir.Node, int, Place]
-    value: tuple[ir.Node, int, Place]
+    query: tuple[ir.Node, int, Lanes]
+    key: tuple[ir.Node, int, Lanes]
+    value: tuple[ir.Node, int, Lanes]
     size: int
     value_size: int
     count: int | None
@@ -50,10 +52,10 @@ class Heads:
 
     def values(self, norms: Mapping[ir.Node, Norm]) -> Carried:
         """The class of what the values are computed from and go to, one head at a time."""
-        node, slot, place = self.value
+        node, slot, lanes = self.value
         value = node.inputs[slot]
         assert value is not None
-        return follow(value, place, norms)
+        return follow(value, lanes, extent=self.value_size, norms=norms)
 
 
 def find_heads(nodes: Iterable[ir.Node]) -> list[Heads]:
@@ -77,7 +79,7 @@ def _fused(node: ir.Node) -> Heads | None:
         return None
     head, of_value = (widths[0] or 0) // side, (widths[2] or 0) // key_side
     places = [whole(v, -1, s) for v, s in zip(node.inputs, (head, head, of_value), strict=False) if v is not None]
-    if len(places) < 3 or None in places[:3]:
+    if len(places) < 3 or any(p is None for p in places):
         return None
     query, key, value = ((node, i, p) for i, p in enumerate(places[:3]) if p is not None)
     return Heads(node, query, key, value, head, of_value, count, key_count)
@@ -118,28 +120,21 @@ def _scores(value: ir.Value | None) -> ir.Node | None:
     return None
 
 
-def before_copies(node: ir.Node, slot: int, place: Place) -> tuple[ir.Node, int, Place] | str:
+def before_copies(node: ir.Node, slot: int, lanes: Lanes, extent: int) -> tuple[ir.Node, int, Lanes] | str:
     """The earliest edge that holds what ``node`` reads at ``slot`` with the channels last, before it is copied.
 
     Keys that several query heads share are repeated before their product; what is done to them is cheapest before.
     """
-    from graphpress.passes.structure.channels import carriers
-
-    best = (node, slot, place) if _last(node.inputs[slot], place) else None
     value = node.inputs[slot]
+    best = (node, slot, lanes) if covers(lanes, value, -1) else None
     while value is not None and (maker := value.producer()) is not None and _is(maker, *_COPIES):
-        said = carriers.rule(maker)(maker, (carriers.OUT, 0), place)
-        if not isinstance(said, dict) or len(value.uses()) != 1 or value.is_graph_output():
+        said = answer(Ask(maker, (OUT, 0), lanes, Move.ROTATE, extent))
+        if isinstance(said, str) or (IN, 0) not in said.ties or len(value.uses()) != 1 or value.is_graph_output():
             break
-        node, slot, value, place = maker, 0, maker.inputs[0], said[carriers.IN, 0]
-        if _last(value, place):
-            best = (node, slot, place)
+        node, slot, value, lanes = maker, 0, maker.inputs[0], said.ties[IN, 0]
+        if covers(lanes, value, -1):
+            best = (node, slot, lanes)
     return best or "the keys' channels are nowhere the last axis"
-
-
-def _last(value: ir.Value | None, place: Place) -> bool:
-    shape = dims(value)
-    return shape is not None and value is not None and place.axis == len(shape) - 1 and place.covers(value)
 
 
 def _is(node: ir.Node, *kinds: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.graph.quantized import unquantized
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -177,13 +178,3 @@ def layers(nodes: Iterator[ir.Node] | list[ir.Node]) -> list[Linear]:
     """The linear layers among some nodes, in their order."""
     found = (linear(n) for n in nodes if n.op_type in ("MatMul", "Gemm", "Conv"))
     return [view for view in found if isinstance(view, Linear)]
-
-
-def unquantized(value: ir.Value | None) -> ir.Value | None:
-    """What went into the Q -> DQ pair that gives ``value``, or ``value`` itself."""
-    for kind in ("DequantizeLinear", "QuantizeLinear"):
-        node = value.producer() if value is not None else None
-        if node is None or node.op_type != kind or node.domain != "":
-            return value
-        value = node.inputs[0]
-    return value

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.structure.channels.place import dims
+from graphpress.passes.structure.channels.lanes import dims
 
 FUSED = {"LayerNormalization": True, "RMSNormalization": False, "SimplifiedLayerNormalization": False}
 _SQUARED = ("ReduceMean", "ReduceSum")

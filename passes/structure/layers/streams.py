@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.structure.channels.carry import Carried, Weight, by_node, follow
-from graphpress.passes.structure.channels.place import whole
+from graphpress.passes.structure.channels.ask import Holder
+from graphpress.passes.structure.channels.follow import Carried, by_node, follow
+from graphpress.passes.structure.channels.lanes import whole
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 
 
@@ -32,14 +33,14 @@ class Stream:
         return self.seed.name or "?"
 
     @property
-    def writers(self) -> list[Weight]:
+    def writers(self) -> list[Holder]:
         """Layers, embeddings and constants that write it."""
-        return self.carried.side("writer")
+        return self.carried.writers
 
     @property
-    def readers(self) -> list[Weight]:
+    def readers(self) -> list[Holder]:
         """Layers that read it, directly or behind a norm."""
-        return self.carried.side("reader")
+        return self.carried.readers
 
     @property
     def norms(self) -> list[Norm]:
@@ -48,8 +49,8 @@ class Stream:
     @property
     def sums(self) -> int:
         """Sums of two of its values: the places where branches join."""
-        nodes = {data["node"] for _, _, data in self.carried.ties.edges(data=True)}
-        return sum(n.op_type in ("Add", "Sum") and not any(map(edit.is_constant, n.inputs)) for n in nodes)
+        met = self.carried.passed
+        return sum(n.op_type in ("Add", "Sum") and not any(map(edit.is_constant, n.inputs)) for n in met)
 
 
 def find_streams(graph: ir.Graph, norms: Mapping[ir.Node, Norm] | None = None) -> list[Stream]:
@@ -58,12 +59,12 @@ def find_streams(graph: ir.Graph, norms: Mapping[ir.Node, Norm] | None = None) -
     seen: set[ir.Value] = set()
     streams = []
     for seed, axis in _seeds(graph, norms):
-        place = whole(seed, axis)
-        if seed in seen or place is None:
+        lanes = whole(seed, axis)
+        if seed in seen or lanes is None:
             continue
-        carried = follow(seed, place, norms, through=True)
+        carried = follow(seed, lanes, extent=lanes.size, norms=norms, through=True)
         seen |= carried.members.keys()
-        stream = Stream(seed, place.extent, carried)
+        stream = Stream(seed, lanes.size, carried)
         if stream.sums:
             streams.append(stream)
     return streams

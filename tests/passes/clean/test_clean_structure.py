@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphpress.borrowed import Step
 from graphpress.graph import edit
 from graphpress.passes.clean.fuse_pad import FusePad
 from graphpress.passes.clean.infer_shapes import InferShapes
@@ -16,7 +17,6 @@ from graphpress.passes.clean.merge_reshapes import MergeReshapes
 from graphpress.passes.clean.remove_dead import RemoveDead
 from graphpress.passes.clean.remove_identity import RemoveIdentity
 from graphpress.passes.clean.remove_initializer_inputs import RemoveInitializerInputs
-from graphpress.pipeline import Step
 from tests import kit
 
 

@@ -14,8 +14,8 @@ from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
-from graphpress.passes.equalize import search
-from graphpress.passes.equalize.smooth import Smooth, find
+from graphpress.passes.equalize import factors as search
+from graphpress.passes.equalize.smooth import Place, Smooth, find
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.structure.layers.linear import layers
 from tests import kit
@@ -107,7 +107,7 @@ def test_the_function_stays(kind: str, alpha: float) -> None:
     for name in readers:
         before, now = made.graph.initializers[name].const_value, after.graph.initializers[name].const_value
         assert not np.allclose(before.numpy(), now.numpy())
-    assert len(place.carrier.labels) == (2 if "shared" in kind or kind == "attention, heads" else 1)
+    assert len(labels(place)) == (2 if "shared" in kind or kind == "attention, heads" else 1)
 
 
 @settings(max_examples=15)
@@ -129,6 +129,12 @@ def test_at_one_half_activations_and_weights_are_equally_loud() -> None:
     assert report.changed == 1 and report.metrics["places with alpha 0.5"] == 1
 
 
+def labels(place: Place) -> np.ndarray:
+    """[copies, channels]: the channels of the value that share a factor."""
+    alike = place.carried.alike
+    return np.array([np.flatnonzero(alike == root) for root in np.unique(alike)]).T
+
+
 def inner(made: ir.Model, feeds: dict[str, np.ndarray], name: str) -> np.ndarray:
     from graphpress.backends import reference
 
@@ -139,10 +145,10 @@ def test_heads_that_share_values_share_the_louder_factor() -> None:
     """Query heads 0 and 1 read values 0, heads 2 and 3 values 1; a channel of values has one factor for both copies."""
     made = made_of(CARRIERS["attention, shared values"][0])
     (place,) = find(made, PassReport())[-1:]
-    np.testing.assert_array_equal(place.carrier.labels, [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]])
+    np.testing.assert_array_equal(labels(place), [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]])
     after, _ = smooth(made, data(), alpha=0.7)
-    seen = np.abs(inner(made, {"x": data()}, "o").reshape(-1, 16)).max(axis=0)[place.carrier.labels].max(axis=0)
-    loud = np.abs(made.graph.initializers["d"].const_value.numpy()).max(axis=1)[place.carrier.labels].max(axis=0)
+    seen = np.abs(inner(made, {"x": data()}, "o").reshape(-1, 16)).max(axis=0)[labels(place)].max(axis=0)
+    loud = np.abs(made.graph.initializers["d"].const_value.numpy()).max(axis=1)[labels(place)].max(axis=0)
     factor = seen**0.7 / loud**0.3
     before, now = (m.graph.initializers["d"].const_value.numpy() for m in (made, after))
     np.testing.assert_allclose(now / before, np.tile(expanded(factor), (16, 1)).T, rtol=1e-4)
@@ -180,12 +186,12 @@ def test_the_search_takes_what_leaves_least_and_quantization_gains(activation: A
 def test_the_search_leaves_alone_what_it_cannot_better() -> None:
     made = made_of(CARRIERS["rms"][0])
     loss = []
-    real = search.Loss.__call__
+    real = search.OutputError.__call__
     try:
-        search.Loss.__call__ = lambda self, f: loss.append(f) or float(len(loss))  # type: ignore[method-assign]
+        search.OutputError.__call__ = lambda self, f: loss.append(f) or float(len(loss))  # type: ignore[method-assign]
         after, report = smooth(made, data())
     finally:
-        search.Loss.__call__ = real  # type: ignore[method-assign]
+        search.OutputError.__call__ = real  # type: ignore[method-assign]
     assert len(loss) == 12 and (loss[0] == 1).all()
     assert report.changed == 0 and report.metrics == {"places with no factors": 1.0}
     kit.assert_same_structure(after, made)
@@ -210,7 +216,7 @@ def test_factors_are_clamped() -> None:
 STOPS = {
     "residual": ("n = RMSNormalization <axis = -1> (x, g) y = MatMul(n, a) z = Add(n, y)", "Add"),
     "output": ("y = RMSNormalization <axis = -1> (x, g) z = MatMul(y, a)", "output of the graph"),
-    "sum": ("m = MatMul(x, a) u = Add(m, x) y = MatMul(u, b) z = Identity(y)", "adds two computed values"),
+    "sum": ("m = MatMul(x, a) u = Add(m, x) y = MatMul(u, b) z = Identity(y)", "it is an input of its graph"),
     "gelu": ("m = MatMul(x, a) u = Gelu(m) y = MatMul(u, b) z = Identity(y)", "Gelu"),
     "input": ("y = MatMul(x, a) z = MatMul(x, b)", "is an input"),
     "other reader": ("m = MatMul(x, a) u = Relu(m) y = MatMul(u, b) z = Neg(m)", "others read it too"),

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graphpress.graph.grid import grid_of
 from graphpress.passes.fold.absorb_clip import AbsorbClip
 from graphpress.passes.fold.cancel_qdq import CancelQdq
-from graphpress.passes.fold.grid import grid_of
 from graphpress.passes.fold.share_scales import ShareScales
 from tests.kit import apply, assert_same_outputs, assert_same_structure, ops, parse, run
 

@@ -50,3 +50,49 @@ def test_channels_that_need_more_codes_are_rounded_as_usual() -> None:
 @pytest.mark.parametrize("weight", [np.zeros((4, 4)), np.ones((4, 4)), np.array([[1.0, -1.0, 0.0]])])
 def test_too_little_to_judge_by(weight: np.ndarray) -> None:
     assert lattice.step(weight.astype(np.float32)) is None
+
+
+def _on(codes: list[float], step: float = 0.5) -> float | None:
+    return lattice.step(np.array(codes, np.float32) * np.float32(step))
+
+
+@pytest.mark.parametrize(
+    ("codes", "found"),
+    [
+        ([1, 2, 3, 4], True),
+        ([0.5, 1, 1.5, 2], True),  # the largest value is 1
+        ([1, -2, 3, 0], True),  # zero is a level
+        ([1, 2, 3, 1], False),  # three levels are no evidence
+        (list(range(1, 513)), True),
+        (list(range(1, 514)), False),  # 513 magnitudes
+        ([1, 2, 3, 512], True),
+        ([1, 2, 3, 600], False),  # few, but too far apart
+        ([1, 2, 3.0005, 400], True),
+        ([1, 2, 3.005, 400], False),  # off by more than a thousandth of a step
+        ([1, 2, 3, 2.995, 4, 5, 6, 400], False),
+    ],
+)
+def test_what_counts_as_a_grid(codes: list[float], found: bool) -> None:
+    step = _on(codes)
+    assert (step is not None) == found
+    if step is not None:
+        least = min(abs(c) for c in codes if c)
+        assert step == pytest.approx(0.5 * (least if least < 1 else 1), rel=1e-4)
+
+
+def test_many_values_are_judged_by_a_sample_and_held_to_all() -> None:
+    codes = np.random.default_rng(0).integers(-100, 101, size=20_001)
+    weight = (codes * np.float32(0.25)).astype(np.float32)
+    assert lattice.step(weight) == pytest.approx(0.25, rel=1e-6)
+    weight[1] = 0.25 * 7.4  # between two that are looked at first
+    assert lattice.step(weight) is None
+
+
+def test_the_step_is_the_best_fit_to_all_values() -> None:
+    """Least squares over all codes: noise of a ten-thousandth of a step averages out."""
+    rng = np.random.default_rng(3)
+    codes = rng.integers(-127, 128, size=4000)
+    levels = np.arange(128) + rng.normal(size=128) * 1e-4
+    weight = (np.sign(codes) * levels[np.abs(codes)] * 0.031).astype(np.float32)
+    expected = float((weight.astype(np.float64) * codes).sum() / (codes * codes).sum())
+    assert lattice.step(weight) == pytest.approx(expected, rel=1e-12)

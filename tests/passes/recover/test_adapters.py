@@ -19,7 +19,7 @@ from graphpress.passes.recover.adapters import base, gone
 from graphpress.passes.recover.adapters.base import Adapter
 from graphpress.passes.recover.adapters.lora import Lora
 from graphpress.passes.recover.adapters.low_rank import LowRank
-from graphpress.passes.recover.engine.student import Wanted, build
+from graphpress.passes.recover.engine.student import Excerpt, build
 from graphpress.passes.structure.layers.linear import Linear, linear
 from tests import kit
 from tests.passes.adapting import CTX, MATMUL, SITES, feeds, floats, int4, layer, raw, shake, valid
@@ -158,7 +158,7 @@ def test_torch_computes_it_as_the_runtime_does_and_passes_gradients_to_what_it_t
     made = adapter.insert(model, layer(model), CTX)
     shake(model, made, tuple(made.constants.values()), 0.5)
     given = feeds(model)
-    student = build(model, Context(differentiate=differentiate), Wanted(["y"]))
+    student = build(model, Context(differentiate=differentiate), Excerpt(["y"]))
     chosen = student.train(made.trained)
     result = student({n: torch.from_numpy(a) for n, a in given.items()})["y"]
     np.testing.assert_allclose(result.detach().numpy(), kit.run(model, given)["y"], rtol=0, atol=2e-5)

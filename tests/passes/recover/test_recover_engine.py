@@ -13,11 +13,14 @@ import pytest
 
 from graphpress.errors import BadRequest
 from graphpress.passes.recover.engine.constraints import AtLeast, Masked
+from graphpress.passes.recover.engine.roles import TrainedRole
 from graphpress.passes.recover.engine.schedule import Settings
-from graphpress.passes.recover.engine.state import Store
-from graphpress.passes.recover.engine.trainer import Diverged, Trainer, reproducible
-from graphpress.passes.recover.losses.base import Seen
+from graphpress.passes.recover.engine.seeding import reproducible
+from graphpress.passes.recover.engine.state import TrainingState
+from graphpress.passes.recover.engine.trainer import Diverged, Trainer
+from graphpress.passes.recover.losses.base import Loss, Seen
 from graphpress.passes.recover.losses.mse import Mse
+from graphpress.passes.recover.methods.base import Method
 
 torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
@@ -49,9 +52,29 @@ def weight(seed: int = 1) -> Any:
     return torch.nn.Parameter(torch.tensor(np.random.default_rng(seed).normal(size=(8, 3))))
 
 
-def trainer(w: Any, **arguments: Any) -> Trainer:
-    kept: dict[str, Any] = {"loss": Mse(), "parameters": {"w": w}, "batches": eight_at_a_time, "held": [rows()]}
-    return Trainer(see=see(w), **(kept | arguments))
+class One(Method):
+    """A student that is one tensor."""
+
+    def __init__(self, look: Any, loss: Any, place: str = "") -> None:
+        self.look, self.loss, self.place = look, loss, place
+
+    def setup(self, scope: Any) -> dict[str, TrainedRole]:
+        return {}
+
+    def losses(self, batch: Any, update: Any) -> Any:
+        return {"student": self.measure(batch, update)}
+
+    def measure(self, batch: Any, update: Any) -> Any:
+        return self.loss(replace(self.look(batch), seed=update.seed))
+
+    def explain(self, batch: Any) -> str:
+        return self.place
+
+
+def trainer(w: Any, loss: Any = None, look: Any = None, constraints: Any = (), place: str = "", **more: Any) -> Trainer:
+    method = One(look or see(w), loss or Mse(), place)
+    roles = {"student": TrainedRole({"w": w}, constraints=constraints)}
+    return Trainer(method, roles, **({"batches": eight_at_a_time, "held": [rows()]} | more))
 
 
 def test_a_linear_student_converges_to_the_least_squares_solution() -> None:
@@ -95,7 +118,7 @@ def test_masked_elements_stay_zero_over_50_steps_with_momentum_and_weight_decay(
     for _ in range(50):
         made.step()
         assert (w.detach()[~free] == 0).all()
-    momentum = [t for key, t in made.optimizer.state[w].items() if key != "step"]
+    momentum = [t for key, t in made.updaters["student"].optimizer.state[w].items() if key != "step"]
     assert momentum
     assert all((t[~free] == 0).all() for t in momentum)
     assert (w.detach()[free] != before[free]).all()
@@ -104,10 +127,9 @@ def test_masked_elements_stay_zero_over_50_steps_with_momentum_and_weight_decay(
 def test_scales_stay_positive() -> None:
     scale = torch.nn.Parameter(torch.tensor([0.1, 0.2]))
     least = scale.detach() * 1e-3
-    made = Trainer(
-        see=lambda batch: Seen(batch, {"y": scale}, {"y": -torch.ones(2)}, ("y",)), loss=Mse(),
-        parameters={"s": scale}, batches=everything, settings=Settings(steps=20, lr=1.0),
-        constraints=[AtLeast(scale, least)],
+    made = trainer(
+        scale, look=lambda batch: Seen(batch, {"y": scale}, {"y": -torch.ones(2)}, ("y",)), batches=everything, held=(),
+        settings=Settings(steps=20, lr=1.0), constraints=[AtLeast(scale, least)],
     )  # fmt: skip
     made.run()
     torch.testing.assert_close(scale.detach(), least)
@@ -117,8 +139,8 @@ def test_pieces_of_a_batch_count_by_their_samples() -> None:
     gradients = []
     for batch in ([rows()], [rows(slice(5)), rows(slice(5, 64))]):
         w = weight()
-        one = Trainer(
-            see=see(w), loss=_Plain(), parameters={"w": w}, batches=lambda _, b=batch: b,
+        one = trainer(
+            w, loss=_Plain(), batches=lambda _, b=batch: b, held=(),
             settings=Settings(steps=1, lr=0.5, optimizer="sgd", warmup=0.0, clip=None, schedule="constant"),
         )  # fmt: skip
         before = w.detach().clone()
@@ -130,13 +152,12 @@ def test_pieces_of_a_batch_count_by_their_samples() -> None:
 
 
 @dataclass(frozen=True)
-class _Plain:
+class _Plain(Loss):
     """Mean squared error; ``noise`` adds what torch draws, ``at`` makes it no number at that step."""
 
     noise: float = 0.0
     at: int = -1
     seed: int = 0
-    features: tuple[str, ...] = ()
 
     def __call__(self, seen: Seen) -> Any:
         given = seen.student["y"] + self.noise * torch.randn(seen.student["y"].shape)
@@ -169,9 +190,9 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, optimi
             w = weight()
             torch.manual_seed(after)  # whatever the process drew before
             with pytest.raises(KeyboardInterrupt):
-                trainer(w, store=Store(file, "k"), **arguments).run(_Stop(after))
+                trainer(w, store=TrainingState(file, "k"), **arguments).run(_Stop(after))
         w = weight()
-        last = trainer(w, store=Store(file, "k"), **arguments)
+        last = trainer(w, store=TrainingState(file, "k"), **arguments)
         assert last.number > 0
         outcome = last.run()
         assert w.detach().numpy().tobytes() == whole.detach().numpy().tobytes()
@@ -181,8 +202,8 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path: Path, optimi
 def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
     settings = Settings(steps=5, lr=0.1)
     first, again = weight(), weight()
-    expected = trainer(first, settings=settings, store=Store(tmp_path / "s", "k")).run()
-    made = trainer(again, settings=settings, store=Store(tmp_path / "s", "k"))
+    expected = trainer(first, settings=settings, store=TrainingState(tmp_path / "s", "k")).run()
+    made = trainer(again, settings=settings, store=TrainingState(tmp_path / "s", "k"))
     made.batches = lambda step: pytest.fail("no step is left")
     assert made.run() == expected
     assert torch.equal(first, again)
@@ -190,20 +211,20 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
 
 def test_another_job_starts_afresh_and_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
     settings = Settings(steps=5, lr=0.1)
-    trainer(weight(), settings=settings, store=Store(tmp_path / "s", "k")).run()
-    other = Store(tmp_path / "s", "other")
+    trainer(weight(), settings=settings, store=TrainingState(tmp_path / "s", "k")).run()
+    other = TrainingState(tmp_path / "s", "other")
     assert not other.finished and other.running is None
     foreign = tmp_path / "foreign"
     foreign.write_bytes(b"precious")
     with pytest.raises(BadRequest, match="no state of a recovery"):
-        Store(foreign, "k")
+        TrainingState(foreign, "k")
     assert foreign.read_bytes() == b"precious"
     with pytest.raises(BadRequest, match="folder"):
-        Store(tmp_path / "none" / "s", "k")
+        TrainingState(tmp_path / "none" / "s", "k")
 
 
 def test_a_failed_save_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "s", "k", interval=0.0)
+    store = TrainingState(tmp_path / "s", "k", interval=0.0)
     made = trainer(weight(), settings=Settings(steps=5, lr=0.1), store=store)
     made.step()
     store.save("model", made.state())
@@ -225,24 +246,24 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_best(tmp_path: Path) -> No
     good = trainer(reference, settings=settings, loss=_Plain())
     while good.number < 10:
         good.step()
-    w, store = weight(), Store(tmp_path / "s", "k")
-    made = trainer(w, settings=settings, loss=_Plain(at=12), store=store, name="block 3", explain=lambda b: "node 'n'")
+    w, store = weight(), TrainingState(tmp_path / "s", "k")
+    made = trainer(w, settings=settings, loss=_Plain(at=12), store=store, name="block 3", place="node 'n'")
     with pytest.raises(Diverged, match=r"block 3: the loss is nan in step 12; .* node 'n'") as caught:
         made.run()
     assert caught.value.step == 12
     assert torch.equal(w, reference)
-    kept = Store(tmp_path / "s", "k").under_way("block 3")
+    kept = TrainingState(tmp_path / "s", "k").under_way("block 3")
     assert kept is not None
     assert kept.facts["number"] == 12
-    assert torch.equal(kept.tensors["p:w"], reference)
+    assert torch.equal(kept.tensors["p:student:w"], reference)
     assert all(t.isfinite().all() for t in kept.tensors.values())
 
 
 def test_a_gradient_that_is_no_number_is_not_applied() -> None:
     w = torch.nn.Parameter(torch.tensor([0.0, 1.0]))
-    made = Trainer(
-        see=lambda batch: Seen(batch, {"y": w.abs().sqrt()}, {"y": torch.ones(2)}, ("y",)), loss=Mse(),
-        parameters={"w": w}, batches=everything, settings=Settings(steps=3),
+    made = trainer(
+        w, look=lambda batch: Seen(batch, {"y": w.abs().sqrt()}, {"y": torch.ones(2)}, ("y",)), batches=everything,
+        settings=Settings(steps=3),
     )  # fmt: skip
     with pytest.raises(Diverged, match="gradient of 'w' is nan in step 0"):
         made.step()

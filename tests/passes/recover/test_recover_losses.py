@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphpress import catalog
 from graphpress.errors import BadRequest
-from graphpress.passes.recover.losses.base import Seen, Weighted, make, names
+from graphpress.passes.recover.losses.base import Seen, Weighted, make
 from graphpress.passes.recover.losses.kl import Kl
 from graphpress.passes.recover.losses.labels import Labels
 from graphpress.passes.recover.losses.mse import Mse
@@ -103,7 +104,7 @@ def test_a_sum_has_the_gradient_of_its_parts_times_their_factors() -> None:
 
 
 def test_recipes_ask_for_losses_by_name() -> None:
-    assert {"kl", "labels", "mse"} <= set(names())
+    assert {"kl", "labels", "mse"} <= set(catalog.losses())
     made = make({"kl": {"temperature": 2, "weight": 3}, "mse": {"on": ["a"]}})
     assert made.terms == {"kl": (3.0, Kl(2.0)), "mse": (1.0, Mse(("a",)))}
 

@@ -8,10 +8,9 @@ import pytest
 
 import graphpress as gp
 from graphpress.passes.clean.infer_shapes import InferShapes
-from graphpress.passes.structure.channels.channel_flow import follow
-from graphpress.passes.structure.channels.channel_ports import permute, sources
-from graphpress.passes.structure.channels.channel_reshape import reshape
-from graphpress.passes.structure.channels.channels import Channels
+from graphpress.passes.structure.channels.lanes import reshape
+from graphpress.passes.structure.channels.ledger import sources
+from graphpress.passes.structure.channels.survey import Survey, permute, survey
 from graphpress.recipe import Recipe
 from tests import kit
 
@@ -19,15 +18,15 @@ torch = pytest.importorskip("torch")
 EXACT = 1e-10  # of the largest output, in float64
 
 
-def shuffled(model: ir.Model, seed: int = 0) -> tuple[ir.Model, Channels]:
+def shuffled(model: ir.Model, seed: int = 0) -> tuple[ir.Model, Survey]:
     """A copy in which every group of channels has changed places at random."""
     model = model.clone()
-    channels = follow(model)
+    channels = survey(model)
     rng, roots = np.random.default_rng(seed), channels.roots()
     new = np.arange(len(roots))
     for group in channels.groups():
         new[group] = rng.permutation(group)
-    permute(channels.ports, roots, new)
+    permute(channels, new)
     return model, channels
 
 
@@ -184,9 +183,9 @@ REASONS = {
 def test_what_holds_channels_is_told(body: str) -> None:
     shapes = ENDS if "v)" in body else {"w": (4, 8)}
     model = made("3, 4", f"{integers(body)} h = MatMul (x, w) {body}", **shapes)
-    channels = follow(model)
+    channels = survey(model)
     assert channels.groups() == []
-    atoms = next(p.atoms for p in channels.ports if p.node.op_type == "MatMul")
+    atoms = next(h.lanes for h in channels.holders.values() if h.node.op_type == "MatMul")
     assert REASONS[body] in channels.why_stuck(atoms)
 
 
@@ -243,7 +242,7 @@ def traced_vit() -> ir.Model:
 
 def test_a_vision_transformer() -> None:
     model = traced_vit()
-    sizes = sorted(len(g) for g in follow(model).groups())
+    sizes = sorted(len(g) for g in survey(model).groups())
     assert 32 in sizes and sizes.count(64) == 2  # the whole residual stream as one, and the two hidden layers
     assert_exact(model)
 
@@ -260,7 +259,7 @@ def test_a_vision_transformer() -> None:
 )
 def test_real_models(zoo: Path, path: str, stream: list[int]) -> None:
     model, _ = kit.apply(gp.load(zoo / path), *Recipe.load("clean").passes)
-    sizes = [len(g) for g in follow(model).groups()]
+    sizes = [len(g) for g in survey(model).groups()]
     assert all(s in sizes for s in stream)
     ids = {"ids": np.random.default_rng(0).integers(0, 256, (2, 16))} if "llm" in path else None
     assert_exact(model, ids)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import graphpress as gp
-from graphpress.passes.structure.channels.carry import by_node
+from graphpress.passes.structure.channels.follow import by_node
 from graphpress.passes.structure.layers.heads import before_copies, find_heads
 from graphpress.passes.structure.layers.norms import find_norms
 from graphpress.passes.structure.layers.pairs import find_pairs
@@ -52,14 +52,15 @@ def test_values_come_from_one_layer_and_go_to_another(form: str) -> None:
     assert (heads.size, heads.value_size, heads.count) == (2, 2, 4)
     carried = heads.values(by_node(find_norms(found)))
     assert carried.blocks == []
-    ends = {w.side: (w.node.inputs[1].name, w.axis, w.place.extent, w.place.stop) for w in carried.weights}
-    assert ends == {"writer": ("wv", 1, 2, 4), "reader": ("wo", 0, 2, 8)}
+    ends = {h.side: (h.node.inputs[1].name, h.axis, carried.extent, h.lanes.size) for h in carried.holders}
+    assert ends == {"writer": ("wv", -1, 2, 4), "reader": ("wo", -2, 2, 8)}
+    assert all((h.lanes.ravel() % 2 == np.arange(h.lanes.size) % 2).all() for h in carried.holders)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_queries_and_keys_are_turned_before_they_are_moved_and_copied(form: str) -> None:
     (heads,) = find_heads(graph(FORMS[form]))
-    edges = [before_copies(*heads.query), before_copies(*heads.key)]
+    edges = [before_copies(*edge, heads.size) for edge in (heads.query, heads.key)]
     assert [node.inputs[slot].name for node, slot, _ in edges] == ["q0", "k0"]
 
 
@@ -69,7 +70,9 @@ def test_values_cut_from_a_common_projection_are_part_of_its_columns() -> None:
     found = graph(body)
     (heads,) = find_heads(found)
     carried = heads.values(by_node(find_norms(found)))
-    assert "a Reshape cuts through" in carried.blocks[0].why  # every third pair of columns: no one run
+    (writer,) = carried.writers
+    assert carried.blocks == [] and writer.node.inputs[1].name == "wqkv"
+    assert writer.lanes.ravel().tolist() == [-1, -1, -1, -1, 0, 1] * 4  # every third pair of columns
 
 
 def test_parts_of_an_axis_stay_apart() -> None:
@@ -80,8 +83,8 @@ def test_parts_of_an_axis_stay_apart() -> None:
     found = graph(body)
     (heads,) = find_heads(found)
     carried = heads.values(by_node(find_norms(found)))
-    places = {w.side: (w.place.start, w.place.stop) for w in carried.weights}
-    assert carried.blocks == [] and places == {"writer": (16, 24), "reader": (0, 8)}
+    places = {h.side: np.flatnonzero(h.lanes.ravel() >= 0).tolist() for h in carried.holders}
+    assert carried.blocks == [] and places == {"writer": [*range(16, 24)], "reader": [*range(8)]}
 
 
 def test_a_cache_keeps_values_as_they_are() -> None:

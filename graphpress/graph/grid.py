@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.types import Storage
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-_STORAGE = frozenset(["INT8", "UINT8", "INT16", "UINT16", "INT4", "UINT4", "INT2", "UINT2"])
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,13 @@ class Grid:
         np.clip(steps, low, high, out=steps)
         return steps.reshape(x.shape).astype(self.dtype.numpy())
 
+    def dequantize(self, codes: np.ndarray) -> np.ndarray:
+        """DequantizeLinear: (codes - zero) * scale, in float32."""
+        blocks = self._blocks(codes.shape)
+        scale, zero = (self._along(blocks, p.astype(np.float32)) for p in (self.scale, self.zero))
+        values: np.ndarray = (codes.astype(np.float32).reshape(blocks) - zero) * scale
+        return values.reshape(codes.shape)
+
     def holds(self, x: float) -> bool:
         """Whether the real number ``x`` lies on a per-tensor grid."""
         steps = np.float32(int(self.quantize(x)) - int(self.zero.item()))
@@ -125,7 +132,7 @@ def grid_of(node: ir.Node) -> Grid | None:
     scale_value, zero_value = slots[1], slots[2]
     scale = edit.constant(scale_value)
     dtype = _dtype(node, zero_value)
-    if scale is None or dtype is None or dtype.name not in _STORAGE or edit.attribute(node, "precision", 0):
+    if scale is None or Storage.of_codes(dtype) is None or dtype is None or edit.attribute(node, "precision", 0):
         return None
     zero = np.zeros(scale.shape, dtype.numpy()) if zero_value is None else edit.constant(zero_value)
     if zero is None:
@@ -143,21 +150,3 @@ def _dtype(node: ir.Node, zero: ir.Value | None) -> ir.DataType | None:
     if is_dequantize(node):
         return node.inputs[0].dtype if node.inputs[0] is not None else None
     return ir.DataType(edit.attribute(node, "output_dtype", 0) or ir.DataType.UINT8)
-
-
-def new_quantize(x: ir.Value, grid: Grid, origin: ir.Node) -> ir.Value:
-    """Q(x) on a movable grid, placed where every use of ``x`` in the origin's graph can read it."""
-    scope, producer = origin.graph, x.producer()
-    assert scope is not None
-    inputs = [x, *grid.values]
-    if producer is not None and producer.graph is scope:
-        node = edit.new_node(QUANTIZE, inputs, after=producer, origin=origin)
-    else:
-        node = edit.new_node(QUANTIZE, inputs, before=scope[0], origin=origin)
-    return edit.like(node.outputs[0], x, grid.dtype)
-
-
-def new_dequantize(q: ir.Value, grid: Grid, origin: ir.Node) -> ir.Value:
-    """DQ(q) on a movable grid, placed right after ``origin``; its type is float32."""
-    node = edit.new_node(DEQUANTIZE, [q, *grid.values], after=origin, origin=origin)
-    return edit.like(node.outputs[0], q, ir.DataType.FLOAT)

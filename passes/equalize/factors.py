@@ -16,7 +16,7 @@ KEPT = 1024  # rows that the search looks at
 
 
 @dataclass
-class Rows:
+class Seen:
     """What is remembered of a value: the largest magnitude of each channel, and some rows spread over the batches.
 
     Attributes:
@@ -56,7 +56,7 @@ def factors(activation: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndar
 
 
 @dataclass
-class Loss:
+class OutputError:
     """Squared error at the outputs of layers that are quantized, on some rows of what they read.
 
     Attributes:

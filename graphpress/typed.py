@@ -1,0 +1,38 @@
+"""Objects from options as recipes write them: a dataclass and a mapping, every value checked against its type."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pydantic
+
+from graphpress.errors import GraphpressError, nearest
+
+
+def typed(
+    cls: Any, options: Mapping[str, Any], where: str, error: type[GraphpressError], beside: Sequence[str] = ()
+) -> Any:
+    """An instance of a dataclass with these options.
+
+    Args:
+        cls: Its ``init`` fields are the options that there are.
+        options: JSON values by name.
+        where: Comes first in a message.
+        error: What is raised.
+        beside: Options that are dealt with elsewhere, for the nearest name.
+
+    Raises:
+        GraphpressError: No such option (the nearest is given), or a value of the wrong type; or as the class says.
+    """
+    fields = [f.name for f in dataclasses.fields(cls) if f.init]
+    for option in options:
+        if option not in fields:
+            raise error(f"it has no option {option!r}", where=where, fix=nearest(option, [*fields, *beside]))
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(dict(options))
+    except pydantic.ValidationError as e:
+        first = e.errors()[0]
+        option = ".".join(str(p) for p in first["loc"])
+        raise error(f"option {option!r}: {first['msg']}, got {first['input']!r}", where=where) from e

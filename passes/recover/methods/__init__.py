@@ -1,0 +1,1 @@
+"""Training methods, one a file: ``recover{method=NAME}`` finds them by their ``METHOD``."""

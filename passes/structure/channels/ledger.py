@@ -1,0 +1,207 @@
+"""Changes of constants, collected first and then applied together: float64 throughout, rounded once at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.errors import BadRequest
+from graphpress.graph import edit
+from graphpress.keys import SPARSITY
+from graphpress.passes.structure.channels.ask import Holder
+from graphpress.passes.structure.channels.lanes import Lanes, varying
+
+_LARGE = 1 << 24  # elements; more than that are not held in float64 at once where they can be taken in parts
+Change: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Of an array [..., places] and the channel at each place: what the array becomes."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    lanes: Lanes
+    change: Change
+
+    def like(self, other: _Entry) -> bool:
+        return self.change is other.change and np.array_equal(self.lanes, other.lanes)
+
+
+@dataclass(eq=False)
+class Ledger:
+    """What is to become of which constants.
+
+    Attributes:
+        entries: By node and input, in the order of application.
+        untied: Constants that were copied because others read them unchanged.
+    """
+
+    entries: dict[tuple[ir.Node, int], list[_Entry]] = field(default_factory=dict)
+    untied: int = 0
+
+    def add(self, holder: Holder, change: Change, *, mixes: bool = False) -> None:
+        """Apply ``change`` to the channels of a constant; the same object for those that change in the same way.
+
+        Args:
+            holder: The constant.
+            change: What is done.
+            mixes: Whether it mixes channels, which destroys a pattern of zeros.
+
+        Raises:
+            BadRequest: The weight is pruned, and the change would fill its zeros.
+        """
+        node = holder.node
+        if mixes and SPARSITY in node.metadata_props:
+            raise BadRequest(
+                f"its weight is pruned {node.metadata_props[SPARSITY]}, and a change of basis would fill the zeros",
+                where=f"node {node.name!r}", fix="Rotate first and prune then.",
+            )  # fmt: skip
+        self.entries.setdefault((node, holder.slot), []).append(_Entry(holder.lanes, change))
+
+    def write(self, *, equal: bool = True) -> int:
+        """Apply everything; returns how many constants were written. The ledger is empty then.
+
+        Args:
+            equal: Whether to write what comes out as it was.
+        """
+        done: set[tuple[ir.Node, int]] = set()
+        count = 0
+        for (node, slot), entries in self.entries.items():
+            value = node.inputs[slot]
+            assert value is not None
+            uses = [(u.node, u.idx) for u in value.uses()]
+            if (node, slot) in done:
+                continue
+            together = value.is_initializer() and all(_alike(self.entries.get(use, []), entries) for use in uses)
+            old, new = edit.constant(value), _applied(value, entries)
+            if together:
+                done.update(uses)
+            if not equal and np.array_equal(np.asarray(old), new):
+                continue
+            if together:
+                edit.overwrite(value, new)
+            else:
+                self.untied += len(uses) > 1
+                edit.set_constant(node, slot, new, "changed")
+            count += 1
+        self.entries.clear()
+        return count
+
+
+def _alike(a: list[_Entry], b: list[_Entry]) -> bool:
+    return len(a) == len(b) and all(x.like(y) for x, y in zip(a, b, strict=True))
+
+
+def _applied(value: ir.Value, entries: list[_Entry]) -> np.ndarray:
+    stored = edit.constant(value)
+    assert stored is not None
+    axes = [varying(e.lanes) for e in entries]
+    plain = all(
+        a == axes[0] and len(a) == 1 and e.lanes.ndim == stored.ndim for a, e in zip(axes, entries, strict=True)
+    )
+    if stored.size <= _LARGE or not plain or stored.ndim < 2 or stored.dtype.kind in "biu":
+        return np.ascontiguousarray(_changed(stored, entries)).astype(stored.dtype)
+    parts, across = [], int(axes[0] == [0])  # a table of embeddings: some rows at a time
+    step = max(_LARGE * stored.shape[across] // stored.size, 1)
+    for start in range(0, stored.shape[across], step):
+        part = stored[(slice(None),) * across + (slice(start, start + step),)]
+        parts.append(_changed(part, entries).astype(stored.dtype))
+    return np.concatenate(parts, across)
+
+
+def _changed(stored: np.ndarray, entries: list[_Entry]) -> np.ndarray:
+    """Channels last, one axis of them; a constant is written out along axes that it lacks."""
+    wide = stored if stored.dtype.kind in "biu" else stored.astype(np.float64)
+    for entry in entries:
+        lanes = entry.lanes
+        wide = wide.reshape((1,) * max(lanes.ndim - wide.ndim, 0) + wide.shape)
+        axes = [a - lanes.ndim for a in varying(lanes)]
+        for a in axes:
+            wide = np.repeat(wide, lanes.shape[a], a) if wide.shape[a] == 1 else wide
+        last = np.moveaxis(wide, axes, range(-len(axes), 0))
+        flat = last if len(axes) == 1 else last.reshape(*last.shape[: last.ndim - len(axes)], -1)
+        made = entry.change(flat, lanes.reshape(-1))
+        whole = made if len(axes) == 1 else made.reshape(*made.shape[:-1], *(lanes.shape[a] for a in axes))
+        wide = np.moveaxis(whole, range(-len(axes), 0), axes)
+    return wide
+
+
+def factor(by_channel: np.ndarray) -> Change:
+    """Each channel times a number of its own."""
+
+    def change(array: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        return np.asarray(array * np.where(lanes < 0, 1.0, by_channel[lanes]))
+
+    return change
+
+
+def quotient(by_channel: np.ndarray) -> Change:
+    """Each channel divided by a number of its own."""
+
+    def change(array: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        return np.asarray(array / np.where(lanes < 0, 1.0, by_channel[lanes]))
+
+    return change
+
+
+def on_runs(matrix: Callable[[np.ndarray], np.ndarray], extent: int) -> Change:
+    """What ``matrix`` makes of each run, of an array [runs, extent]."""
+
+    def change(array: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        places = runs(lanes, extent)
+        first, flat = int(places[0]), np.arange(len(places))
+        if np.array_equal(places - first, flat):  # one piece
+            part = array[..., first : first + len(places)]
+            made = matrix(part.reshape(-1, extent)).reshape(part.shape)
+            return np.concatenate([array[..., :first], made, array[..., first + len(places) :]], -1)
+        found, part = array.copy(), array[..., places]
+        found[..., places] = matrix(part.reshape(-1, extent)).reshape(part.shape)
+        return found
+
+    return change
+
+
+def turn(matrix: np.ndarray) -> Change:
+    """``x M`` for each run ``x``."""
+    return on_runs(lambda x: np.asarray(x @ matrix), len(matrix))
+
+
+def runs(lanes: np.ndarray, extent: int) -> np.ndarray:
+    """The places of runs, one after another, each in the order of its channels: their k-th appearances are one run."""
+    places = np.flatnonzero(lanes >= 0)
+    order = np.argsort(lanes[places], kind="stable")
+    numbers, starts = np.unique(lanes[places][order], return_index=True)
+    times = np.empty(len(places), np.int64)
+    times[order] = np.arange(len(places)) - np.repeat(starts, np.diff(np.append(starts, len(places))))
+    first = {n: places[order[s]] for n, s in zip(numbers.tolist(), starts.tolist(), strict=True)}
+    rank = np.array([first[n - n % extent] for n in lanes[places].tolist()])
+    return np.asarray(places[np.lexsort((lanes[places], times, rank))])
+
+
+def sources(flat: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """For each place the place whose element moves there, when channel ``a`` gives way to ``new[a]``.
+
+    Args:
+        flat: Channels, [places]; one may stand several times, then its k-th place goes to the other's k-th.
+        new: For each channel the one that takes its places; a permutation of those that stand equally often.
+    """
+    order = np.argsort(flat, kind="stable")
+    numbers, starts = np.unique(flat[order], return_index=True)
+    rank = np.empty(len(flat), np.int64)
+    rank[order] = np.arange(len(flat)) - np.repeat(starts, np.diff(np.append(starts, len(flat))))
+    start = np.zeros(len(new), np.int64)
+    start[numbers] = starts
+    found: np.ndarray = order[start[new[flat]] + rank]
+    return found
+
+
+def reorder(new: np.ndarray) -> Change:
+    """Channels change places; see ``sources``."""
+    return lambda array, lanes: array[..., sources(lanes, new)]
+
+
+def keep(kept: np.ndarray) -> Change:
+    """Channels that are marked stay, the others go."""
+    return lambda array, lanes: array[..., kept[lanes]]

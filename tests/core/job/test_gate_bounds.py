@@ -1,0 +1,123 @@
+"""Where the gate's figures and verdicts turn: limits, broken outputs, what is compared at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from graphpress.errors import BadRequest
+from graphpress.job.gate import Gate, OutputCheck, compare, judge, sqnr
+
+
+def runner(*outputs: np.ndarray):
+    pending = iter(outputs)
+    return lambda feeds: {"y": next(pending)}
+
+
+def check(a: list[np.ndarray], b: list[np.ndarray]) -> OutputCheck:
+    """The figures of output y over batches."""
+    (found,), _ = compare(runner(*a), runner(*b), [{"x": x} for x in a])
+    return found
+
+
+def test_what_is_asked_unless_told_otherwise() -> None:
+    assert dataclasses.asdict(Gate()) == {"samples": 64, "min_sqnr": 8.0, "min_cosine": 0.9, "min_agreement": 0.8}
+
+
+@pytest.mark.parametrize("name", ["min_cosine", "min_agreement"])
+def test_the_ends_of_an_option_are_allowed_and_nothing_beyond(name: str) -> None:
+    for value in (0, 1):
+        assert getattr(Gate(**{name: value}), name) == value
+    for value in (-1e-9, 1 + 1e-9):
+        with pytest.raises(BadRequest, match=name):
+            Gate(**{name: value})
+    assert Gate(samples=1).samples == 1
+
+
+def test_one_bad_batch_breaks_an_output_for_good() -> None:
+    good, nan = np.eye(3, dtype=np.float32), np.full((3, 3), np.nan, np.float32)
+    for broken in (nan, np.full((3, 3), np.inf, np.float32), np.zeros((3, 4), np.float32)):
+        for b in ([broken, good], [good, broken]):
+            found = check([good, good], b)
+            assert (found.sqnr, found.cosine, found.max_abs, found.agreement) == (-math.inf, 0.0, math.inf, 0.0)
+    images = np.ones((2, 2, 2), np.float32)
+    assert check([images], [images * np.nan]).agreement is None
+
+
+def test_where_the_float_model_is_not_finite_nothing_is_compared() -> None:
+    a = np.array([[1.0, np.inf, np.nan, 2.0]], np.float32)
+    found = check([a], [np.array([[1.0, 0.0, 7.0, 2.5]], np.float32)])
+    assert found.max_abs == 0.5
+    assert found.sqnr == pytest.approx(10 * math.log10(5 / 0.25), abs=1e-12)
+    assert found.cosine == pytest.approx((1 + 5) / math.sqrt(5 * 7.25), abs=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b", "cosine", "db"), [(0, 0, 1.0, math.inf), (0, 1, 0.0, -math.inf), (1, 0, 0.0, 0.0)])
+def test_outputs_of_zeros(a: float, b: float, cosine: float, db: float) -> None:
+    found = check([np.full((2, 2), a, np.float32)], [np.full((2, 2), b, np.float32)])
+    assert (found.cosine, found.sqnr, found.max_abs) == (cosine, db, abs(a - b))
+
+
+def test_an_empty_output_is_equal_to_itself() -> None:
+    empty = np.zeros((0, 4), np.float32)
+    found = check([empty], [empty])
+    assert (found.cosine, found.sqnr, found.max_abs, found.agreement) == (1.0, math.inf, 0.0, None)
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((4, 2), False), ((4, 3), True), ((4,), False), ((4, 3, 3), False)])
+def test_class_scores_are_rows_of_three_or_more(shape: tuple[int, ...], classes: bool) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    assert check([x], [x]).agreement == (1.0 if classes else None)
+
+
+def test_agreement_counts_rows_of_all_batches() -> None:
+    a = np.eye(4, dtype=np.float32)
+    b = a[[0, 1, 3, 2]]
+    assert check([a, a[:1]], [b, a[:1]]).agreement == 3 / 5
+
+
+def test_the_largest_difference_is_of_any_batch() -> None:
+    x = np.ones((2, 2), np.float32)
+    for order in ([0.5, 0.25], [0.25, 0.5]):
+        assert check([x, x], [x - np.float32(d) for d in order]).max_abs == 0.5
+
+
+def test_samples_are_the_longest_input_of_each_batch() -> None:
+    y = np.ones((1, 2), np.float32)
+    batches = [
+        {"x": np.zeros((5, 2)), "length": np.zeros(3)},
+        {"length": np.zeros(3), "x": np.zeros((5, 2))},
+        {"scalar": np.float32(2)},
+    ]
+    assert compare(runner(y, y, y), runner(y, y, y), batches)[1] == 5 + 5 + 1
+
+
+def test_floats_of_every_kind_are_compared_and_integers_are_not() -> None:
+    kinds = {"f16": np.float16, "f32": np.float32, "b16": ml_dtypes.bfloat16, "i": np.int64, "t": bool}
+    outputs = {name: np.ones((2, 2)).astype(kind) for name, kind in kinds.items()}
+    found, _ = compare(lambda feeds: outputs, lambda feeds: dict(reversed(outputs.items())), [{"x": np.ones(2)}])
+    assert [o.name for o in found] == ["f16", "f32", "b16"]
+
+
+def test_sqnr_is_ten_decades_a_hundred_decibels() -> None:
+    assert [sqnr(1e10, 1), sqnr(1, 1), sqnr(1, 100)] == pytest.approx([100, 0, -20])
+    assert sqnr(0, 0) == math.inf and sqnr(0, 1) == -math.inf
+
+
+def test_what_just_reaches_the_gate_passes_and_each_figure_fails_by_itself() -> None:
+    gate = Gate(min_sqnr=10.0, min_cosine=0.5, min_agreement=0.25)
+    assert judge([OutputCheck("y", 10.0, 0.5, 0.0, 0.25), OutputCheck("z", 10.0, 0.5, 0.0)], 7, gate).passed
+    for low, what in (
+        ({"sqnr": 9.99}, "SQNR"),
+        ({"cosine": 0.49}, "cosine"),
+        ({"agreement": 0.2}, "top-1"),
+        ({"sqnr": math.nan}, "SQNR"),
+    ):
+        figures = {"sqnr": 10.0, "cosine": 0.5, "max_abs": 0.0, "agreement": 0.25} | low
+        result = judge([OutputCheck("y", **figures)], 7, gate)
+        assert not result.passed and result.samples == 7 and not result.to_json()["passed"]
+        assert len(result.failures) == 1 and what in result.failures[0] and "'y'" in result.failures[0]

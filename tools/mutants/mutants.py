@@ -1,0 +1,104 @@
+"""The mutants of one source text."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cosmic_ray.mutating import mutate_code
+
+from graphpress.tools.mutants.operators import operators
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A whole file's text with one change.
+
+    Attributes:
+        kind: The operator that made it.
+        line: Where, counted from 1.
+        old: The changed lines as they are, without indents.
+        new: What became of them.
+        code: The text.
+    """
+
+    kind: str
+    line: int
+    old: str
+    new: str
+    code: str
+
+
+def mutants(code: str) -> list[Mutant]:
+    """Every mutant that means something else, in order of lines.
+
+    Left out, as no test of numbers could or should see them: annotations, decorators, imports, assertions, and the
+    arguments of what is raised (an error's wording).
+    """
+    quiet = list(_quiet(code))
+    seen = {code}
+    found = []
+    for operator in operators():
+        for made in _made(code, operator):
+            if made in seen or not _parses(made):
+                continue
+            seen.add(made)
+            mutant = describe(type(operator).__name__, code, made)
+            position = _first_difference(code, made)
+            if not any(start <= position < end for start, end in quiet):
+                found.append(mutant)
+    return sorted(found, key=lambda m: (m.line, m.kind, m.new))
+
+
+def _made(code: str, operator: object) -> Iterator[str]:
+    occurrence = 0
+    while (made := mutate_code(code, operator, occurrence)) is not None:
+        yield made
+        occurrence += 1
+
+
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return False
+    return True
+
+
+def describe(kind: str, code: str, made: str) -> Mutant:
+    """A mutant of ``code`` by its whole text."""
+    before, after = code.splitlines(), made.splitlines()
+    changes = [c for c in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes() if c[0] != "equal"]
+    (_, start, _, first, _), (_, _, end, _, last) = changes[0], changes[-1]
+    old, new = (" ".join(line.strip() for line in lines) for lines in (before[start:end], after[first:last]))
+    return Mutant(kind, start + 1, old, new, made)
+
+
+def _first_difference(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _quiet(code: str) -> Iterator[tuple[int, int]]:
+    """Spans of characters that are left as they are."""
+    starts = [0]
+    for line in code.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def span(node: ast.expr | ast.stmt) -> tuple[int, int]:
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        return starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.Assert() | ast.Import() | ast.ImportFrom():
+                yield span(node)
+            case ast.Raise(exc=ast.Call(args=args, keywords=keywords)):
+                yield from (span(a) for a in (*args, *(k.value for k in keywords)))
+            case ast.FunctionDef() | ast.ClassDef():
+                yield from (span(d) for d in node.decorator_list)
+                if isinstance(node, ast.FunctionDef) and node.returns is not None:
+                    yield span(node.returns)
+            case ast.arg(annotation=ast.expr() as annotation) | ast.AnnAssign(annotation=annotation):
+                yield span(annotation)
