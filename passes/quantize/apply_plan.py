@@ -20,8 +20,9 @@ from graphpress.passes.quantize.activations import Activations
 from graphpress.passes.quantize.emit import Emitter
 from graphpress.passes.quantize.options import TOKEN_TYPES
 from graphpress.passes.quantize.weights import fit_weights
+from graphpress.passes.quantizers.named import named
 from graphpress.passes.quantizers.quantizer import QParams
-from graphpress.types import Kind, Numerics, Plan, Role, Scheme, Site, Stage
+from graphpress.types import AFFINE, Kind, Numerics, Plan, Role, Scheme, Site, Stage
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ def _check(plan: Plan) -> None:
     for site, scheme in plan.items():
         if scheme.dtype != scheme.storage and site.role is not Role.WEIGHT:
             raise BadRequest(f"{scheme.dtype} is for weights", where=f"site {site}", fix="Take int4.")
+        if scheme.quantizer != AFFINE and site.role is not Role.WEIGHT:
+            raise BadRequest(
+                f"{scheme.quantizer} is for weights", where=f"site {site}", fix="Leave activations affine."
+            )
+        if site.role is Role.WEIGHT:
+            named(scheme.quantizer).check(scheme, f"site {site}")
         if scheme.granularity.kind is Kind.TOKEN and scheme.dtype not in TOKEN_TYPES:
             known = " or ".join(TOKEN_TYPES)
             raise BadRequest(f"activations by token are {known}, not {scheme.dtype}", where=f"site {site}")
@@ -129,7 +136,7 @@ def _opset(plan: Plan, values: Mapping[Site, ir.Value]) -> int:
         dtype = values[site].dtype
         half = 19 if dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else 13
         token = TOKEN.opset if scheme.granularity.kind is Kind.TOKEN else 13
-        needed.append(max(scheme.opset, half, token))
+        needed.append(max(named(scheme.quantizer).opset(scheme), half, token))
     return max(needed) if plan else 1
 
 
