@@ -96,13 +96,14 @@ def test_the_manual_has_all_that_the_catalog_finds() -> None:
     made = manual.pages()
     kinds = {
         "passes": catalog.passes, "operators": catalog.ops, "quantizers": catalog.quantizers, "losses": catalog.losses,
-        "methods": catalog.methods, "adapters": catalog.adapters, "recipes": shipped.recipes, "targets": shipped.targets,
+        "methods": catalog.methods, "adapters": catalog.adapters, "recipes": shipped.recipes,
+        "targets": shipped.targets,
     }  # fmt: skip
     assert made.keys() == {"README.md", *(f"{kind}.md" for kind in kinds)}
     for kind, find in kinds.items():
         assert re.findall(r"^## (\S+)$", made[f"{kind}.md"], re.M) == sorted(find()), kind
     quantize = made["passes.md"].partition("\n## quantize\n")[2].partition("\n## ")[0]
-    assert re.search(r"^\| `mode` \| Literal\[.+\] \| '\w+' \| \w.+ \|$", quantize, re.M)
+    assert re.search(r"^\| `mode` \| \w.* \| '\w+' \| \w.+ \|$", quantize, re.M), "with what its base class says"
 
 
 def test_each_term_of_the_glossary_stands_where_it_says() -> None:

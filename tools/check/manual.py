@@ -43,16 +43,22 @@ def _page(kind: str, entries: Sequence[tuple[str, str]]) -> str:
 
 def _of_class(cls: type[Any]) -> str:
     """The docstring, and the fields that are options with type and default."""
-    about, _, meanings = inspect.cleandoc(cls.__doc__ or "").partition("\n\nAttributes:\n")
+    about = _split(cls)[0]
     lines = [about, "", f"`{cls.__module__}.{cls.__name__}`"]
     options = [f for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else []
     if options:
-        said = dict(_meanings(meanings))
+        said = {name: meaning for base in reversed(cls.__mro__) for name, meaning in _meanings(_split(base)[1])}
         rows = [
             f"| `{f.name}` | {_cell(str(f.type))} | {_default(f)} | {_cell(said.get(f.name, ''))} |" for f in options
         ]
         lines += ["", "| option | type | default | meaning |", "|---|---|---|---|", *rows]
     return "\n".join(lines)
+
+
+def _split(cls: type[Any]) -> tuple[str, str]:
+    """What a docstring says of the class, and of its fields."""
+    about, _, meanings = inspect.cleandoc(cls.__doc__ or "").partition("\n\nAttributes:\n")
+    return about, meanings
 
 
 def _meanings(text: str) -> Iterator[tuple[str, str]]:
