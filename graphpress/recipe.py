@@ -211,10 +211,10 @@ def _split(text: str) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """Tuples as lists, mappings as dicts, enums and paths as text."""
+    if hasattr(value, "to_json"):  # first: a Plan is a mapping, and more
+        return value.to_json()
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(v) for v in value]
-    if hasattr(value, "to_json"):
-        return value.to_json()
     return value if isinstance(value, bool | int | float | type(None)) else str(value)

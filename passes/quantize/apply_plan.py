@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import onnx_ir as ir
+from pydantic import BeforeValidator
 
 from graphpress import keys
 from graphpress.context import Context
@@ -25,6 +27,16 @@ from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import AFFINE, Kind, Numerics, Plan, Role, Scheme, Site, Stage
 
 
+def _given(plan: object) -> object:
+    """A plan out of its JSON, as a recipe holds it; anything else as it is."""
+    if not isinstance(plan, Mapping) or isinstance(plan, Plan):
+        return plan
+    try:
+        return Plan.from_json(plan)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"not a plan: {e}") from e
+
+
 @dataclass(frozen=True)
 class ApplyPlan(Pass):
     """Quantize what a plan says, in the canonical forms: Q -> DQ with initializers, or quantization at run time.
@@ -33,11 +45,11 @@ class ApplyPlan(Pass):
     weights, values that were never seen or always zero) stay float, each with a Skip.
 
     Attributes:
-        plan: The plan, or the path of its JSON.
+        plan: The plan, its JSON, or the path of that.
         batch_size: Samples at a time during calibration; None: what fits the memory budget.
     """
 
-    plan: Plan | str
+    plan: Annotated[Plan | str, BeforeValidator(_given)]
     batch_size: int | None = None
 
     name = "apply-plan"
@@ -49,7 +61,8 @@ class ApplyPlan(Pass):
 
         Raises:
             StaleSite: The plan names a node or slot that the graph does not have.
-            BadRequest: It has static activations and there is no data; or its file cannot be read.
+            BadRequest: It has static activations and there is no data; a site holds no floats; or its file cannot be
+                read.
             Unsupported: A scheme needs an opset that the model cannot be converted to.
         """
         plan = self.plan if isinstance(self.plan, Plan) else _load(self.plan)
@@ -109,6 +122,7 @@ def _locate(model: ir.Model, plan: Plan) -> dict[Site, ir.Value]:
 
     Raises:
         StaleSite: The graph has no such node or slot.
+        BadRequest: A site holds something else than floats.
     """
     nodes = {n.name or "": n for n in anatomy.body(model)}
     found = {}
@@ -116,6 +130,9 @@ def _locate(model: ir.Model, plan: Plan) -> dict[Site, ir.Value]:
         if site.node not in nodes:
             raise StaleSite("the graph has no such node", where=f"site {site}", fix=nearest(site.node, nodes))
         found[site] = _value(nodes[site.node], site, scheme)
+        dtype = found[site].dtype
+        if dtype is not None and not dtype.is_floating_point():
+            raise BadRequest(f"it holds {dtype.name}, and only floats are quantized", where=f"site {site}")
     return found
 
 
