@@ -9,9 +9,12 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import onnx_ir as ir
 
 from graphpress.contracts import Pass
 from graphpress.errors import GraphpressError
@@ -82,3 +85,19 @@ def methods() -> dict[str, type[Any]]:
 
 def _in_folder(package: str, mark: str) -> dict[str, type[Any]]:
     return {m.__name__.rpartition(".")[2]: getattr(m, mark) for m in _modules(package) if hasattr(m, mark)}
+
+
+@functools.cache
+def _readers() -> dict[str, Callable[[str | Path], ir.Model]]:
+    """What reads files of each ending: the ``load`` of each file in graphpress.frontends that has ``READS``."""
+    known: dict[str, Any] = {}
+    for module in _modules("graphpress.frontends"):
+        for ending in getattr(module, "READS", ()):
+            _put(known, ending, module.load)
+    return known
+
+
+def reader(path: str | Path) -> Callable[[str | Path], ir.Model]:
+    """What reads a model file, by its ending; one that nothing claims is taken for ONNX."""
+    known = _readers()
+    return known.get(Path(path).suffix.lower(), known[".onnx"])

@@ -64,7 +64,10 @@ class Recipe:
             owner, dot, option = key.rpartition(".")
             if not (eq and dot):
                 raise RecipeError(f"{text!r} is not PASS.OPTION=VALUE", where="--set")
-            slots = [data["gate"]] if owner == "gate" else [p[owner] for p in data["passes"] if owner in p]
+            named = [
+                (p.name, *item) for p, (item,) in zip(self.passes, (d.items() for d in data["passes"]), strict=True)
+            ]
+            slots = [data["gate"]] if owner == "gate" else [given for *names, given in named if owner in names]
             if not slots:
                 raise RecipeError(
                     f"no pass {owner!r} in it",
