@@ -1,4 +1,4 @@
-# make demo | test | check | slow | bench | mutants. Each makes .venv first where it is missing or out of date.
+# make demo | test | check | slow | bench | docs | mutants. Each makes .venv first where it is missing or out of date.
 # The interpreter is the first Python 3.11 or newer found; choose another with: make PYTHON=/path/to/python test
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 BEGUN := $(VENV)/.begun
 ARGS ?=
 
-.PHONY: demo test slow check bench mutants clean
+.PHONY: demo test slow check bench docs mutants clean
 
 demo: $(READY)
 	@$(BIN)/graphpress demo $(ARGS)
@@ -25,6 +25,10 @@ check: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m graphpress.tools.bench $(ARGS)
+
+docs: $(READY)
+	@$(BIN)/python -m graphpress.tools.check.pages
+	@$(BIN)/python -m graphpress.tools.check.manual
 
 # The extra stands outside `dev`: nothing else needs it. FILES="passes/fold/fold_bias.py ..." takes some files only.
 mutants: $(READY)

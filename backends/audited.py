@@ -23,7 +23,8 @@ class Row:
         op: Its operator there.
         scheme: How it was quantized, as the pass noted it.
         verdict: ``integer`` (products of integers), ``weight-only`` (low-bit weights, float products), ``fallback``
-            (quantized, yet computed in float), ``float`` (never quantized), ``sparse`` (zeros are left out).
+            (quantized, yet computed in float), ``float`` (never quantized), ``sparse`` (zeros are left out), ``untold``
+            (the runtime does not say).
         kernel: The operator that ran.
         reason: The violated rule of a fallback; how a weight-only site computes.
         microseconds: Of one run, the fastest seen; 0 where it did not run (the other branch of an If).
@@ -70,6 +71,9 @@ class Audit:
 
     @property
     def integer_mac_share(self) -> float | None:
+        """None also where the runtime does not tell of all."""
+        if any(r.verdict == "untold" and r.macs for r in self.sites):
+            return None
         return sum(r.macs for r in self.sites if r.verdict == "integer") / self.macs if self.macs else None
 
     def tables(self) -> list[Table]:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.graph.quantized import Activation, Weight, activation, weight
+from graphpress.graph.quantized import Activation, Weight, activation, stored, weight
 from graphpress.keys import ORIGIN
 from graphpress.types import Storage
 
@@ -48,6 +48,8 @@ def matrix(w: Weight, *, transposed: bool) -> Matrix | None:
 
 def restored(node: ir.Node, value: ir.Value | None) -> int:
     """Bits of the codes that the lowering restores to float for input ``value`` of ``node``; 0 where it does not."""
+    if (w := stored(value)) is not None and w.node.domain:
+        return int(w.dtype.bitwidth)
     codes = value
     for _ in range(4):  # Cast, Sub, Mul, Reshape
         maker = codes.producer() if codes is not None else None

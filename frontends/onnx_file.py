@@ -16,7 +16,9 @@ from graphpress.frontends.save import save
 from graphpress.frontends.scrub import drop_undecodable
 from graphpress.graph import edit, verify
 
-__all__ = ["load", "save"]
+__all__ = ["READS", "load", "save"]
+
+READS = (".onnx",)  # the endings of files that ``load`` reads
 
 _PICKLE = "Pickles can run any code and are never loaded: build the module in Python and call graphpress.trace."
 # What people take for ONNX files: (offset, first bytes, what it is, the way out).

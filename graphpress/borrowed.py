@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
@@ -13,9 +11,10 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
-from graphpress.errors import RecipeError, Unsupported, nearest
+from graphpress.errors import RecipeError, Unsupported
 from graphpress.graph import edit
 from graphpress.graph.rules import RulePass
+from graphpress.imported import imported
 from graphpress.types import Numerics
 
 Step: TypeAlias = Any  # a Pass, a pass of onnx_ir, or a RewriteRule, a set of them or a rule class of onnxscript
@@ -72,7 +71,7 @@ class Rules(RulePass):
         return {}
 
 
-def as_pass(step: Step) -> Pass:
+def as_pass(step: Step, place: str = "passes") -> Pass:
     """A pass itself, or what is wrapped into one.
 
     Raises:
@@ -81,48 +80,35 @@ def as_pass(step: Step) -> Pass:
     """
     if isinstance(step, Pass):
         return step
+    if rules := _rules(step):
+        return Rules(rules)
     if isinstance(step, ir.passes.PassBase):
         return OnnxIrPass(step)
-    if (rules := _rules(step)) is not None:
-        return Rules(rules)
     kind = f"the class {step.__name__}" if inspect.isclass(step) else f"a {type(step).__name__}"
     raise RecipeError(
         f"{kind} is no pass",
-        where="passes",
+        where=place,
         fix="Give instances of graphpress.Pass, passes of onnx_ir, or rewrite rules of onnxscript.",
     )
 
 
-def _rules(step: Step) -> tuple[Any, ...] | None:
-    """The rules of a rule, a set or a rule class of onnxscript, which is imported where there is one; else None."""
-    pattern = sys.modules.get("onnxscript.rewriter.pattern")
-    if pattern is None:
-        return None
-    if inspect.isclass(step) and issubclass(step, pattern.RewriteRuleClassBase):
+def _rules(step: Step) -> tuple[Any, ...]:
+    """The rules that a rule, a set, a rule class or a RewritePass of onnxscript holds; none of anything else."""
+    cls = step if inspect.isclass(step) else type(step)
+    if not any(c.__module__.startswith("onnxscript.rewriter") for c in cls.__mro__):
+        return ()  # without loading onnxscript, which is slow
+    from onnxscript import rewriter
+    from onnxscript.rewriter import pattern
+
+    if inspect.isclass(step):
         rule_class: Any = step
-        return (rule_class.rule(),)
+        whole = issubclass(step, pattern.RewriteRuleClassBase) and not inspect.isabstract(step)
+        return (rule_class.rule(),) if whole else ()
+    if isinstance(step, rewriter.RewritePass):  # which by itself has no bound
+        return tuple(step.rules)
     if isinstance(step, pattern.RewriteRuleSet):
         return tuple(step)
-    return (step,) if isinstance(step, pattern.RewriteRule) else None
-
-
-def imported(name: str, place: str) -> Step:
-    """What ``module:Name`` names: a class of passes, a pass or a rule.
-
-    Raises:
-        RecipeError: There is no such module, or nothing of that name in it.
-    """
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as e:  # whatever a user's module does while it is loaded
-        missing = isinstance(e, ModuleNotFoundError) and f"{module_name}.".startswith(f"{e.name}.")
-        why = f"there is no module {module_name!r}" if missing else f"{module_name} fails: {type(e).__name__}: {e}"
-        fix = "Put its folder on PYTHONPATH, or run beside it." if missing else ""
-        raise RecipeError(why, where=place, fix=fix) from e
-    if not hasattr(module, attribute):
-        raise RecipeError(f"{module_name} has no {attribute!r}", where=place, fix=nearest(attribute, vars(module)))
-    return getattr(module, attribute)
+    return (step,) if isinstance(step, pattern.RewriteRule) else ()
 
 
 def made(name: str, options: Mapping[str, Any], place: str) -> type[Pass] | Pass:
@@ -133,7 +119,7 @@ def made(name: str, options: Mapping[str, Any], place: str) -> type[Pass] | Pass
     """
     found = imported(name, place)
     if inspect.isclass(found) and issubclass(found, Pass):
-        return found
+        return _whole(found, place)
     if inspect.isclass(found) and issubclass(found, ir.passes.PassBase):
         try:
             return OnnxIrPass(found(**options), name, dict(options))
@@ -141,8 +127,23 @@ def made(name: str, options: Mapping[str, Any], place: str) -> type[Pass] | Pass
             raise RecipeError(str(e), where=place) from e
     if options:
         raise RecipeError("it has no options", where=place)
-    step = as_pass(found)
+    step = as_pass(found, place)
     return replace(step, source=name) if isinstance(step, OnnxIrPass | Rules) else step
+
+
+def _whole(cls: type[Pass], place: str) -> type[Pass]:
+    """A class of passes that has all that one must have.
+
+    Raises:
+        RecipeError: It lacks ``run``, ``name`` or ``@dataclass``, by which its options are known.
+    """
+    if inspect.isabstract(cls):
+        raise RecipeError("it has no method run(model, ctx, report)", where=place)
+    if not isinstance(getattr(cls, "name", None), str):
+        raise RecipeError("it has no name", where=place, fix="Set name = '...' in the class.")
+    if "__dataclass_params__" not in vars(cls):
+        raise RecipeError("it is no dataclass", where=place, fix="Put @dataclass(frozen=True) above it.")
+    return cls
 
 
 def known_as(step: Pass, catalog: Mapping[str, type[Pass]]) -> str:

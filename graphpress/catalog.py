@@ -9,9 +9,12 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import onnx_ir as ir
 
 from graphpress.contracts import Pass
 from graphpress.errors import GraphpressError
@@ -40,7 +43,7 @@ def passes() -> dict[str, type[Pass]]:
     return known
 
 
-def _named(package: str, constant: str) -> dict[str, Any]:
+def named(package: str, constant: str) -> dict[str, Any]:
     """What the files of a package give under the name ``constant``, each by its own name."""
     known: dict[str, Any] = {}
     for module in _modules(package):
@@ -53,19 +56,19 @@ def _named(package: str, constant: str) -> dict[str, Any]:
 @functools.cache
 def ops() -> dict[str, Any]:
     """Every operator of the dialect ``graphpress::`` by its op type: the ``OP`` of each file in graphpress.ops."""
-    return _named("graphpress.ops", "OP")
+    return named("graphpress.ops", "OP")
 
 
 @functools.cache
 def quantizers() -> dict[str, Any]:
     """Every number format by its name: the ``QUANTIZER`` of each file in graphpress.passes.quantizers."""
-    return _named("graphpress.passes.quantizers", "QUANTIZER")
+    return named("graphpress.passes.quantizers", "QUANTIZER")
 
 
 @functools.cache
 def adapters() -> dict[str, Any]:
     """Every trainable addition by its name: the ``ADAPTER`` of each file in graphpress.passes.recover.adapters."""
-    return _named("graphpress.passes.recover.adapters", "ADAPTER")
+    return named("graphpress.passes.recover.adapters", "ADAPTER")
 
 
 @functools.cache
@@ -82,3 +85,19 @@ def methods() -> dict[str, type[Any]]:
 
 def _in_folder(package: str, mark: str) -> dict[str, type[Any]]:
     return {m.__name__.rpartition(".")[2]: getattr(m, mark) for m in _modules(package) if hasattr(m, mark)}
+
+
+@functools.cache
+def _readers() -> dict[str, Callable[[str | Path], ir.Model]]:
+    """What reads files of each ending: the ``load`` of each file in graphpress.frontends that has ``READS``."""
+    known: dict[str, Any] = {}
+    for module in _modules("graphpress.frontends"):
+        for ending in getattr(module, "READS", ()):
+            _put(known, ending, module.load)
+    return known
+
+
+def reader(path: str | Path) -> Callable[[str | Path], ir.Model]:
+    """What reads a model file, by its ending; one that nothing claims is taken for ONNX."""
+    known = _readers()
+    return known.get(Path(path).suffix.lower(), known[".onnx"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from graphpress import catalog
 from graphpress.borrowed import Step, as_pass
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
@@ -65,10 +66,15 @@ class Pipeline:
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(as_pass(p) for p in self.passes))
 
-    def run(self, model: ir.Model, ctx: Context | None = None) -> tuple[ir.Model, list[PassReport]]:
+    def run(self, model: ir.Model | str | Path, ctx: Context | None = None) -> tuple[ir.Model, list[PassReport]]:
         """The rewritten copy and one report a pass.
 
+        Args:
+            model: A model, which is not changed, or the path of a file.
+            ctx: What the passes may depend on; None: on nothing.
+
         Raises:
+            InvalidModel: Anything wrong with the file.
             PassError: A pass raised, or broke its promise (stage, numbers).
             VerifyError: A pass left a broken graph.
             GraphpressError: Bad input or a request that cannot be met, as the pass raised it.
@@ -77,7 +83,7 @@ class Pipeline:
         if ctx.data is not None:
             reads = (name for step in self.passes if isinstance(step, Pass) for name in step.reads)
             ctx = replace(ctx, data=ctx.data.allow(reads))
-        work = model.clone()
+        work = model.clone() if isinstance(model, ir.Model) else catalog.reader(model)(model)
         verify.check(work)
         self._check_order(stage_of(work))
         oracle = _Oracle(ctx, self.check_numbers)

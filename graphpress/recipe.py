@@ -64,7 +64,10 @@ class Recipe:
             owner, dot, option = key.rpartition(".")
             if not (eq and dot):
                 raise RecipeError(f"{text!r} is not PASS.OPTION=VALUE", where="--set")
-            slots = [data["gate"]] if owner == "gate" else [p[owner] for p in data["passes"] if owner in p]
+            named = [
+                (p.name, *item) for p, (item,) in zip(self.passes, (d.items() for d in data["passes"]), strict=True)
+            ]
+            slots = [data["gate"]] if owner == "gate" else [given for *names, given in named if owner in names]
             if not slots:
                 raise RecipeError(
                     f"no pass {owner!r} in it",
@@ -211,10 +214,10 @@ def _split(text: str) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """Tuples as lists, mappings as dicts, enums and paths as text."""
+    if hasattr(value, "to_json"):  # first: a Plan is a mapping, and more
+        return value.to_json()
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(v) for v in value]
-    if hasattr(value, "to_json"):
-        return value.to_json()
     return value if isinstance(value, bool | int | float | type(None)) else str(value)

@@ -1,15 +1,16 @@
 """What a runtime on one kind of machine computes in integers: a table of capabilities, read from targets/*.json.
 
 The table holds what probes saw on the installed runtime (``backends/ort/probe.py``); a test holds the two equal.
-Nothing is probed on load.
+Nothing is probed on load. A JSON file of the user's own is read in the same way.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,52 +18,28 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress import shipped
+from graphpress.capability import Capability, Schemes, capability
 from graphpress.errors import BadRequest, nearest
-from graphpress.graph import edit
-from graphpress.types import Kind, Role, Scheme, Site
+from graphpress.types import Role, Scheme, Site
 
-_NATIVE = "native"  # in a table: the activation type that is fast on this machine
+ISAS = ("x86-64+vnni", "x86-64", "arm64")
+RUNTIMES = ("ort", "fx")
 
 
-@dataclass(frozen=True)
-class Capability:
-    """One kernel and what it takes.
+class Fact(enum.StrEnum):
+    """What is known of one runtime beside its kernels. No pass and no rule knows a runtime's bugs otherwise."""
 
-    Attributes:
-        op: The operator that it computes.
-        mode: ``static`` (calibrated ranges), ``dynamic`` (ranges found at run time), ``weight`` (low-bit weights only).
-        kernel: The operator that runs in the end; "" where weights are stored low-bit and restored to float once, at
-            load: smaller, not faster.
-        activation: Storage types of computed inputs; a constant in an activation slot is stored like one.
-        activation_granularity: Kinds of granularity of computed inputs.
-        activation_slots: Inputs that hold activations; empty means every input.
-        weight: Storage types of constant inputs.
-        weight_granularity: Kinds of granularity of weights.
-        weight_axis: The axis of per_channel or per_group, negative from the end; None where any will do.
-        weight_slots: Inputs that hold weights. A computed tensor in one is an activation.
-        output: ``required`` (a trailing Q makes the kernel), ``optional``, ``none`` (it gives floats), ``same`` (data
-            movement: the output has the scale and zero point of the input) or ``absorbed`` (the following Q clips
-            already, so the node goes).
-        conditions: ``attr:NAME==VALUE`` (the attribute is absent or equal), ``absent:SLOT``, ``constant:SLOT``,
-            ``group_size:16,32`` (of per_group weights).
-    """
-
-    op: str
-    mode: str
-    kernel: str
-    activation: tuple[str, ...] = ()
-    activation_granularity: tuple[str, ...] = ("per_tensor",)
-    activation_slots: tuple[int, ...] = (0,)
-    weight: tuple[str, ...] = ()
-    weight_granularity: tuple[str, ...] = ()
-    weight_axis: int | None = None
-    weight_slots: tuple[int, ...] = ()
-    output: str = "none"
-    conditions: tuple[str, ...] = ()
-
-    def violation(self, node: ir.Node, schemes: Mapping[Site, Scheme]) -> str | None:
-        """The first rule that ``node`` under ``schemes`` breaks, or None."""
-        return next(_violations(self, node, schemes), None)
+    DEQUANTIZES_IN_EVERY_RUN = "dequantizes-in-every-run"
+    """A DequantizeLinear of a constant that no kernel reads is computed in every run, or becomes a product that rounds
+    activations; the same in plain operators is folded once, at load."""
+    ROUNDS_FLOAT_WEIGHTS = "rounds-float-weights"
+    """A float weight between DequantizeLinear and QuantizeLinear is rounded to int8, one scale for all channels."""
+    SLOW_CAUSAL_MASK = "slow-causal-mask"
+    """Masked scores of causal attention become denormal numbers, with which softmax and a product are computed."""
+    FAILS_ON_BATCHED_WEIGHTS = "fails-on-batched-weights"
+    """A constant batch of matrices with column scales is fused into an integer kernel that fails at run time."""
+    KEEPS_KERNELS_TO_ITSELF = "keeps-kernels-to-itself"
+    """The provider takes whole subgraphs and does not tell what computes them."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +47,7 @@ class Target:
     """A runtime, one of its providers, and the machine it runs on.
 
     Attributes:
+        provider: What a session must really run on; none other takes its place.
         activation_dtype: The integer type of static activations that is fast here: uint8 on x86, int8 on ARM.
         isa: ``x86-64``, ``x86-64+vnni`` or ``arm64``.
         opsets: First and last default-domain opset at which every capability was seen.
@@ -80,6 +58,11 @@ class Target:
         exact_codes: Largest magnitude of signed weight codes whose products with 8-bit activations are exact on this
             machine; None where all are. Without VNNI x86 adds pairs of u8 x s8 products in 16 bits, which saturate:
             255 * (64 + 64) is the last sum that fits.
+        kernels: Operators beyond standard ONNX (of ``com.microsoft``) that a lowered model may name.
+        facts: What else is known of the runtime.
+        package: What to install where the provider is missing.
+        provider_options: Handed to the provider.
+        threads_option: The provider's own option for the number of threads; "" where the session's counts.
     """
 
     name: str
@@ -92,16 +75,23 @@ class Target:
     probed_with: str = ""
     weight_only_accuracy_level: int = 0
     exact_codes: int | None = None
-    _by_op: dict[tuple[str, str], tuple[Capability, ...]] = field(default_factory=dict, compare=False, repr=False)
+    kernels: frozenset[str] = frozenset()
+    facts: frozenset[Fact] = frozenset()
+    package: str = ""
+    provider_options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    threads_option: str = ""
+    _by_op: dict[tuple[str, str], tuple[Capability, ...]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @classmethod
-    def load(cls, name: str, isa: str | None = None) -> Target:
-        """Read ``targets/NAME.json`` for this machine, or for another ``isa``.
+    def load(cls, name: str | Path, isa: str | None = None) -> Target:
+        """Read ``targets/NAME.json``, or a JSON file of your own, for this machine or for another ``isa``.
 
         Raises:
-            BadRequest: There is no such target, or it does not know the machine.
+            BadRequest: There is no such target or file, it does not know the machine, or something in it is wrong.
         """
-        return _load(name, isa or _isa())
+        return _load(str(name), isa or _isa())
 
     def find(self, op_type: str, mode: str) -> tuple[Capability, ...]:
         """The capabilities of an operator in one mode, best first."""
@@ -131,94 +121,11 @@ class Target:
         return None if None in broken else broken[0]
 
 
-def _mode(schemes: Mapping[Site, Scheme]) -> str:
+def _mode(schemes: Schemes) -> str:
     activations = [v for s, v in schemes.items() if s.role is not Role.WEIGHT]
     if not activations:
         return "weight"
     return "dynamic" if any(v.dynamic for v in activations) else "static"
-
-
-def _violations(c: Capability, node: ir.Node, schemes: Mapping[Site, Scheme]) -> Iterator[str]:
-    yield from (why for text in c.conditions if (why := condition(text, node, schemes)))
-    for slot in c.activation_slots or range(len(node.inputs)):
-        yield from _activation(c, node, slot, schemes)
-    for slot in c.weight_slots:
-        yield from _weight(c, node, slot, schemes)
-    if c.output == "required" and not _output_quantized(node, schemes):
-        yield "its output is not quantized (no trailing Q)"
-
-
-def _activation(c: Capability, node: ir.Node, slot: int, schemes: Mapping[Site, Scheme]) -> Iterator[str]:
-    if c.mode == "weight" or slot >= len(node.inputs) or node.inputs[slot] is None:
-        return
-    scheme = _scheme(schemes, node, slot)
-    if scheme is None:
-        yield f"input {slot} stays float"
-    elif scheme.dtype not in c.activation:
-        yield f"input {slot} is {scheme.dtype}, {c.kernel or 'it'} takes {' or '.join(c.activation)}"
-    elif scheme.granularity.kind not in c.activation_granularity:
-        yield f"input {slot} is {scheme.granularity}, {c.kernel} takes {' or '.join(c.activation_granularity)}"
-
-
-def _weight(c: Capability, node: ir.Node, slot: int, schemes: Mapping[Site, Scheme]) -> Iterator[str]:
-    if slot >= len(node.inputs) or node.inputs[slot] is None:
-        return
-    scheme = _scheme(schemes, node, slot)
-    if scheme is None:
-        yield f"input {slot} stays float"
-        return
-    if Site(node.name or "", slot, Role.ACTIVATION) in schemes:
-        if scheme.dtype not in c.activation or scheme.granularity.kind not in c.activation_granularity:
-            yield f"computed input {slot} is {scheme}, the kernel takes {' or '.join(c.activation)}"
-        return
-    g = scheme.granularity
-    if scheme.storage not in c.weight:
-        yield f"weights are {scheme.dtype}, {c.kernel or c.op} takes {' or '.join(c.weight)}"
-    elif g.kind not in c.weight_granularity:
-        yield f"weights are {g}, {c.kernel or c.op} takes {' or '.join(c.weight_granularity)}"
-    elif g.axis is not None and c.weight_axis is not None and not _same_axis(g.axis, c.weight_axis, node.inputs[slot]):
-        yield f"weights are {g}, {c.kernel or c.op} wants axis {c.weight_axis}"
-
-
-def _scheme(schemes: Mapping[Site, Scheme], node: ir.Node, slot: int) -> Scheme | None:
-    name = node.name or ""
-    return schemes.get(Site(name, slot, Role.ACTIVATION)) or schemes.get(Site(name, slot, Role.WEIGHT))
-
-
-def _same_axis(a: int, b: int, value: ir.Value | None) -> bool:
-    rank = len(value.shape) if value is not None and value.shape is not None else 0
-    return a == b or (rank > 0 and a % rank == b % rank)
-
-
-def _output_quantized(node: ir.Node, schemes: Mapping[Site, Scheme]) -> bool:
-    if Site(node.name or "", 0, Role.OUTPUT) in schemes:
-        return True
-    uses = [u for v in node.outputs for u in v.uses()]
-    return bool(uses) and all(Site(u.node.name or "", u.idx, Role.ACTIVATION) in schemes for u in uses)
-
-
-def condition(text: str, node: ir.Node, schemes: Mapping[Site, Scheme]) -> str | None:
-    """Why one of a capability's conditions does not hold for ``node``, or None if it does."""
-    kind, _, rest = text.partition(":")
-    if kind == "attr":
-        name, _, want = rest.partition("==")
-        have = edit.attribute(node, name)
-        return None if have is None or _text(have) == want else f"{name} is {_text(have)}, the kernel wants {want}"
-    if kind in ("absent", "constant"):
-        value = node.inputs[int(rest)] if int(rest) < len(node.inputs) else None
-        fine = value is None if kind == "absent" else edit.is_constant(value)
-        return (
-            None
-            if fine
-            else f"input {rest} is {'given' if kind == 'absent' else 'computed'}, the kernel wants it {kind}"
-        )
-    weights = [v for s, v in schemes.items() if s.node == node.name and s.role is Role.WEIGHT]
-    sizes = [v.granularity.group_size for v in weights if v.granularity.kind is Kind.GROUP]
-    return None if all(str(n) in rest.split(",") for n in sizes) else f"group size {sizes[0]}, the kernel takes {rest}"
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 @functools.cache
@@ -231,30 +138,90 @@ def _isa() -> str:
     return "x86-64+vnni" if {"avx512_vnni", "avx_vnni"} & set(flags) else "x86-64"
 
 
-@functools.cache
 def _load(name: str, isa: str) -> Target:
     known = shipped.targets()
-    if name not in known:
+    if name in known:
+        return _parsed(known[name], name, f"target {name!r}", isa)
+    if not name.endswith(".json"):
         raise BadRequest("there is no such target", where=f"target {name!r}", fix=nearest(name, known))
-    data = json.loads(known[name])
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        why = getattr(e, "strerror", None) or "is no text"
+        raise BadRequest(f"cannot be read: {why}", where=f"target {name!r}") from e
+    return _parsed(text, Path(name).stem, f"target {name!r}", isa)
+
+
+@functools.cache
+def _parsed(text: str, name: str, where: str, isa: str) -> Target:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise BadRequest(f"is no JSON: {e.msg} in line {e.lineno}", where=where) from e
+    if not isinstance(data, dict):
+        raise BadRequest("is no JSON object", where=where)
+    _check(data, where)
     if isa not in data["activation_dtype"]:
-        raise BadRequest(f"does not know the machine {isa!r}", where=f"target {name!r}")
+        raise BadRequest(f"does not know the machine {isa!r}", where=where)
     native = data["activation_dtype"][isa]
+    try:
+        capabilities = tuple(capability(c, native) for c in data["capabilities"])
+    except BadRequest as e:
+        raise BadRequest(e.what, where=f"{where}: {e.where}", fix=e.fix) from e
     return Target(
         name=name,
         runtime=data["runtime"],
         provider=data["provider"],
         activation_dtype=native,
         isa=isa,
-        capabilities=tuple(_capability(c, native) for c in data["capabilities"]),
+        capabilities=capabilities,
         opsets=tuple(data["opsets"]),
         probed_with=data["probed_with"],
         weight_only_accuracy_level=data["weight_only_accuracy_level"],
         exact_codes=data.get("exact_codes", {}).get(isa),
+        kernels=frozenset(data.get("kernels", ())),
+        facts=frozenset(Fact(name) for name, isas in data.get("facts", {}).items() if isa in isas),
+        package=data.get("package", ""),
+        provider_options=data.get("provider_options", {}),
+        threads_option=data.get("threads_option", ""),
     )
 
 
-def _capability(data: Mapping[str, Any], native: str) -> Capability:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    values["activation"] = tuple(native if d == _NATIVE else d for d in values.get("activation", ()))
-    return Capability(**values)
+# What a target's file holds: the type, and whether it must be there.
+_KEYS: Mapping[str, tuple[type, bool]] = {
+    "runtime": (str, True), "provider": (str, True), "probed_with": (str, True), "activation_dtype": (dict, True),
+    "opsets": (list, True), "weight_only_accuracy_level": (int, True), "capabilities": (list, True),
+    "exact_codes": (dict, False), "kernels": (list, False), "facts": (dict, False), "package": (str, False),
+    "provider_options": (dict, False), "threads_option": (str, False),
+}  # fmt: skip
+
+
+def _check(data: Mapping[str, Any], where: str) -> None:
+    """Refuse what a target's file cannot mean; capabilities are checked one by one, later."""
+    for key in data:
+        if key not in _KEYS:
+            raise BadRequest(f"has no field {key!r}", where=where, fix=nearest(key, _KEYS))
+    for key, (kind, needed) in _KEYS.items():
+        if needed and key not in data:
+            raise BadRequest(f"lacks {key!r}", where=where)
+        if key in data and not isinstance(data[key], kind):
+            raise BadRequest(f"{key} is {data[key]!r}, not a JSON {kind.__name__}", where=where)
+    _check_values(data, where)
+
+
+def _check_values(data: Mapping[str, Any], where: str) -> None:
+    if data["runtime"] not in RUNTIMES:
+        raise BadRequest(f"runtime is {data['runtime']!r}, not one of {', '.join(RUNTIMES)}", where=where)
+    opsets = data["opsets"]
+    if len(opsets) != 2 or not all(isinstance(n, int) for n in opsets) or opsets[0] > opsets[1]:
+        raise BadRequest(f"opsets is {opsets}, not [first, last]", where=where)
+    facts = data.get("facts", {})
+    for machine in (m for of in (data["activation_dtype"], data.get("exact_codes", {}), *facts.values()) for m in of):
+        if machine not in ISAS:
+            raise BadRequest(f"{machine!r} is no machine", where=where, fix=f"Known: {', '.join(ISAS)}.")
+    for fact in facts:
+        if fact not in set(Fact):
+            raise BadRequest(f"{fact!r} is no known fact", where=where, fix=nearest(fact, [f.value for f in Fact]))
+    wrong = [c for c in data["capabilities"] if not isinstance(c, dict)]
+    if wrong:
+        raise BadRequest(f"a capability is {wrong[0]!r}, not a JSON object", where=where)

@@ -36,3 +36,6 @@ def typed(
         first = e.errors()[0]
         option = ".".join(str(p) for p in first["loc"])
         raise error(f"option {option!r}: {first['msg']}, got {first['input']!r}", where=where) from e
+    except pydantic.PydanticUserError as e:
+        said = str(e).splitlines()[0]
+        raise error(f"its options have types that no text can give: {said}", where=where) from e

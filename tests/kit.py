@@ -29,10 +29,18 @@ def parse(source: str) -> ir.Model:
     return model
 
 
-def structure(model: ir.Model) -> list[str]:
+def structure(model: ir.Model, functions: bool = True) -> list[str]:
     """Nodes with canonical value names, attributes and constants: equal for graphs equal up to renaming."""
-    result: list[str] = []
+    return [str(line) for line in _lines(model, functions)]
+
+
+def _lines(model: ir.Model, functions: bool = True) -> list[tuple[object, ...]]:
+    """What is compared: words, and constants as arrays."""
+    result: list[tuple[object, ...]] = []
     names: dict[int, str] = {}
+    if not functions:
+        model = model.clone()
+        model.functions.clear()
     for graph in edit.graphs(model):
         for v in graph.inputs:
             names[id(v)] = f"in:{v.name}"
@@ -41,18 +49,42 @@ def structure(model: ir.Model) -> list[str]:
             attrs = sorted(f"{k}={_attribute(a)}" for k, a in node.attributes.items())
             for i, o in enumerate(node.outputs):
                 names[id(o)] = f"{node.op_type}#{len(result)}.{i}"
-            result.append(f"{node.domain}::{node.op_type}({', '.join(ins)}) {attrs}")
-        result.append("return " + ", ".join(f"{o.name}={_operand(o, names)}" for o in graph.outputs))
+            result.append((f"{node.domain}::{node.op_type}", *ins, *attrs))
+        result.append(("return", *(x for o in graph.outputs for x in (f"{o.name}=", _operand(o, names)))))
     return result
 
 
-def _operand(value: ir.Value | None, names: dict[int, str]) -> str:
+def _operand(value: ir.Value | None, names: dict[int, str]) -> object:
     if value is None:
         return "_"
     array = edit.constant(value)
-    if array is not None:
-        return f"{array.dtype}{list(array.shape)}{np.asarray(array, dtype=object).ravel()[:16].tolist()}"
-    return names.get(id(value), value.name or "?")
+    return names.get(id(value), value.name or "?") if array is None else Constant(array)
+
+
+class Constant:
+    """An array that stands in a graph."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __repr__(self) -> str:
+        shown = np.asarray(self.array, dtype=object).ravel()[:16].tolist()
+        return f"{self.array.dtype}{list(self.array.shape)}{shown}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constant) and self.near(other, 0.0)
+
+    def near(self, other: Constant, rtol: float) -> bool:
+        """Same type and shape, and all elements within ``rtol`` of the largest."""
+        a, b = self.array, other.array
+        if a.dtype != b.dtype or a.shape != b.shape or rtol == np.inf:
+            return a.dtype == b.dtype and a.shape == b.shape
+        if not rtol or a.dtype.kind not in "fV":
+            return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+        u, v = a.astype(np.float64), b.astype(np.float64)
+        return bool(np.allclose(u, v, rtol=0, atol=rtol * np.abs(v).max(initial=0.0)))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _attribute(attr: ir.Attr) -> str:
@@ -63,10 +95,24 @@ def _attribute(attr: ir.Attr) -> str:
     return str(attr.value)
 
 
-def assert_same_structure(a: ir.Model, b: ir.Model) -> None:
-    """Equal nodes in equal order, equal wiring, attributes and constants; value names do not count."""
-    left, right = structure(a), structure(b)
-    assert left == right, "\n".join(["", *left, "--- expected", *right])
+def assert_same_structure(a: ir.Model, b: ir.Model, rtol: float = 0.0, functions: bool = True) -> None:
+    """Equal nodes in equal order, equal wiring, attributes and constants; value names do not count.
+
+    Args:
+        rtol: How far the elements of float constants may lie apart, as a share of the largest; inf: constants are held
+            to type and shape only.
+        functions: Whether the bodies of functions are compared as well.
+    """
+    left, right = _lines(a, functions), _lines(b, functions)
+    same = len(left) == len(right) and all(
+        len(x) == len(y) and all(_same_part(u, v, rtol) for u, v in zip(x, y, strict=True))
+        for x, y in zip(left, right, strict=True)
+    )
+    assert same, "\n".join(["", *map(str, left), "--- expected", *map(str, right)])
+
+
+def _same_part(a: object, b: object, rtol: float) -> bool:
+    return a.near(b, rtol) if isinstance(a, Constant) and isinstance(b, Constant) else a == b
 
 
 def random_feeds(model: ir.Model, seed: int = 0, dims: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from graphpress.backends.fx.kernels.base import Kernel
 from graphpress.backends.fx.lower import execute
 from graphpress.backends.fx.values import NODE
 from graphpress.backends.macs import Shapes
-from graphpress.graph import edit
+from graphpress.graph import edit, quantized
 from graphpress.keys import SCHEME
 from graphpress.runner import Arrays
 from graphpress.target import Target
@@ -176,7 +176,7 @@ class _Auditor:
 
     def row(self, node: ir.Node) -> Row | None:
         made = self.nodes.get(node.name or "")
-        if made is None or node.op_type in (*_CONVERSIONS, "Constant", "Shape"):
+        if made is None or node.op_type in (*_CONVERSIONS, "Constant", "Shape") or quantized.decodes(node):
             return None
         ran = self.ran[made.name]
         work = macs.multiply_adds(node, macs.Kernel(node.name or "", node.op_type, 0.0, [(ran.inputs, ran.outputs)]))

@@ -11,16 +11,17 @@ import onnxruntime as ort
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
 from graphpress.backends.macs import Kernel
-from graphpress.backends.ort import lower_float, origin
+from graphpress.backends.ort import origin, told
 from graphpress.backends.ort.groups import quantizers, static_violation
 from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Profile, profile
+from graphpress.backends.ort.rules import lower_float
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.keys import ORIGIN, SCHEME, UNSIGNED
 from graphpress.ops import packing
 from graphpress.runner import Arrays
-from graphpress.target import Target
+from graphpress.target import Fact, Target
 from graphpress.types import Storage
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
@@ -41,14 +42,16 @@ def audit(model: ir.Model, target: Target, feeds: Arrays | None = None) -> Audit
         Unsupported: ONNX Runtime refuses the model.
     """
     given = made_up_feeds(model) if feeds is None else feeds
+    if Fact.KEEPS_KERNELS_TO_ITSELF in target.facts:
+        return told.audit(model, target, given)
     try:
-        ran = profile(model, given, provider=target.provider)
+        ran = profile(model, given, target=target)
     except BadRequest as e:
         if feeds is not None:
             raise
         raise BadRequest(f"{e.what} (on made-up inputs)", where=e.where, fix="Give inputs to audit on.") from e
     dense = packing.unpacked(model)  # what was packed is unpacked at load: kernels read it as it was
-    written = profile(dense, given, optimise=False, provider=target.provider)
+    written = profile(dense, given, optimise=False)
     return _Auditor(dense, target, ran, written).audit(given)
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.graph.quantized import Expanded
 from graphpress.keys import BY
+from graphpress.types import Storage
 
 T = TypeVar("T")
 
@@ -107,6 +109,18 @@ def widened(site: ir.Node, codes: ir.Value) -> ir.Value:
     assert codes.dtype is not None
     wide = ir.DataType.INT8 if codes.dtype.is_signed() else ir.DataType.UINT8
     return edit.like(helper_node("Cast", [codes], site, {"to": wide}), codes, wide)
+
+
+def looked_up(site: ir.Node, w: Expanded) -> ir.Value:
+    """The int8 integers that codes of another format stand for; ONNX Runtime looks them up once, at load."""
+    graph, kind = site.graph, Storage.of_codes(w.value.dtype)
+    assert isinstance(graph, ir.Graph) and kind is not None
+    book = edit.add_const(graph, w.levels, f"{w.value.name}_levels")
+    wide = helper_node("Cast", [w.value], site, {"to": ir.DataType.INT8 if kind.low else ir.DataType.UINT8})
+    index = helper_node("Cast", [wide], site, {"to": ir.DataType.INT64})
+    if kind.low:
+        index = helper_node("Sub", [index, edit.add_const(graph, np.array(kind.low), "lowest")], site)
+    return edit.like(helper_node("Gather", [book, index], site), w.value, ir.DataType.INT8)
 
 
 class Shared:

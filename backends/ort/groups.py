@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.backends import canonical
+from graphpress.capability import Capability
 from graphpress.graph import edit
-from graphpress.target import Capability, Target, condition
+from graphpress.target import Target
 
 
 def static_violation(node: ir.Node, target: Target) -> str | None:
@@ -24,13 +25,12 @@ def static_violation(node: ir.Node, target: Target) -> str | None:
 
 def matching(node: ir.Node, target: Target) -> list[Capability]:
     """The static capabilities whose conditions on the node alone hold."""
-    return [c for c in target.find(node.op_type, "static") if not any(condition(t, node, {}) for t in c.conditions)]
+    return [c for c in target.find(node.op_type, "static") if c.unmet(node) is None]
 
 
 def _violation(node: ir.Node, c: Capability) -> str | None:
-    for text in c.conditions:
-        if why := condition(text, node, {}):
-            return why
+    if why := c.unmet(node):
+        return why
     slots = c.activation_slots or tuple(range(len(node.inputs)))
     for slot in (*slots, *c.weight_slots):
         if why := _input(node, slot, c):

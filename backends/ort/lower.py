@@ -1,4 +1,4 @@
-"""From the canonical quantized graph to the forms that ONNX Runtime runs fast. Every rule is one small module.
+"""From the canonical quantized graph to the forms that ONNX Runtime runs fast. Every rule is one file in ``rules``.
 
 The first rule that applies to a node takes it; the last one sees to weights that no kernel reads as stored. Static
 Q/DQ around Conv, Add and the like stays: ONNX Runtime makes its own kernels of it. The graph keeps its opset: passes
@@ -7,21 +7,10 @@ raise it only when a type needs it, and ONNX Runtime 1.32 fuses the same pattern
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
-from graphpress.backends.ort import (
-    emit,
-    lower_acm,
-    lower_attention,
-    lower_float,
-    lower_gather,
-    lower_lstm,
-    lower_matmul,
-    lower_nbits,
-    lower_weights,
-)
+from graphpress.backends.ort import emit
+from graphpress.backends.ort.lowering import rules
 from graphpress.backends.ort.session import Session, execute
 from graphpress.errors import Unsupported
 from graphpress.graph import edit
@@ -29,17 +18,6 @@ from graphpress.keys import STAGE, TARGET
 from graphpress.ops import packing
 from graphpress.target import Target
 from graphpress.types import Stage
-
-RULES: tuple[Callable[[ir.Node, Target, emit.Shared], bool], ...] = (
-    lower_acm.apply,
-    lower_matmul.apply,
-    lower_nbits.apply,
-    lower_lstm.apply,
-    lower_gather.apply,
-    lower_attention.apply,
-    lower_float.apply,
-    lower_weights.apply,
-)
 
 
 def lower(model: ir.Model, target: Target) -> ir.Model:
@@ -60,7 +38,7 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
     shared = emit.Shared()
     for node in list(edit.nodes(result)):
         if node.graph is not None:
-            any(rule(node, target, shared) for rule in RULES)
+            any(rule(node, target, shared) for rule in rules())
     packing.pack_all(result, patterns)
     used = {n.op_identifier() for n in edit.nodes(result)}
     for identifier in result.functions.keys() - used:

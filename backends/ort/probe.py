@@ -21,10 +21,12 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphpress import ops
+from graphpress.backends.ort import onednn
 from graphpress.backends.ort.lower import lower
 from graphpress.backends.ort.session import SessionOptions, open_session
+from graphpress.capability import AttributeIs, Capability, GroupSizes
 from graphpress.ops import dynamic_quantize_token
-from graphpress.target import Capability, Target
+from graphpress.target import Fact, Target
 from graphpress.types import Kind, Scheme
 
 
@@ -102,8 +104,7 @@ def variants(c: Capability) -> Iterator[Variant]:
 
 
 def _groups(c: Capability) -> list[int]:
-    sizes = next((t.removeprefix("group_size:") for t in c.conditions if t.startswith("group_size:")), "16")
-    return [int(n) for n in sizes.split(",")]
+    return next((list(t.sizes) for t in c.conditions if isinstance(t, GroupSizes)), [16])
 
 
 def build(c: Capability, v: Variant, opset: int | None = None, largest: int | None = None) -> ir.Model:
@@ -118,13 +119,15 @@ def kernels(model: ir.Model, target: Target) -> Counter[str]:
     """Operators of the graph that ONNX Runtime makes of a lowered model, main graph only."""
     with tempfile.TemporaryDirectory(prefix="graphpress-") as folder:
         path = Path(folder) / "optimised.onnx"
-        open_session(model, None, SessionOptions(save_optimised=str(path), threads=1), target.provider)
+        open_session(model, None, SessionOptions(save_optimised=str(path), threads=1), target)
         return Counter(n.op_type for n in onnx.load(path).graph.node)
 
 
 @functools.cache
 def works(c: Capability, v: Variant, target: Target, opset: int | None = None) -> bool:
     """Whether the installed ONNX Runtime runs this variant on the kernel that the capability names."""
+    if Fact.KEEPS_KERNELS_TO_ITSELF in target.facts:
+        return _told(c, v, target, opset)
     found = kernels(lower(build(c, v, opset), target), target)
     if c.output == "same":  # runs on integers: nothing is dequantized before it
         return found[c.kernel] == 1 and found["QuantizeLinear"] == 1
@@ -133,6 +136,16 @@ def works(c: Capability, v: Variant, target: Target, opset: int | None = None) -
     if not c.kernel:  # restored at load: nothing is left to compute in each run
         return found["DequantizeLinear"] == found["Cast"] == 0
     return found[c.kernel] + found[_MERGED.get(c.kernel, "")] > 0
+
+
+def _told(c: Capability, v: Variant, target: Target, opset: int | None) -> bool:
+    """By what the provider's oneDNN logs: a product of the capability's kind, of integers or of stored weights."""
+    lowered = lower(build(c, v, opset, largest=target.exact_codes), target)
+    rng = np.random.default_rng(0)
+    feeds = {x.name or "": rng.normal(size=x.shape.numpy()).astype(np.float32) for x in lowered.graph.inputs if x.shape}
+    wanted = "weight-only" if c.mode == "weight" else "integer"
+    made = [p for p in onednn.primitives(lowered, target, feeds) if p.macs]
+    return bool(made) and all(p.verdict == wanted and f"onednn::{p.kind}" == c.kernel for p in made)
 
 
 def disagreements(target: Target) -> list[str]:
@@ -188,7 +201,7 @@ class _Builder:
 
     def operand(self, slot: int) -> ir.Value:
         shape = self.example.shapes[slot]
-        if slot == 1 and "attr:transB==1" in self.c.conditions:
+        if slot == 1 and AttributeIs("transB", "1") in self.c.conditions:
             shape = shape[::-1]
         if slot in self.c.weight_slots:
             return self.weight(slot, shape)
@@ -255,5 +268,5 @@ class _Builder:
 
 
 def _wanted_attributes(c: Capability) -> dict[str, Any]:
-    pairs = [t.removeprefix("attr:").split("==") for t in c.conditions if t.startswith("attr:")]
+    pairs = [(t.name, t.value) for t in c.conditions if isinstance(t, AttributeIs)]
     return {n: float(v) if n in ("alpha", "beta") else int(v) if v.isdigit() else v for n, v in pairs}

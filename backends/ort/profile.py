@@ -19,6 +19,7 @@ import onnx_ir as ir
 from graphpress.backends.macs import Kernel, Shapes
 from graphpress.backends.ort.session import Session, SessionOptions, open_session
 from graphpress.runner import Arrays
+from graphpress.target import Target
 
 BUDGET = 0.3  # seconds of repeated runs; the fastest counts
 MOST_RUNS = 10
@@ -37,9 +38,7 @@ class Profile:
     kernels: dict[str, Kernel]
 
 
-def profile(
-    model: ir.Model, feeds: Arrays, *, optimise: bool = True, provider: str = "CPUExecutionProvider"
-) -> Profile:
+def profile(model: ir.Model, feeds: Arrays, *, optimise: bool = True, target: Target | None = None) -> Profile:
     """Run ``model`` on ``feeds``, repeatedly where that is quick, and read back what ran.
 
     Raises:
@@ -55,7 +54,7 @@ def profile(
             profile=str(Path(folder) / "profile"),
             config=dict(_EXTERNAL),
         )
-        session = open_session(model, None, options, provider)
+        session = open_session(model, None, options, target)
         with _ended(session) as written:
             _run(session, feeds, repeat=optimise)
         events = json.loads(Path(written[0]).read_text())

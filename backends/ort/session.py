@@ -57,6 +57,7 @@ class SessionOptions:
     config: dict[str, str] = field(default_factory=dict)
 
     def to_ort(self) -> ort.SessionOptions:
+        """As ONNX Runtime takes them."""
         options = ort.SessionOptions()
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimise else level.ORT_DISABLE_ALL
@@ -158,17 +159,17 @@ def execute(
 
     Raises:
         BadRequest: ``outputs`` names a value that the main graph lacks.
-        Unsupported: ONNX Runtime refuses the model; the message names the node.
+        Unsupported: ONNX Runtime refuses the model (the message names the node), or lacks the target's provider.
     """
     options = SessionOptions(threads=threads, spinning=spinning, config=_AS_WRITTEN)
-    return open_session(model, outputs, options, target.provider if target else "CPUExecutionProvider")
+    return open_session(model, outputs, options, target)
 
 
 def open_session(
-    model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, provider: str = "CPUExecutionProvider"
+    model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, target: Target | None = None
 ) -> Session:
     """``execute`` with all options."""
-    names = _output_names(model, outputs)
+    names, provider = _output_names(model, outputs), _provider(target, options.threads)
     with _serialised(model, outputs and names) as (data, folder):
         native = options.to_ort()
         if folder:
@@ -177,7 +178,26 @@ def open_session(
             session = ort.InferenceSession(data, native, providers=[provider], disabled_optimizers=_disabled(model))
         except _FAILED as e:
             _refuse(model, e)
+    if provider[0] not in session.get_providers():
+        what = f"the session runs on {', '.join(session.get_providers())}, not on {provider[0]}"
+        raise Unsupported(what, where=f"target {target.name!r}" if target else "")
     return Session(session, names)
+
+
+def _provider(target: Target | None, threads: int | None) -> tuple[str, dict[str, str]]:
+    """The provider to ask for, with its options.
+
+    Raises:
+        Unsupported: The installed ONNX Runtime has no such provider; none other takes its place.
+    """
+    if target is None:
+        return "CPUExecutionProvider", {}
+    if target.provider not in (there := ort.get_available_providers()):
+        what = f"{target.provider} is not installed: ONNX Runtime {ort.__version__} has {', '.join(there)}"
+        fix = f"Run `pip install {target.package}` in an environment of its own." if target.package else ""
+        raise Unsupported(what, where=f"target {target.name!r}", fix=fix)
+    more = {target.threads_option: str(threads)} if target.threads_option and threads else {}
+    return target.provider, {**target.provider_options, **more}
 
 
 def _disabled(model: ir.Model) -> list[str]:

@@ -120,6 +120,34 @@ def signature(node: ir.Node) -> tuple[object, ...] | None:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """What evenly spaced numbers, on which all that a decoding node gives lies, are multiples of.
+
+    Attributes:
+        scale: As DequantizeLinear has it.
+        axis, block: How it lies along the tensor; None and 0 for one scale.
+    """
+
+    scale: np.ndarray
+    axis: int | None
+    block: int
+
+
+def steps(node: ir.Node) -> Steps | None:
+    """The steps of a decoding node whose codes stand for integers; None where it has none, or they are no constants."""
+    if is_dequantize(node):
+        grid = grid_of(node)
+        return None if grid is None else Steps(grid.scale, grid.axis, grid.block)
+    found = dialect(node)
+    if found is None or found.levels is None or found.levels(node) is None:
+        return None
+    block, scale = int(edit.attribute(node, "block_size", 0)), _array(node.inputs[SCALE])
+    if scale.size == 1 and not block:
+        return Steps(scale.reshape(()), None, 0)
+    return Steps(scale if block else scale.reshape(-1), int(edit.attribute(node, "axis", 0)), block)
+
+
+@dataclass(frozen=True)
 class Pair:
     """A float constant that is encoded and decoded: a weight that can still be rounded and trained.
 
@@ -241,6 +269,13 @@ class Expanded(Weight):
         low = Storage.of(self.value.dtype.name.lower()).low if self.value.dtype is not None else 0
         found: np.ndarray = self.levels[_array(self.value).astype(np.int16) - low]
         return found
+
+    @property
+    def scale(self) -> np.ndarray:
+        """As DequantizeLinear would have it, not with the rank of the codes."""
+        found = steps(self.node)
+        assert found is not None
+        return found.scale
 
     @property
     def zero(self) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import VerifyError
+from graphpress.graph import edit
 
 DOMAIN = "graphpress"
 VERSION = 1
@@ -56,6 +57,13 @@ def attach(model: ir.Model, op: Op) -> None:
     function = op.function()
     model.opset_imports.setdefault(DOMAIN, VERSION)
     model.functions.setdefault(function.identifier(), function)
+
+
+def detach_unused(model: ir.Model) -> None:
+    """Let ``model`` forget the bodies of operators of the dialect that nothing calls any more."""
+    used = {n.op_identifier() for n in edit.nodes(model)}
+    for identifier in [i for i in model.functions if i[0] == DOMAIN and i not in used]:
+        del model.functions[identifier]
 
 
 def expect(node: ir.Node, holds: bool, rule: str) -> None:

@@ -50,6 +50,7 @@ def scheme(text: str) -> str:
     for part in filter(None, text.split("; ")):
         edge, dtype, granularity, *flags = [*part.split(), "", ""]
         words = [dtype, granularity if granularity != "per_tensor" else "", "dynamic" if "dynamic" in flags else ""]
+        words += [f.removeprefix("quantizer=") for f in flags if f.startswith("quantizer=")]
         kinds.setdefault(edge.partition("[")[0], {})[" ".join(filter(None, words))] = None
     if kinds.get("output") == kinds.get("activation"):
         kinds.pop("output", None)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from typing import cast
 
+from graphpress import catalog
 from graphpress.errors import BadRequest, nearest
-from graphpress.passes.quantize.options import Integer, Mode, Options
+from graphpress.passes.quantize.options import Mode, Options
+from graphpress.types import AFFINE, Integer
 
 FLOAT = "float"
 DEFAULT = ("w8a8", "w8a8-dynamic", "w8a16", "w4a8", "w4a16-asym", "w4a16-g64-asym", "w2a16-g32-asym")
-_WEIGHTS: dict[tuple[int, bool], Integer] = {  # (bits, with a zero point)
-    (2, False): "int2", (4, False): "int4", (8, False): "int8",
-    (2, True): "uint2", (4, True): "uint4", (8, True): "uint8",
-}  # fmt: skip
-_NAME = re.compile(r"w(?P<bits>2|4|8)a(?P<activation>8|16)(?P<run>-dynamic|-token)?(-g(?P<group>\d+))?(?P<asym>-asym)?")
+_NAME = re.compile(
+    r"w(?P<bits>2|4|8)a(?P<activation>8|16)(?P<run>-dynamic|-token)?(-g(?P<group>\d+))?(?P<asym>-asym)?"
+    r"(-(?P<quantizer>[a-z]\w*)(?P<options>:.+)?)?"
+)
 
 
 def parse(name: str) -> Options:
@@ -21,27 +23,29 @@ def parse(name: str) -> Options:
 
     ``w2``, ``w4``, ``w8``: bits of the weights, per channel or, with ``-g64``, in groups; ``-asym`` gives them zero
     points. ``a16``: activations stay float. ``a8``: 8 bits with calibrated ranges, or ranges found at run time, per
-    tensor (``-dynamic``) or per row (``-token``). Ranges are those of least squared error, for 8-bit weights the
-    extremes.
+    tensor (``-dynamic``) or per row (``-token``). A quantizer stands last:
+    ``w4a8-power``. Ranges are those of least squared error, for 8-bit weights the extremes.
 
     Raises:
         BadRequest: The name says nothing of that kind, or a group size that there is not.
     """
     found = _NAME.fullmatch(name)
-    if found is None or (found["run"] and found["activation"] == "16"):
+    known = found is not None and found["quantizer"] in (None, *catalog.quantizers())
+    if found is None or not known or (found["run"] and found["activation"] == "16"):
         raise BadRequest(
             "is no format", where=f"allocate: option 'formats', {name!r}",
-            fix=f"{nearest(name, DEFAULT)} A name is w2|w4|w8, a8|a16, then any of -dynamic or -token, -g64, -asym.",
+            fix=f"{nearest(name, DEFAULT)} A name is w2|w4|w8, a8|a16, -dynamic or -token, -g64, -asym, -QUANTIZER.",
         )  # fmt: skip
     bits, asym = int(found["bits"]), bool(found["asym"])
     mode: Mode = "weight" if found["activation"] == "16" else ("dynamic" if found["run"] else "static")
     return Options(
         mode=mode,
-        weight=_WEIGHTS[bits, asym],
+        weight=cast("Integer", f"{'u' if asym else ''}int{bits}"),
         weight_granularity="per_group" if found["group"] else "per_channel",
         group_size=int(found["group"] or 64),
         weight_symmetric=not asym,
         weight_observer="minmax" if bits == 8 else "mse",
+        quantizer=(found["quantizer"] or AFFINE) + (found["options"] or ""),
         activation_granularity="per_token" if found["run"] == "-token" else "per_tensor",
         observer="mse",
     )

@@ -14,6 +14,7 @@ from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, V
 from graphpress.passes.allocate.seams import passes, readers, settled
 from graphpress.passes.allocate.sensitivity import Sensitivity
 from graphpress.passes.allocate.space import Group
+from graphpress.passes.quantize.kernels import refusal
 from graphpress.report import report as reports
 from graphpress.types import Kind, Role
 
@@ -93,7 +94,7 @@ def _joins(parts: Parts, node: str, name: str, static: str) -> bool:
         return False
     weights = parts.schemes(node, name)
     computed = {s: v for s, v in parts.schemes(node, static).items() if s.role is not Role.WEIGHT}
-    return target.allows(found, {**computed, **weights}) is None
+    return refusal(target, found, {**computed, **weights}) is None
 
 
 def _shared(parts: Parts, group: Group) -> set[str]:

@@ -14,6 +14,7 @@ from graphpress.graph import edit
 from graphpress.passes.allocate import formats, ties
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.quantize import anatomy
+from graphpress.passes.quantize.kernels import refusal
 from graphpress.passes.quantize.options import Options
 from graphpress.passes.quantize.plan import make_plan
 from graphpress.target import Target
@@ -154,7 +155,7 @@ def _bare(node: ir.Node, sites: Schemes, target: Target | None) -> Schemes:
     """The sites without an output that the kernel could do without: its neighbours decide about that one."""
     out = Site(node.name or "", 0, Role.OUTPUT)
     without = {s: v for s, v in sites.items() if s != out}
-    optional = target.allows(node, without) is None if target else node.op_type in ("MatMul", "Gemm")
+    optional = refusal(target, node, without) is None if target else node.op_type in ("MatMul", "Gemm")
     return without if optional else sites
 
 

@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
-from graphpress.graph import edit
+from graphpress.graph import edit, quantized
 from graphpress.graph.grid import DEQUANTIZE, Grid, grid_of, is_dequantize, is_quantize
+from graphpress.graph.quantized import Steps
 from graphpress.types import Numerics, Stage
 
 LIMIT = 2.0**30  # half of int32: as much is left for the sum of products
@@ -52,14 +53,14 @@ def _fold(node: ir.Node) -> str | None:
     """None when done, else why not."""
     bias_value, scope = node.inputs[2], node.graph
     x, w = (v.producer() if v is not None else None for v in node.inputs[:2])
-    if not is_dequantize(x) or not is_dequantize(w):
+    if not is_dequantize(x) or not quantized.decodes(w):
         return "input or weight is not quantized"
     assert x is not None and w is not None and bias_value is not None
-    x_grid, w_grid, bias = grid_of(x), grid_of(w), edit.constant(bias_value)
+    x_grid, w_grid, bias = grid_of(x), quantized.steps(w), edit.constant(bias_value)
     if bias is None or not isinstance(scope, ir.Graph):
         return "the bias is computed at run time"
     if x_grid is None or x_grid.axis is not None or w_grid is None:
-        return "a scale is computed at run time or not per tensor"
+        return "a scale is computed at run time or not per tensor, or the weight has no even steps"
     vector = _as_vector(node, w, w_grid, bias)
     if isinstance(vector, str):
         return vector
@@ -71,7 +72,7 @@ def _fold(node: ir.Node) -> str | None:
     return None
 
 
-def _as_vector(node: ir.Node, w: ir.Node, grid: Grid, bias: np.ndarray) -> np.ndarray | str:
+def _as_vector(node: ir.Node, w: ir.Node, grid: Steps, bias: np.ndarray) -> np.ndarray | str:
     """The bias as float32 [channels], or why it cannot be."""
     gemm = node.op_type == "Gemm"
     axis = 0 if not gemm or edit.attribute(node, "transB", 0) else 1
@@ -96,7 +97,7 @@ def _shape(stored: ir.Value | None) -> ir.Shape | None:
     return quantize.inputs[0].shape if is_quantize(quantize) and quantize.inputs[0] is not None else None
 
 
-def _roomy_scale(w: ir.Node, grid: Grid, bias: np.ndarray, s_x: float) -> np.ndarray | str:
+def _roomy_scale(w: ir.Node, grid: Steps, bias: np.ndarray, s_x: float) -> np.ndarray | str:
     """The weight's scale, enlarged (in the graph too) where the bias would overflow; or why it cannot be."""
     least = (bias.astype(np.float64) / (s_x * LIMIT)).astype(np.float32)
     least = np.maximum(least, np.float32(np.finfo(np.float32).tiny / s_x))  # the product must stay a normal number
@@ -106,17 +107,19 @@ def _roomy_scale(w: ir.Node, grid: Grid, bias: np.ndarray, s_x: float) -> np.nda
     where = f"the bias of channel {int(np.argmax(tight))} overflows int32"
     if grid.axis is None:
         return f"{where}, and the weight has one scale for all channels"
+    if not is_dequantize(w) or (stored := grid_of(w)) is None:
+        return f"{where}, and the weight is in a format whose steps stay"
     source = w.inputs[0]
     quantize = source.producer() if source is not None else None
     shared = any(v is None or len(v.uses()) > 1 or v.is_graph_output() for v in (source, w.outputs[0]))
-    if shared or not (is_quantize(quantize) or _dead(source, grid, tight)):
+    if shared or not (is_quantize(quantize) or _dead(source, stored, tight)):
         return f"{where}, and the weight is stored as integers or shared"
     scale = np.where(tight, least * np.float32(1.0001), grid.scale).astype(np.float32)
     assert isinstance(w.graph, ir.Graph)
     value = edit.add_const(w.graph, scale, f"{w.inputs[1].name}_roomy" if w.inputs[1] is not None else "scale")
     for node in filter(None, (quantize, w)):
         edit.set_input(node, 1, value)
-    edit.remove_unused([grid.values[0]])
+    edit.remove_unused([stored.values[0]])
     return scale
 
 

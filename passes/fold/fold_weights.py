@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit, quantized
+from graphpress.ops.base import detach_unused
 from graphpress.types import Numerics, Stage
 
 STREAMED = 1 << 24  # bytes; a tensor at least this large that lives in a file is quantized each time it is read
@@ -46,6 +47,8 @@ class FoldWeights(Pass):
             else:
                 made[key] = _fold(node, node.graph, _codes(tensor, node))
             report.changed += 1
+        if report.changed:
+            detach_unused(model)
 
 
 def _codes(tensor: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import onnx_ir as ir
+from pydantic import BeforeValidator
 
 from graphpress import keys
 from graphpress.context import Context
@@ -20,8 +22,19 @@ from graphpress.passes.quantize.activations import Activations
 from graphpress.passes.quantize.emit import Emitter
 from graphpress.passes.quantize.options import TOKEN_TYPES
 from graphpress.passes.quantize.weights import fit_weights
+from graphpress.passes.quantizers.named import named
 from graphpress.passes.quantizers.quantizer import QParams
-from graphpress.types import Kind, Numerics, Plan, Role, Scheme, Site, Stage
+from graphpress.types import AFFINE, Kind, Numerics, Plan, Role, Scheme, Site, Stage
+
+
+def _given(plan: object) -> object:
+    """A plan out of its JSON, as a recipe holds it; anything else as it is."""
+    if not isinstance(plan, Mapping) or isinstance(plan, Plan):
+        return plan
+    try:
+        return Plan.from_json(plan)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"not a plan: {e}") from e
 
 
 @dataclass(frozen=True)
@@ -32,11 +45,11 @@ class ApplyPlan(Pass):
     weights, values that were never seen or always zero) stay float, each with a Skip.
 
     Attributes:
-        plan: The plan, or the path of its JSON.
+        plan: The plan, its JSON, or the path of that.
         batch_size: Samples at a time during calibration; None: what fits the memory budget.
     """
 
-    plan: Plan | str
+    plan: Annotated[Plan | str, BeforeValidator(_given)]
     batch_size: int | None = None
 
     name = "apply-plan"
@@ -48,7 +61,8 @@ class ApplyPlan(Pass):
 
         Raises:
             StaleSite: The plan names a node or slot that the graph does not have.
-            BadRequest: It has static activations and there is no data; or its file cannot be read.
+            BadRequest: It has static activations and there is no data; a site holds no floats; or its file cannot be
+                read.
             Unsupported: A scheme needs an opset that the model cannot be converted to.
         """
         plan = self.plan if isinstance(self.plan, Plan) else _load(self.plan)
@@ -87,6 +101,12 @@ def _check(plan: Plan) -> None:
     for site, scheme in plan.items():
         if scheme.dtype != scheme.storage and site.role is not Role.WEIGHT:
             raise BadRequest(f"{scheme.dtype} is for weights", where=f"site {site}", fix="Take int4.")
+        if scheme.quantizer != AFFINE and site.role is not Role.WEIGHT:
+            raise BadRequest(
+                f"{scheme.quantizer} is for weights", where=f"site {site}", fix="Leave activations affine."
+            )
+        if site.role is Role.WEIGHT:
+            named(scheme.quantizer).check(scheme, f"site {site}")
         if scheme.granularity.kind is Kind.TOKEN and scheme.dtype not in TOKEN_TYPES:
             known = " or ".join(TOKEN_TYPES)
             raise BadRequest(f"activations by token are {known}, not {scheme.dtype}", where=f"site {site}")
@@ -102,6 +122,7 @@ def _locate(model: ir.Model, plan: Plan) -> dict[Site, ir.Value]:
 
     Raises:
         StaleSite: The graph has no such node or slot.
+        BadRequest: A site holds something else than floats.
     """
     nodes = {n.name or "": n for n in anatomy.body(model)}
     found = {}
@@ -109,6 +130,9 @@ def _locate(model: ir.Model, plan: Plan) -> dict[Site, ir.Value]:
         if site.node not in nodes:
             raise StaleSite("the graph has no such node", where=f"site {site}", fix=nearest(site.node, nodes))
         found[site] = _value(nodes[site.node], site, scheme)
+        dtype = found[site].dtype
+        if dtype is not None and not dtype.is_floating_point():
+            raise BadRequest(f"it holds {dtype.name}, and only floats are quantized", where=f"site {site}")
     return found
 
 
@@ -129,7 +153,7 @@ def _opset(plan: Plan, values: Mapping[Site, ir.Value]) -> int:
         dtype = values[site].dtype
         half = 19 if dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else 13
         token = TOKEN.opset if scheme.granularity.kind is Kind.TOKEN else 13
-        needed.append(max(scheme.opset, half, token))
+        needed.append(max(named(scheme.quantizer).opset(scheme), half, token))
     return max(needed) if plan else 1
 
 

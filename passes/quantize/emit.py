@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.keys import QUANTIZER
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
 from graphpress.passes.quantizers.named import named
-from graphpress.passes.quantizers.quantizer import QParams
-from graphpress.types import Kind, Scheme
+from graphpress.passes.quantizers.quantizer import Form, QParams
+from graphpress.types import AFFINE, Kind, Scheme
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Emitter:
     model: ir.Model
     _pairs: dict[Hashable, ir.Value] = field(default_factory=dict)
     _grids: dict[ir.Value, Hashable] = field(default_factory=dict)
-    _constants: dict[Hashable, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    _constants: dict[Hashable, dict[str, ir.Value]] = field(default_factory=dict)
 
     def output(self, value: ir.Value, group: Hashable, params: QParams, scheme: Scheme, origin: ir.Node) -> None:
         """Let every reader of ``value``, the caller of the model included, read it through Q -> DQ."""
@@ -66,31 +67,47 @@ class Emitter:
     def _pair(
         self, value: ir.Value, group: Hashable, params: QParams, scheme: Scheme, origin: ir.Node, after: ir.Node | None
     ) -> tuple[ir.Node, ir.Node]:
-        """Q and DQ behind ``after``, or else before ``origin``."""
-        scale, zero = self._parameters(value, group, params, scheme, after or origin)
-        attributes = _attributes(scheme)
-        before = origin if after is None else None
-        q = edit.new_node("QuantizeLinear", [value, scale, zero], attributes, origin=origin, before=before, after=after)
+        """What encodes and what decodes, behind ``after``, or else before ``origin``."""
+        quantizer = named(scheme.quantizer)
+        operands = self._parameters(value, group, params, scheme, after or origin)
+        q = self._converter(quantizer.encode, value, operands, scheme, origin, before=after is None, after=after)
         edit.like(q.outputs[0], value, scheme.ir_dtype)
-        dq = edit.new_node("DequantizeLinear", [q.outputs[0], scale, zero], attributes, origin=origin, after=q)
+        dq = self._converter(quantizer.decode, q.outputs[0], operands, scheme, origin, before=False, after=q)
         edit.like(dq.outputs[0], value)
         self._grids[dq.outputs[0]] = (group, scheme)
         return q, dq
 
+    def _converter(
+        self, form: Form, value: ir.Value, operands: Mapping[str, ir.Value], scheme: Scheme, origin: ir.Node,
+        *, before: bool, after: ir.Node | None,
+    ) -> ir.Node:  # fmt: skip
+        if form.op is not None:
+            attach(self.model, form.op)
+        inputs = [value, *(operands[name] for name in form.operands)]
+        attributes = _attributes(scheme) | named(scheme.quantizer).attributes(form, scheme)
+        made = edit.new_node(
+            form.op_type, inputs, attributes, origin=origin, before=origin if before else None, after=after,
+            domain=form.domain,
+        )  # fmt: skip
+        if scheme.quantizer != AFFINE:
+            made.metadata_props[QUANTIZER] = scheme.quantizer
+        return made
+
     def _parameters(
         self, value: ir.Value, group: Hashable, params: QParams, scheme: Scheme, anchor: ir.Node
-    ) -> tuple[ir.Value, ir.Value]:
-        graph = anchor.graph
+    ) -> dict[str, ir.Value]:
+        graph, quantizer = anchor.graph, named(scheme.quantizer)
         assert isinstance(graph, ir.Graph)
         dtype = value.dtype or ir.DataType.FLOAT
         key = (group, scheme, graph, dtype)
         if key not in self._constants:
-            scale = _scale(params.scale, dtype)
-            zero = np.asarray(params.zero_point).astype(scheme.ir_dtype.numpy())
-            self._constants[key] = (
-                edit.add_const(graph, scale, f"{value.name}_scale"),
-                edit.add_const(graph, zero, f"{value.name}_zero_point"),
-            )
+            arrays = {n: params.operand(n) for n in (*quantizer.encode.operands, *quantizer.decode.operands)}
+            arrays["scale"] = _scale(params.scale, dtype)
+            if quantizer.decode.op is not None:
+                arrays["scale"] = _ranked(arrays["scale"], len(value.shape or ()), scheme)
+            if "zero_point" in arrays:
+                arrays["zero_point"] = np.asarray(params.zero_point).astype(scheme.ir_dtype.numpy())
+            self._constants[key] = {n: edit.add_const(graph, a, f"{value.name}_{n}") for n, a in arrays.items()}
         return self._constants[key]
 
     def _by_token(self, node: ir.Node, value: ir.Value, bits: int) -> ir.Value:
@@ -128,6 +145,12 @@ def _attributes(scheme: Scheme) -> dict[str, Any]:
     granularity = scheme.granularity
     attributes = {} if granularity.axis is None else {"axis": granularity.axis}
     return attributes if granularity.group_size is None else attributes | {"block_size": granularity.group_size}
+
+
+def _ranked(scale: np.ndarray, rank: int, scheme: Scheme) -> np.ndarray:
+    """The scale with as many axes as the tensor."""
+    axis, grouped = scheme.granularity.axis, scheme.granularity.kind is Kind.GROUP
+    return scale if grouped else scale.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
 def _scale(scale: np.ndarray, dtype: ir.DataType) -> np.ndarray:

@@ -9,11 +9,10 @@ from typing import Literal, Self, TypeAlias
 from graphpress.contracts import Ignores
 from graphpress.errors import BadRequest
 from graphpress.graph.selectors import exactly
-from graphpress.types import PER_TENSOR, PER_TOKEN, Granularity, Kind, Scheme
+from graphpress.passes.quantizers.named import named
+from graphpress.types import AFFINE, PER_TENSOR, PER_TOKEN, Granularity, Integer, Kind, Scheme, WeightInteger
 
 Mode: TypeAlias = Literal["static", "dynamic", "weight"]
-Integer: TypeAlias = Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
-WeightInteger: TypeAlias = Literal[Integer, "int3"]
 Kernels: TypeAlias = Literal["required", "preferred"]
 
 TOKEN_TYPES = ("int8", "int4")  # of activations that are quantized by token
@@ -31,6 +30,8 @@ class Options(Ignores):
         group_size: Elements that share a scale where weight_granularity is per_group; a power of two from 16 to 256.
         weight_symmetric: Weights without a zero point.
         weight_observer: How the range of a weight is found: minmax, mse.
+        quantizer: The number format of weights, by its name, with options behind a colon: ``affine`` (evenly spaced),
+            ``power:exponent=search``. The others decode by a table, on integer kernels if that holds 8-bit integers.
         activation: Storage type of activations; None: the one that is fast on the target, or int8 for per_token, which
             also takes int4.
         activation_granularity: per_tensor, or per_token (dynamic only: one scale for each row of the last axis).
@@ -54,6 +55,7 @@ class Options(Ignores):
     group_size: int = 64
     weight_symmetric: bool = True
     weight_observer: str = "minmax"
+    quantizer: str = AFFINE
     activation: Integer | None = None
     activation_granularity: Literal["per_tensor", "per_token"] = "per_tensor"
     activation_symmetric: bool = False
@@ -76,6 +78,7 @@ class Options(Ignores):
             raise _wrong("activation", f"{self.activation_granularity} scales found at run time are {known}")
         if self.group_size not in (16, 32, 64, 128, 256):
             raise _wrong("group_size", f"{self.group_size} is none of 16, 32, 64, 128, 256")
+        named(self.quantizer).check(self.weight_scheme(PER_TENSOR), "quantize: option 'quantizer'")
 
     def without(self, names: Iterable[str]) -> Self:
         """The same with these nodes in float, whatever ``sites`` says of them."""
@@ -91,7 +94,9 @@ class Options(Ignores):
 
     def weight_scheme(self, granularity: Granularity) -> Scheme:
         """How a weight is stored."""
-        return Scheme(self.weight, granularity, self.weight_symmetric, observer=self.weight_observer)
+        return Scheme(
+            self.weight, granularity, self.weight_symmetric, observer=self.weight_observer, quantizer=self.quantizer
+        )
 
     def activation_scheme(self, mode: Mode, native: str, recurrent: bool = False) -> Scheme:
         """How an activation is stored; ``native`` is the type that is fast on the target.
@@ -110,7 +115,8 @@ def _wrong(option: str, what: str, fix: str = "") -> BadRequest:
 
 
 def override(scheme: Scheme, text: str, axes: Mapping[Kind, int | None], where: str) -> Scheme:
-    """``scheme`` with what the words of ``text`` say put in place: a type, a granularity, sym or asym, an observer.
+    """``scheme`` with what the words of ``text`` say put in place: a type, a granularity, sym or asym, an observer,
+    ``quantizer=NAME``.
 
     ``per_channel`` and ``per_group:SIZE`` may leave the axis to ``axes``.
 
@@ -126,6 +132,8 @@ def override(scheme: Scheme, text: str, axes: Mapping[Kind, int | None], where: 
             scheme = replace(scheme, granularity=granularity, dynamic=kind == Kind.TOKEN)
         elif "int" in word:
             scheme = replace(scheme, dtype=word)
+        elif word.startswith("quantizer="):
+            scheme = replace(scheme, quantizer=word.removeprefix("quantizer="))
         elif word == "dynamic":
             scheme = replace(scheme, dynamic=True)
         else:

@@ -13,6 +13,7 @@ from graphpress.graph import edit, selectors
 from graphpress.keys import SCHEME
 from graphpress.passes.quantize import anatomy
 from graphpress.passes.quantize.flow import Flow, of_constant
+from graphpress.passes.quantize.kernels import refusal
 from graphpress.passes.quantize.options import Mode, Options
 from graphpress.passes.quantize.overrides import overridden
 from graphpress.target import Target
@@ -129,7 +130,7 @@ class _Planner:
         whole = all(v.granularity == PER_TENSOR for s, v in sites.items() if s.role is Role.WEIGHT)
         if mode != "weight" and not whole and anatomy.batched_weights(node):
             return "integer kernels take column scales of a matrix, not of a batch of matrices"
-        return self.target.allows(node, sites) if self.target else None
+        return refusal(self.target, node, sites) if self.target else None
 
     def _impossible(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> str | None:
         """Why the operator cannot be quantized in this mode on any target."""
@@ -182,4 +183,4 @@ class _Planner:
             return False
         if any(v.dtype not in (None, *anatomy.FLOATS) for _, v in anatomy.computed(node)):
             return False
-        return self.target is None or self.target.allows(node, sites) is None
+        return self.target is None or refusal(self.target, node, sites) is None

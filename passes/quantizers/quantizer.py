@@ -49,7 +49,8 @@ class QParams:
 class Form:
     """An operator of the canonical subgraph: what it is, and the parameters that it reads behind its first input.
 
-    The scale comes first; attributes are ``axis`` and ``block_size``, as QuantizeLinear has them.
+    The scale comes first; attributes are ``axis`` and ``block_size``, as QuantizeLinear has them. Those of the dialect
+    have a scale of the rank of the tensor.
     """
 
     op_type: str
@@ -107,6 +108,14 @@ class Quantizer(ABC):
     def in_kernel(self, scheme: Scheme) -> Scheme | None:
         """How an integer kernel sees weights of a scheme: as evenly spaced codes of this one; None: only as floats."""
         return scheme
+
+    def opset(self, scheme: Scheme) -> int:
+        """The lowest default-domain opset that has the canonical subgraph of a scheme."""
+        return max([scheme.opset, *(f.op.opset for f in (self.encode, self.decode) if f.op is not None)])
+
+    def attributes(self, form: Form, scheme: Scheme) -> dict[str, Any]:
+        """Attributes of an operator of the canonical subgraph besides ``axis`` and ``block_size``."""
+        return {}
 
     def table_bits(self, scheme: Scheme) -> int:
         """Bits of the tables that a file stores for one tensor."""
@@ -186,7 +195,8 @@ class Quantizer(ABC):
         spreads = self.spread(params, x.shape, scheme)
         codes = self.codes(x.detach(), _detached(spreads), scheme).detach()
         steps = x / spreads.scale
-        inside = (codes > scheme.qmin) & (codes < scheme.qmax)
+        low, high = self.ends(_detached(params), x.shape, scheme)
+        inside = (x.detach() > low) & (x.detach() < high)
         moved = spreads.scale * (steps - steps.detach())
         return self.values(codes.int(), spreads, scheme) + moved * inside
 

@@ -11,11 +11,12 @@ import pytest
 from graphpress import ops
 from graphpress.backends import reference
 from graphpress.backends.ort import audit, lower, probe, session
+from graphpress.capability import Capability
 from graphpress.errors import Unsupported
 from graphpress.graph import edit
 from graphpress.keys import ORIGIN, STAGE
 from graphpress.ops import dynamic_quantize_token
-from graphpress.target import Capability, Target
+from graphpress.target import Target
 from tests import kit
 from tests.backends.given import codes, parse
 

@@ -6,14 +6,15 @@ import onnxruntime as ort
 import pytest
 
 from graphpress.backends.ort import probe
-from graphpress.target import Capability, Target
+from graphpress.capability import Capability
+from graphpress.target import Target
 
 TARGET = Target.load("ort-cpu")
 STATIC = [c for c in TARGET.capabilities if c.mode == "static"]
 
 
 def _label(c: Capability) -> str:
-    return f"{c.op}-{c.mode}-{c.kernel or 'restored'}-{','.join(c.weight)}-{','.join(c.conditions)}"
+    return f"{c.op}-{c.mode}-{c.kernel or 'restored'}-{','.join(c.weight)}-{','.join(map(str, c.conditions))}"
 
 
 @pytest.mark.parametrize("c", TARGET.capabilities, ids=_label)

@@ -33,7 +33,7 @@ PASSES = catalog.passes()
 SHORT = {
     "recover": {"steps": 2}, "train-acm": {"learner_steps": 1, "gate_steps": 1, "steps": 1},
     "zeroq": {"iterations": 2, "samples": 2}, "permute": {"escapes": 1}, "allocate": {"samples": 4, "measure": 1},
-    "apply-plan": {"plan": {}},
+    "apply-plan": {"plan": {"sites": {"node[1] weight": {"dtype": "int8", "granularity": "per_tensor"}}}},
 }  # fmt: skip
 MOST = {Numerics.EXACT: 1e-5, Numerics.CLOSE: 1e-3}  # of the largest output, at least of 1
 
@@ -92,7 +92,7 @@ def test_a_wrong_option_is_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(PASSES))
 def test_a_pass_survives_json_with_every_choice(name: str) -> None:
     kinds = typing.get_type_hints(PASSES[name])
-    choices: list[dict[str, object]] = [{}]
+    choices: list[dict[str, object]] = [{}, {k: v for k, v in SHORT.get(name, {}).items() if k in kinds}]
     for field in dataclasses.fields(PASSES[name]):  # type: ignore[arg-type]
         values = (True, False) if kinds[field.name] is bool else typing.get_args(kinds[field.name])
         choices += [{field.name: v} for v in values if isinstance(v, str | int | float)]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from graphpress import shipped
-from graphpress.tools.check import pages
+from graphpress import catalog, shipped
+from graphpress.tools.check import manual, pages
 from graphpress.tools.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,9 +87,23 @@ def test_an_outdated_page_is_found(tmp_path: Path) -> None:
     ((found, new),) = pages.stale(tmp_path).items()
     assert found == page
     assert new.startswith("before\n") and new.endswith("<!-- end -->\nafter\n")
-    assert "def f(self, x: int) -> int: ..." in new and "old" not in new
+    assert "class A:\n    def f(self, x: int) -> int:\n        ...\n" in new and "old" not in new
     page.write_text(new)
     assert pages.stale(tmp_path) == {}
+
+
+def test_the_manual_has_all_that_the_catalog_finds() -> None:
+    made = manual.pages()
+    kinds = {
+        "passes": catalog.passes, "operators": catalog.ops, "quantizers": catalog.quantizers, "losses": catalog.losses,
+        "methods": catalog.methods, "adapters": catalog.adapters, "recipes": shipped.recipes,
+        "targets": shipped.targets,
+    }  # fmt: skip
+    assert made.keys() == {"README.md", *(f"{kind}.md" for kind in kinds)}
+    for kind, find in kinds.items():
+        assert re.findall(r"^## (\S+)$", made[f"{kind}.md"], re.M) == sorted(find()), kind
+    quantize = made["passes.md"].partition("\n## quantize\n")[2].partition("\n## ")[0]
+    assert re.search(r"^\| `mode` \| \w.* \| '\w+' \| \w.+ \|$", quantize, re.M), "with what its base class says"
 
 
 def test_each_term_of_the_glossary_stands_where_it_says() -> None:

@@ -25,6 +25,7 @@ def _shown(node: ast.ClassDef | ast.FunctionDef) -> str:
     lines = [f"@{ast.unparse(d)}" for d in node.decorator_list]
     lines.append(f"class {node.name}{f'({bases})' if bases else ''}:")
     body = [line for item in node.body for line in _member(item)]
+    body = body[1:] if body[:1] == [""] else body
     return "\n".join([*lines, *(f"    {line}".rstrip() for line in body or ["..."])])
 
 

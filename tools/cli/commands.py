@@ -43,7 +43,6 @@ def compile_to(
     as_json: bool,
 ) -> int:
     """Compile and write the folder: 0, or 1 where the gate failed (then the model is written only on ``keep``)."""
-    _beside()
     resolved = budgets.handed(Recipe.load(recipe).set(assignments), max_latency, max_size, max_drop)
     with bundle.claim(out) as draft:
         failure = None
@@ -110,17 +109,10 @@ def _with_feeds(model: Path, data: Path | None) -> tuple[ir.Model, dict[str, Any
     return loaded, next(iter(samples.batches(1)))
 
 
-def _beside() -> None:
-    """Let ``module:Class`` name a module of the working folder, behind all that is installed."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-
-
 def opt(
     model: Path, passes: str, out: Path, *, data: Path | None, target: str, seed: int, show: bool
 ) -> dict[str, Any]:
     """Run passes and save; what each did."""
-    _beside()
     steps = parse_passes(passes)
     loaded, where = gp.load(model), Target.load(target)
     samples = gp.CalibrationData.load(data) if data is not None else None

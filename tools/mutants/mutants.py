@@ -35,7 +35,7 @@ def mutants(code: str) -> list[Mutant]:
     """Every mutant that means something else, in order of lines.
 
     Left out, as no test of numbers could or should see them: annotations, decorators, imports, assertions, and the
-    arguments of what is raised (an error's wording).
+    arguments of what is raised (an error's wording). Neither could they tell -1 from another negative size in reshape.
     """
     quiet = list(_quiet(code))
     seen = {code}
@@ -96,6 +96,8 @@ def _quiet(code: str) -> Iterator[tuple[int, int]]:
                 yield span(node)
             case ast.Raise(exc=ast.Call(args=args, keywords=keywords)):
                 yield from (span(a) for a in (*args, *(k.value for k in keywords)))
+            case ast.Call(func=ast.Attribute(attr="reshape"), args=args):
+                yield from (span(a) for a in args if isinstance(a, ast.UnaryOp))
             case ast.FunctionDef() | ast.ClassDef():
                 yield from (span(d) for d in node.decorator_list)
                 if isinstance(node, ast.FunctionDef) and node.returns is not None:

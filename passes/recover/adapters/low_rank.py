@@ -110,9 +110,11 @@ def halved(left: np.ndarray, right: np.ndarray, keep: int) -> tuple[np.ndarray, 
 
     What is cut off is 0: shapes stay [out, rank] and [rank, in]. float64; the product of what is kept does not change.
     """
+    if not keep:
+        return np.zeros(left.shape), np.zeros(right.shape)
     q, upper = np.linalg.qr(left[:, :keep].astype(np.float64))
     p, lower = np.linalg.qr(right[:keep].T.astype(np.float64))
-    u, s, v = np.linalg.svd(upper @ lower.T)
+    u, s, v = np.linalg.svd(upper @ lower.T, full_matrices=False)
     root = np.sqrt(s)
     return _padded(q @ u * root, root[:, None] * (v @ p.T), left.shape[1])
 

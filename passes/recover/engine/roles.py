@@ -27,6 +27,7 @@ class TrainedRole:
         constraints: What holds after every update.
         module: The part of a graph that runs them; None where it is none of a graph.
         export: Whether they are part of what comes out: only those are kept at their best, averaged, and written back.
+        forget: Parameters that the method has replaced by hand: the optimizer forgets what it remembers of them.
     """
 
     parameters: Mapping[str, torch.nn.Parameter]
@@ -35,3 +36,4 @@ class TrainedRole:
     constraints: Sequence[Constraint] = ()
     module: Module | None = None
     export: bool = True
+    forget: set[str] = field(default_factory=set)

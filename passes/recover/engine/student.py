@@ -65,11 +65,12 @@ class Module:
 
     def train(self, names: Iterable[str]) -> dict[str, torch.nn.Parameter]:
         """Let these parameters have gradients and memory of their own; all others stay as they are. They, by name."""
-        chosen = {name: self.parameters[name] for name in names}
-        for parameter in chosen.values():
-            parameter.data = parameter.data.clone()
-            parameter.requires_grad_(True)
-        return chosen
+        return {name: self.own(name).requires_grad_(True) for name in names}
+
+    def own(self, name: str) -> torch.nn.Parameter:
+        """A parameter with memory of its own, so that it may be written to."""
+        self.parameters[name].data = self.parameters[name].data.clone()
+        return self.parameters[name]
 
     def array(self, name: str, like: ir.Value) -> np.ndarray:
         """A parameter as the graph holds it."""

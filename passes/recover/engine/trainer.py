@@ -132,6 +132,8 @@ class Trainer:
                     self._apply(update)
                     self.kept.after_step()
                     self.method.after_step(update)
+                for updater in self.updaters.values():
+                    updater.forget()
             self._clear()
             self.number += 1
             self.elapsed = self.ranks.first(self.elapsed + time.perf_counter() - start)

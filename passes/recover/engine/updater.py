@@ -64,6 +64,12 @@ class Updater:
         """Forget the gradients."""
         self.optimizer.zero_grad()
 
+    def forget(self) -> None:
+        """Start anew with the parameters that the method says it has replaced."""
+        for name in self.role.forget:
+            self.optimizer.state.pop(self.parameters[name], None)
+        self.role.forget.clear()
+
     def copy(self) -> dict[str, torch.Tensor]:
         """The parameters as they are."""
         return {n: p.detach().clone() for n, p in self.parameters.items()}

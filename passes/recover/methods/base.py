@@ -81,8 +81,14 @@ class Method(ABC):
     blocks: ClassVar[bool] = False
     select: ClassVar[Select] = "held"
     selects: ClassVar[tuple[Select, ...]] = ("held", "metric", "last", "ema")
-    features: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
 
     @abstractmethod
     def setup(self, scope: Scope) -> dict[str, TrainedRole]:

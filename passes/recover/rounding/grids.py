@@ -18,7 +18,7 @@ from graphpress.graph.grid import is_quantize
 from graphpress.graph.quantized import SCALE, Pair, decodes, pair, storage
 from graphpress.keys import SPARSITY
 from graphpress.passes.quantizers.named import named
-from graphpress.passes.quantizers.quantizer import QParams, Quantizer
+from graphpress.passes.quantizers.quantizer import QParams, Quantizer, parameters_shape
 from graphpress.passes.structure.layers.linear import Linear, linear
 from graphpress.scale import middle
 from graphpress.types import Kind, Role, Scheme, Site, Storage
@@ -68,8 +68,9 @@ class QuantizedLayer:
     def params(self) -> QParams:
         """As the graph has them, the scale in float32."""
         known = {name: edit.constant(value) for name, value in self._operands()}
-        scale = known.pop("scale")
-        assert scale is not None
+        given = known.pop("scale")
+        assert given is not None
+        scale = given.reshape(parameters_shape(self._shape, self.scheme))
         zero = known.pop("zero_point", None)
         zero = np.zeros(scale.shape, self.scheme.ir_dtype.numpy()) if zero is None else zero
         return QParams(scale.astype(np.float32), zero, {n: a for n, a in known.items() if a is not None})
@@ -137,6 +138,7 @@ class QuantizedLayer:
         for name, value in dict(self._operands()).items():
             assert value.dtype is not None and isinstance(self.pair.encode.graph, ir.Graph)
             stored = np.ascontiguousarray(params.operand(name)).astype(value.dtype.numpy())
+            stored = stored.reshape(_shape(value))
             mine = [(u.node, u.idx) for u in value.uses() if u.node in (self.pair.encode, self.pair.decode)]
             if len(mine) == len(value.uses()):
                 edit.overwrite(value, stored)
@@ -154,6 +156,12 @@ class QuantizedLayer:
         array = edit.constant(self.layer.weight_value)
         assert array is not None
         return array.astype(np.float32)
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    tensor = edit.constant_tensor(value)
+    assert tensor is not None
+    return tuple(tensor.shape.numpy())
 
 
 def find(model: ir.Model, report: PassReport) -> list[QuantizedLayer]:

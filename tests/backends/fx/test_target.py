@@ -7,13 +7,14 @@ import pytest
 
 from graphpress.backends import fx
 from graphpress.backends.ort import probe
-from graphpress.target import Capability, Target
+from graphpress.capability import Capability
+from graphpress.target import Target
 from tests import kit
 
 TARGET = Target.load("torch-cpu")
 
 
-@pytest.mark.parametrize("c", TARGET.capabilities, ids=lambda c: f"{c.op}-{c.mode}-{'-'.join(c.conditions)}")
+@pytest.mark.parametrize("c", TARGET.capabilities, ids=lambda c: f"{c.op}-{c.mode}-{'-'.join(map(str, c.conditions))}")
 def test_every_variant_of_a_capability_runs_on_its_kernel(c: Capability) -> None:
     for variant in probe.variants(c):
         model = probe.build(c, variant, largest=TARGET.exact_codes)  # wider codes overflow without VNNI: refused

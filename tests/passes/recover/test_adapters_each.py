@@ -107,6 +107,14 @@ def test_halving_keeps_the_product_of_what_is_kept_in_order_of_its_singular_valu
     assert (np.diff(np.linalg.norm(l[:, :4], axis=0)) <= 0).all()
 
 
+@pytest.mark.parametrize("keep", [0, 2, 4])
+def test_halving_more_columns_than_the_matrix_has_rank_loses_nothing(keep: int) -> None:
+    left, right = normal(3, 8).astype(np.float64), normal(8, 20, seed=1).astype(np.float64)
+    l, r = low_rank.halved(left, right, keep)  # noqa: E741
+    assert l.shape == left.shape and r.shape == right.shape and not l[:, min(keep, 3) :].any()
+    np.testing.assert_allclose(l @ r, left[:, :keep] @ right[:keep], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("make", [lambda: Lora(rank=0), lambda: Lora(alpha=-1.0), lambda: LowRank(rank=0)])
 def test_bad_options_are_refused_by_name(make: Callable[[], Adapter]) -> None:
     with pytest.raises(BadRequest, match=r"adapter '(lora|low_rank)'"):

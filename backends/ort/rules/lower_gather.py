@@ -12,15 +12,14 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
 from graphpress.backends.ort import emit
-from graphpress.backends.ort.lower_nbits import pack_bits
+from graphpress.backends.ort.lowering import LoweringRule
+from graphpress.backends.ort.rules.lower_nbits import pack_bits
 from graphpress.graph import edit
 from graphpress.target import Target
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it gathers from a quantized table; whether it was."""
-    if node.domain != "" or node.op_type != "Gather" or not isinstance(node.graph, ir.Graph):
-        return False
     w = canonical.weight(node.inputs[0])
     if w is None:
         return False
@@ -59,3 +58,6 @@ def _blocked(node: ir.Node, w: Weight, block: int, shared: emit.Shared) -> None:
         inputs.append(shared.const(graph, ("gather zero", name), f"{name}_zero", lambda: unsigned(by_row(w.zero))))
     attributes = {"bits": w.bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
     emit.substitute(node, "GatherBlockQuantized", inputs, attributes)
+
+
+RULE = LoweringRule("embeddings", 50, _apply, ops=("Gather",), kernels=("GatherBlockQuantized",), modes=("weight",))

@@ -16,19 +16,19 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
 from graphpress.backends.ort import emit, unsigned
-from graphpress.graph import edit
+from graphpress.backends.ort.lowering import LoweringRule
+from graphpress.graph import edit, quantized
+from graphpress.graph.quantized import Expanded
 from graphpress.ops import dynamic_quantize_token
 from graphpress.target import Target
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it is a MatMul or Gemm of a run-time quantized activation; whether it was."""
-    if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or not isinstance(node.graph, ir.Graph):
-        return False
     x = canonical.activation(node.inputs[0])
     if x is None or (x.kind == "static" and not _gives_floats_to_an_add(node)) or not plain(node):
         return False
-    right = canonical.weight(node.inputs[1])
+    right = canonical.weight(node.inputs[1]) or quantized.expanded(node.inputs[1])
     if right is None and x.kind == "static":
         return False
     if right is not None:
@@ -108,6 +108,9 @@ def _codes(node: ir.Node, w: Weight, shared: emit.Shared, *, transposed: bool, m
         key = ("unsigned", transposed, w.value.name)
         right = w.codes.T if transposed else w.codes
         return shared.const(node.graph, key, f"{w.value.name}_unsigned", lambda: unsigned.moved(right))
+    if isinstance(w, Expanded):
+        value = emit.looked_up(node, w)
+        return emit.helper_node("Transpose", [value], node, {"perm": [1, 0]}) if transposed else value
     if transposed:
         value = shared.const(
             node.graph, ("transposed", w.value.name), f"{w.value.name}_T", lambda: np.ascontiguousarray(w.codes.T)
@@ -162,3 +165,8 @@ _NUMBERS = {
     "smallest_scale": np.finfo(np.float32).tiny,
     "rows": np.array([-1]),
 }
+
+
+RULE = LoweringRule(
+    "integer-product", 20, _apply, ops=("MatMul", "Gemm"), kernels=("MatMulIntegerToFloat",), modes=("dynamic",)
+)

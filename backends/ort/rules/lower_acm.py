@@ -15,19 +15,20 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.backends.ort import emit, unsigned
+from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN
 from graphpress.target import Target
 
+_INTEGER = "MatMulIntegerToFloat"
 _END = np.array([np.iinfo(np.int64).max])
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it is an ACM of constant weights; whether it was."""
-    if (node.domain, node.op_type) != (DOMAIN, "ACM") or not isinstance(node.graph, ir.Graph):
-        return False
+    assert isinstance(node.graph, ir.Graph)
     learners = _learners(node)
-    if learners is None:
+    if learners is None or (edit.attribute(node, "int8") and _INTEGER not in target.kernels):
         return False
     emitter = _Emitter(node, node.graph, learners, target, shared)
     made = emitter.run()
@@ -238,5 +239,8 @@ class _Emitter:
         one, middle = self.const(np.array(1, np.float32), "one"), self.const(np.array(128, np.uint8), "middle")
         scale = self.const(w.scale.astype(np.float32), f"{name}_scale")
         inputs = [x.values, weight, one, scale, middle, *([middle] if moved else [])]
-        y = self.op("MatMulIntegerToFloat", *inputs, domain=emit.CONTRIB)
+        y = self.op(_INTEGER, *inputs, domain=emit.CONTRIB)
         return self.op("Mul", y, x.scale)
+
+
+RULE = LoweringRule("acm", 10, _apply, ops=("ACM",), domain=DOMAIN)  # int8 learners also want a kernel of integers

@@ -12,16 +12,15 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
 from graphpress.backends.ort import emit, unsigned
+from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit
 from graphpress.target import Target
 
 _OPTIONAL = range(3, 8)  # B, sequence_lens, initial_h, initial_c, P: the same slots in both operators
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it is an LSTM whose input and both weights are quantized; whether it was."""
-    if node.domain != "" or node.op_type != "LSTM" or not isinstance(node.graph, ir.Graph):
-        return False
     x, w, r = canonical.activation(node.inputs[0]), canonical.weight(node.inputs[1]), canonical.weight(node.inputs[2])
     if x is None or x.kind != "dynamic" or not _fits(w) or not _fits(r) or edit.attribute(node, "layout", 0):
         return False
@@ -58,3 +57,6 @@ def _constants(node: ir.Node, w: Weight, target: Target, shared: emit.Shared) ->
         shared.const(graph, ("lstm scale", name), f"{name}_scale", lambda: spread(w.scale)),
         shared.const(graph, ("lstm zero", name), f"{name}_zero", lambda: spread(zero)),
     ]
+
+
+RULE = LoweringRule("integer-lstm", 40, _apply, ops=("LSTM",), kernels=("DynamicQuantizeLSTM",), modes=("dynamic",))

@@ -8,6 +8,8 @@
 - Between static codes, but with scales that the kernel does not take (groups, another axis), or where there is no
   kernel, the restored ones are set apart by a Clip: ONNX Runtime 1.32 rounds a float weight between DequantizeLinear
   and QuantizeLinear to int8 by itself, with one scale for all channels.
+- Codes of other formats that stand for 8-bit integers are looked up in front of a static integer kernel (Gather); else,
+  the body of what decodes them is left, and folded at load.
 """
 
 from __future__ import annotations
@@ -19,27 +21,35 @@ from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
 from graphpress.backends.ort import emit, unsigned
 from graphpress.backends.ort.groups import matching, quantizers
-from graphpress.graph import edit
-from graphpress.target import Target
+from graphpress.backends.ort.lowering import LoweringRule
+from graphpress.graph import edit, quantized
+from graphpress.graph.quantized import Expanded
+from graphpress.target import Fact, Target
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower the weights that ``node`` reads; whether there were any to lower."""
     found = False
-    if node.op_type in ("DequantizeLinear", "QuantizeLinear") or not isinstance(node.graph, ir.Graph):
+    if quantized.encodes(node) or quantized.decodes(node):
         return False
     for slot, value in enumerate(node.inputs):
-        w = canonical.weight(value)
+        w = canonical.weight(value) or quantized.expanded(value)
         if w is None:
+            if _between_static(node) and quantized.stored(value) and Fact.ROUNDS_FLOAT_WEIGHTS in target.facts:
+                _set_apart(node)
             continue
         fits = _between_static(node) and _fits(node, slot, w, target)
         moved = fits and unsigned.overflows(w, target) and not _depthwise(node, w)
-        if fits and w.bits == 8 and not moved:
+        if fits and w.bits == 8 and not moved and not isinstance(w, Expanded):
             continue
         if moved:
             unsigned.note(node)
-        if not fits and _between_static(node):
+        if not fits and Fact.DEQUANTIZES_IN_EVERY_RUN not in target.facts:
+            continue
+        if not fits and _between_static(node) and Fact.ROUNDS_FLOAT_WEIGHTS in target.facts:
             _set_apart(node)
+        if not fits and isinstance(w, Expanded):
+            continue  # the body of what decodes it is folded at load
         make = _unsigned_weight if moved else _widened_weight if fits else _restored
         edit.set_input(node, slot, make(node, w, shared))
         edit.remove_unused([value])
@@ -82,18 +92,23 @@ def _unsigned_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     codes = shared.const(graph, ("unsigned", name), f"{name}_unsigned", lambda: unsigned.moved(w.codes))
     zero = edit.add_const(graph, unsigned.moved(w.zero), f"{name}_middle")
     attributes = {} if w.axis is None else {"axis": w.axis}
-    out = emit.helper_node("DequantizeLinear", [codes, w.node.inputs[1], zero], site, attributes)
+    scale = edit.add_const(graph, w.scale, f"{name}_scale") if isinstance(w, Expanded) else w.node.inputs[1]
+    out = emit.helper_node("DequantizeLinear", [codes, scale, zero], site, attributes)
     return edit.like(out, w.node.outputs[0])
 
 
 def _widened_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     graph = site.graph
     assert isinstance(graph, ir.Graph)
-    codes = emit.widened(site, w.value) if w.symmetric else _centred(site, w)
+    scale = w.node.inputs[1]
+    if isinstance(w, Expanded):
+        codes, scale = emit.looked_up(site, w), edit.add_const(graph, w.scale, f"{w.value.name}_scale")
+    else:
+        codes = emit.widened(site, w.value) if w.symmetric else _centred(site, w)
     assert codes.dtype is not None
     none = edit.add_const(graph, np.zeros(w.zero.shape, codes.dtype.numpy()), f"{w.value.name}_none")
     attributes = {} if w.axis is None else {"axis": w.axis}
-    out = emit.helper_node("DequantizeLinear", [codes, w.node.inputs[1], none], site, attributes)
+    out = emit.helper_node("DequantizeLinear", [codes, scale, none], site, attributes)
     return edit.like(out, w.node.outputs[0])
 
 
@@ -163,3 +178,6 @@ def _shapes(w: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
     groups = w.scale.shape[axis]
     scale = (*w.scale.shape[: axis + 1], 1, *w.scale.shape[axis + 1 :])
     return scale, (*full[:axis], groups, w.block, *full[axis + 1 :])
+
+
+RULE = LoweringRule("stored-weights", 80, _apply)  # standard ONNX

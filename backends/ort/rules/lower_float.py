@@ -12,17 +12,18 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.backends.ort import emit
 from graphpress.backends.ort.groups import quantizers
+from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit
-from graphpress.target import Target
+from graphpress.target import Fact, Target
 
 # FusedGemm insists on an activation: this one is the identity.
 _FUSED = {"Conv": ("FusedConv", {}), "Gemm": ("FusedGemm", {"activation": "LeakyRelu", "activation_alpha": 1.0})}
 LEFT = frozenset(kernel for kernel, _ in _FUSED.values())
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if ONNX Runtime would quantize its float weight; whether it was."""
-    if node.op_type not in _FUSED or node.domain != "" or len(node.inputs) < 2 or not edit.is_constant(node.inputs[1]):
+    if len(node.inputs) < 2 or not edit.is_constant(node.inputs[1]):
         return False
     x = canonical.activation(node.inputs[0])
     if x is None or x.kind != "static" or not any(_reaches_quantizer(v) for v in node.outputs):
@@ -39,3 +40,8 @@ def _reaches_quantizer(value: ir.Value) -> bool:
     if quantizers(value):
         return True
     return any(u.node.op_type in ("Relu", "Clip") and quantizers(u.node.outputs[0]) for u in value.uses())
+
+
+RULE = LoweringRule(
+    "float-islands", 70, _apply, ops=tuple(_FUSED), kernels=tuple(sorted(LEFT)), fact=Fact.ROUNDS_FLOAT_WEIGHTS
+)

@@ -30,7 +30,8 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Matrix, Weight
 from graphpress.backends.ort import emit
-from graphpress.backends.ort.lower_matmul import bias_of, plain
+from graphpress.backends.ort.lowering import LoweringRule
+from graphpress.backends.ort.rules.lower_matmul import bias_of, plain
 from graphpress.graph import edit
 from graphpress.target import Target
 
@@ -49,10 +50,8 @@ class Packed:
     zero: np.ndarray | None
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it is a MatMul or Gemm of a weight with a fitting kernel; whether it was."""
-    if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or not isinstance(node.graph, ir.Graph):
-        return False
     w, x = canonical.weight(node.inputs[1]), canonical.activation(node.inputs[0])
     if w is None or not plain(node) or (x is not None and x.kind == "static" and not w.block):
         return False
@@ -144,3 +143,8 @@ def _default_zero(w: Weight) -> bool:
 def _given(array: np.ndarray | None) -> np.ndarray:
     assert array is not None
     return array
+
+
+RULE = LoweringRule(
+    "blocked-weights", 30, _apply, ops=("MatMul", "Gemm"), kernels=("MatMulNBits",), modes=("weight", "dynamic")
+)

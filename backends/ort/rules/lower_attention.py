@@ -20,8 +20,9 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.backends.ort import emit
+from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit
-from graphpress.target import Target
+from graphpress.target import Fact, Target
 
 # exp(-28) = 7e-13: 80 000 masked tokens together stay below a float's rounding, and scores up to 4 above the token's
 # own are still rounded to 1e-6. Denormal numbers come back, slow but right, in rows whose best score is 59 above the
@@ -42,11 +43,9 @@ class _Sizes:
     flat: bool
 
 
-def apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
+def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it is causal self-attention in float32 without a cache; whether it was."""
-    if node.domain != "" or node.op_type != "Attention" or not isinstance(node.graph, ir.Graph):
-        return False
-    if not target.isa.startswith("x86") or not _is_plain(node) or not _is_causal(node):
+    if not _is_plain(node) or not _is_causal(node):
         return False
     sizes = _sizes(node)
     scale = float(edit.attribute(node, "scale", sizes.head**-0.5)) if sizes is not None else 0.0
@@ -171,3 +170,8 @@ def _square(node: ir.Node, sizes: _Sizes, value: ir.Value) -> ir.Value:
 def _shape(node: ir.Node, numbers: Sequence[int], shared: emit.Shared) -> ir.Value:
     assert isinstance(node.graph, ir.Graph)
     return shared.const(node.graph, ("int64", *numbers), "sizes", lambda: np.array(numbers, np.int64))
+
+
+RULE = LoweringRule(
+    "causal-attention", 60, _apply, ops=("Attention",), kernels=("FusedMatMul",), fact=Fact.SLOW_CAUSAL_MASK
+)

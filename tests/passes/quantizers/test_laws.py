@@ -1,0 +1,203 @@
+"""Laws of every quantizer that the catalog finds: codes and numbers, its form in a graph, its size, its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+import graphpress as gp
+from graphpress import catalog
+from graphpress.context import Context
+from graphpress.contracts import PassReport
+from graphpress.errors import BadRequest
+from graphpress.passes.fold.fold_weights import FoldWeights
+from graphpress.passes.quantize.apply_plan import ApplyPlan
+from graphpress.passes.quantizers.named import named
+from graphpress.passes.quantizers.quantizer import QParams, Quantizer
+from graphpress.types import PER_TENSOR, Plan, Role, Scheme, Site, per_channel, per_group
+from tests import kit
+
+GRAINS = [PER_TENSOR, per_channel(0), per_channel(1), per_group(0, 8), per_group(1, 16)]
+TYPES = ["int8", "uint8", "int4", "uint4", "int3", "int2", "uint2"]
+
+
+def cases() -> list[tuple[str, Scheme]]:
+    """Every quantizer with each of its schemes: types and symmetry with one scale a channel, then the granularities."""
+    found = []
+    for name, cls in catalog.quantizers().items():
+        schemes = [Scheme(t, per_channel(1), symmetric=s, quantizer=name) for t in TYPES for s in (True, False)]
+        fine = [s for s in schemes if cls().refusal(s) is None]
+        assert fine, f"{name} takes no scheme"
+        found += fine + [dataclasses.replace(fine[-1], granularity=g) for g in GRAINS]
+        found += [dataclasses.replace(s, observer="mse") for s in fine[:2]]
+    return list(dict.fromkeys((s.quantizer, s) for s in found))
+
+
+CASES = pytest.mark.parametrize(("name", "scheme"), cases(), ids=lambda x: str(x).replace(" ", "-"))
+EACH = pytest.mark.parametrize("name", catalog.quantizers())
+
+
+def weight(seed: int = 0, shape: tuple[int, int] = (40, 36)) -> np.ndarray:
+    made = np.random.default_rng(seed).standard_t(4, shape).astype(np.float32)
+    made[0], made[:, 0] = 0, 0
+    return made
+
+
+def fitted(name: str, scheme: Scheme, w: np.ndarray) -> tuple[Quantizer, QParams]:
+    quantizer = named(name)
+    return quantizer, quantizer.fit(w, scheme)
+
+
+def ladder(quantizer: Quantizer, params: QParams, scheme: Scheme, shape: tuple[int, ...]) -> np.ndarray:
+    """The numbers of all codes of the scheme at each element, ascending: [codes, *shape]."""
+    codes = range(scheme.qmin, scheme.qmax + 1)
+    return np.stack([quantizer.dequantize(np.full(shape, c, np.int16), params, scheme) for c in codes])
+
+
+@CASES
+def test_a_number_becomes_one_of_its_two_neighbours(name: str, scheme: Scheme) -> None:
+    w = weight()
+    quantizer, params = fitted(name, scheme, w)
+    back = quantizer.dequantize(quantizer.quantize(w, params, scheme), params, scheme)
+    steps = ladder(quantizer, params, scheme, w.shape)
+    assert (np.diff(steps, axis=0) > 0).all()
+    below = np.where(steps <= w, steps, steps[0]).max(axis=0)
+    above = np.where(steps >= w, steps, steps[-1]).min(axis=0)
+    assert ((back == below) | (back == above)).all()
+    assert (back[w == 0] == 0).all()
+
+
+@CASES
+def test_numbers_of_codes_are_given_back(name: str, scheme: Scheme) -> None:
+    w = weight(1)
+    quantizer, params = fitted(name, scheme, w)
+    for code in range(scheme.qmin, scheme.qmax + 1):
+        codes = np.full(w.shape, code, np.int16)
+        again = quantizer.quantize(quantizer.dequantize(codes, params, scheme), params, scheme)
+        np.testing.assert_array_equal(again.astype(np.int16), codes)
+
+
+@CASES
+def test_torch_says_the_same_as_numpy(name: str, scheme: Scheme) -> None:
+    w = weight(2)
+    quantizer, params = fitted(name, scheme, w)
+    tensor = torch.from_numpy(w)
+    theirs = quantizer.fit(tensor, scheme)
+    np.testing.assert_allclose(theirs.scale.numpy(), params.scale, rtol=1e-6)
+    np.testing.assert_array_equal(theirs.zero_point.numpy().astype(np.int32), params.zero_point.astype(np.int32))
+    same = QParams(
+        torch.from_numpy(np.asarray(params.scale)),
+        torch.from_numpy(np.asarray(params.zero_point).astype(np.int32)),
+        {n: torch.from_numpy(t) for n, t in params.tables.items()},
+    )
+    codes = quantizer.quantize(tensor, same, scheme)
+    np.testing.assert_array_equal(codes.numpy(), quantizer.quantize(w, params, scheme).astype(np.int16))
+    back = quantizer.dequantize(quantizer.quantize(w, params, scheme), params, scheme)
+    np.testing.assert_array_equal(quantizer.dequantize(codes, same, scheme).numpy(), back)
+    np.testing.assert_allclose(quantizer.straight_through(tensor, same, scheme).numpy(), back, rtol=1e-6, atol=1e-7)
+
+
+@CASES
+def test_gradients_go_straight_through_and_to_the_scale(name: str, scheme: Scheme) -> None:
+    w = weight(3)
+    quantizer, params = fitted(name, scheme, w)
+    x = torch.from_numpy(w).requires_grad_()
+    scale = torch.from_numpy(np.asarray(params.scale)).requires_grad_()
+    zero = torch.from_numpy(np.asarray(params.zero_point).astype(np.float32))
+    given = QParams(scale, zero, {n: torch.from_numpy(t) for n, t in params.tables.items()})
+    quantizer.straight_through(x, given, scheme).sum().backward()
+    low, high = quantizer.ends(params, w.shape, scheme)
+    assert x.grad is not None and scale.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), ((w > low) & (w < high)).astype(np.float32), atol=1e-5)
+    assert torch.isfinite(scale.grad).all() and scale.grad.abs().max() > 0
+    assert "scale" in quantizer.learnable(scheme)
+
+
+def written(w: np.ndarray, scheme: Scheme, *, fold: bool) -> ir.Model:
+    """``x w`` with the weight in a scheme."""
+    rows, columns = w.shape
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["N", rows]))
+    tensor = ir.tensor(w, name="w")
+    value = ir.Value(name="w", type=ir.TensorType(tensor.dtype), shape=ir.Shape(w.shape), const_value=tensor)
+    node = ir.node("MatMul", [x, value], name="m")
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    node.outputs[0].shape = ir.Shape(["N", columns])
+    opset = {"": 21 if scheme.bits > 2 else 25}
+    graph = ir.Graph([x], [node.outputs[0]], nodes=[node], initializers=[value], opset_imports=opset, name="g")
+    model = ir.Model(graph, ir_version=10 if scheme.bits > 2 else 13)
+    ApplyPlan(Plan({Site("m", 1, Role.WEIGHT): scheme})).run(model, Context(), PassReport())
+    if fold:
+        FoldWeights().run(model, Context(), PassReport())
+    return model
+
+
+@CASES
+@pytest.mark.parametrize("fold", [False, True])
+def test_the_graph_computes_what_the_quantizer_says(name: str, scheme: Scheme, fold: bool) -> None:
+    """In ONNX Runtime without optimisation, before the weight is stored as codes and after."""
+    w = weight(4)
+    quantizer, params = fitted(name, scheme, w)
+    model = written(w, scheme, fold=fold)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    found = kit.run(model, {"x": np.eye(len(w), dtype=np.float32)})["y"]
+    back = quantizer.dequantize(quantizer.quantize(w, params, scheme), params, scheme)
+    kept = quantizer.clipped(w, params, scheme) if scheme.dtype != scheme.storage else w
+    if scheme.dtype != scheme.storage:
+        back = quantizer.dequantize(quantizer.quantize(kept, params, scheme), params, scheme)
+    np.testing.assert_array_equal(found, back)
+
+
+@CASES
+def test_a_file_takes_as_many_bytes_as_it_says(name: str, scheme: Scheme, tmp_path: Path) -> None:
+    w = np.random.default_rng(5).standard_normal((1024, 1536)).astype(np.float32)
+    model = written(w, scheme, fold=True)
+    gp.save(model, tmp_path / "m.onnx")
+    bits = named(name).bits(w.shape, scheme)
+    assert (tmp_path / "m.onnx").stat().st_size == pytest.approx(bits / 8, rel=0.01)
+
+
+@EACH
+@pytest.mark.parametrize("observer", ["minmax", "mse"])
+def test_more_bits_are_never_worse(name: str, observer: str) -> None:
+    quantizer, w, lost = named(name), weight(6, (64, 64)), []
+    for dtype in ("int3", "int4", "int8"):
+        scheme = Scheme(dtype, per_channel(1), observer=observer, quantizer=name)
+        if quantizer.refusal(scheme) is None:
+            params = quantizer.fit(w, scheme)
+            back = quantizer.dequantize(quantizer.quantize(w, params, scheme), params, scheme)
+            lost.append(np.square(back - w).sum())
+    assert len(lost) > 1
+    assert all(b <= a for a, b in itertools.pairwise(lost))
+
+
+@EACH
+def test_options_are_refused_by_name(name: str) -> None:
+    with pytest.raises(BadRequest, match="no option 'colour'"):
+        named(f"{name}:colour=blue")
+    for field in dataclasses.fields(catalog.quantizers()[name]):
+        with pytest.raises(BadRequest, match=field.name):
+            named(f"{name}:{field.name}=[1]")
+
+
+def test_a_quantizer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(BadRequest, match="no quantizer 'afine'"):
+        named("afine")
+
+
+@CASES
+def test_schemes_go_through_text_and_json(name: str, scheme: Scheme) -> None:
+    assert Scheme.parse(str(scheme)) == scheme
+    assert Scheme.from_json(scheme.to_json()) == scheme
+
+
+@EACH
+def test_what_is_not_finite_is_refused(name: str) -> None:
+    with pytest.raises(BadRequest, match="NaN or infinity"):
+        named(name).fit(np.array([[1.0, np.nan]], np.float32), Scheme("int4", per_channel(0), quantizer=name))
