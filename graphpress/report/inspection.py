@@ -17,7 +17,7 @@ from graphpress.report import report as reports
 from graphpress.report.tables import Table, scheme, size
 
 if TYPE_CHECKING:
-    from graphpress.passes.structure.layers.anatomy import Anatomy
+    from graphpress.passes.structure.layers.overview import Overview
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Inspection:
     ops: dict[str, int]
     storage: dict[str, dict[str, int]]  # element type -> tensors, elements, bytes
     sites: list[SiteInfo] = field(default_factory=list)
-    structure: Anatomy | None = None
+    structure: Overview | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -68,7 +68,7 @@ class Inspection:
         ]
 
 
-def _structure(found: Anatomy) -> list[Table]:
+def _structure(found: Overview) -> list[Table]:
     parts = {
         "Residual streams": found.streams,
         "Norms": found.norms,
@@ -97,7 +97,7 @@ def inspect(model: ModelLike, *, structure: bool = False) -> Inspection:
         model: A model or the path of an ONNX file.
         structure: Look for residual streams, norms, attention heads, MLP pairs and embeddings as well.
     """
-    from graphpress.passes.structure.layers.anatomy import anatomy
+    from graphpress.passes.structure.layers.overview import overview
 
     model = as_model(model)
     return Inspection(
@@ -111,7 +111,7 @@ def inspect(model: ModelLike, *, structure: bool = False) -> Inspection:
         ops=reports.histogram(model),
         storage=storage(model),
         sites=_sites(model),
-        structure=anatomy(model) if structure else None,
+        structure=overview(model) if structure else None,
     )
 
 

@@ -85,7 +85,7 @@ class Acm(Pass, Ignores):
         attach(model, OP)
         report.metrics |= {"layers": len(chosen), "learners": self.learners, "multiply-adds at budget 1": _ratio(model)}
 
-    def _chosen(self, model: ir.Model, anatomy: ffn.Anatomy) -> list[ffn.Found]:
+    def _chosen(self, model: ir.Model, anatomy: ffn.LayerBlocks) -> list[ffn.Found]:
         found: list[ffn.Found] = [*(anatomy.blocks if self.feedforward else ())]
         found += anatomy.projections if self.projections else ()
         nodes = list(model.graph)

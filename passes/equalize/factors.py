@@ -16,7 +16,7 @@ KEPT = 1024  # rows that the search looks at
 
 
 @dataclass
-class Seen:
+class SeenRows:
     """What is remembered of a value: the largest magnitude of each channel, and some rows spread over the batches.
 
     Attributes:

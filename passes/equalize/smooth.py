@@ -14,7 +14,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.moments import stream
-from graphpress.passes.equalize.factors import OutputError, Seen, factors
+from graphpress.passes.equalize.factors import OutputError, SeenRows, factors
 from graphpress.passes.structure.channels.ask import WRITER, Move
 from graphpress.passes.structure.channels.follow import Carried, follow
 from graphpress.passes.structure.channels.lanes import whole
@@ -80,18 +80,18 @@ class Smooth(Pass):
             said = f"places with {'no factors' if alpha is None else f'alpha {alpha:g}'}"
             report.metrics[said] = float(report.metrics.get(said, 0)) + 1
 
-    def _observe(self, model: ir.Model, ctx: Context, places: Sequence[Place]) -> dict[str, Seen]:
+    def _observe(self, model: ir.Model, ctx: Context, places: Sequence[Place]) -> dict[str, SeenRows]:
         data, run = ctx.need("data", "smooth").bind(model).take(self.samples, ctx.seed), ctx.need("run", "smooth")
         names = [p.value.name or "" for p in places]
         batches = -(-len(data) // self.batch_size)
-        seen: dict[str, Seen] = {}
+        seen: dict[str, SeenRows] = {}
         for values in stream(model, names, data, run, batch_size=self.batch_size, progress=ctx.progress).batches:
             for name, array in values.items():
                 if array.size:
-                    seen.setdefault(name, Seen(batches)).update(array)
+                    seen.setdefault(name, SeenRows(batches)).update(array)
         return seen
 
-    def _settle(self, place: Place, rows: Seen) -> float | None:
+    def _settle(self, place: Place, rows: SeenRows) -> float | None:
         """Choose alpha and rewrite one place; None: left as it is."""
         weight = np.concatenate([r.weight() for r in place.readers]).astype(np.float32)
         _, alike = np.unique(place.carried.alike, return_inverse=True)  # copies of a channel have one factor

@@ -16,7 +16,7 @@ from graphpress.passes.structure.layers.linear import Linear, linear
 _OPS = ("MatMul", "Gemm", "Conv")
 
 
-class Wish(Protocol):
+class PruneWish(Protocol):
     """The options that choose; see ``Prune``."""
 
     @property
@@ -35,7 +35,7 @@ class Wish(Protocol):
     def min_inputs(self) -> int: ...
 
 
-def choose(model: ir.Model, wish: Wish, report: PassReport) -> list[Linear]:
+def choose(model: ir.Model, wish: PruneWish, report: PassReport) -> list[Linear]:
     """The layers to prune, in order; each other one is a skip with its reason.
 
     Raises:
@@ -69,7 +69,7 @@ def choose(model: ir.Model, wish: Wish, report: PassReport) -> list[Linear]:
     return found
 
 
-def _unfit(view: Linear, wish: Wish, in_main_graph: bool) -> str | None:
+def _unfit(view: Linear, wish: PruneWish, in_main_graph: bool) -> str | None:
     inputs = view.shape[1]
     if view.groups > 1 and inputs == 1:
         return "a depthwise convolution sums over no channels"

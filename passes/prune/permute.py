@@ -14,7 +14,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.observe.moments import Moments, collect_moments
 from graphpress.passes.prune import masks
 from graphpress.passes.prune.pattern import checked
-from graphpress.passes.prune.search import Search
+from graphpress.passes.prune.search import OrderSearch
 from graphpress.passes.structure.channels.ask import Holder
 from graphpress.passes.structure.channels.ledger import sources
 from graphpress.passes.structure.channels.survey import Survey, permute, survey
@@ -56,7 +56,7 @@ class Permute(Pass):
         checked(self.n, self.m, self.name)
         channels = survey(model)
         work = _Work(channels, self.m, self._moments(model, ctx, channels))
-        search = Search(self.n, self.m, self.stripes * self.m, self.escapes, seed=ctx.seed)
+        search = OrderSearch(self.n, self.m, self.stripes * self.m, self.escapes, seed=ctx.seed)
         new = np.arange(len(work.roots))
         before = work.kept(new, self.n)
         free = [g for g in channels.groups() if len(g) >= 2 * self.m]
@@ -117,8 +117,8 @@ class _Work:
             if weight.shape[1] % self.m == 0
         )
 
-    def order(self, group: np.ndarray, search: Search, new: np.ndarray) -> bool:
-        """Search an order of a group and note it in ``new``; whether there is a better one."""
+    def order(self, group: np.ndarray, search: OrderSearch, new: np.ndarray) -> bool:
+        """OrderSearch an order of a group and note it in ``new``; whether there is a better one."""
         stripes: np.ndarray | None = None
         rows: list[np.ndarray] = []
         for places, weight in self._views(group):

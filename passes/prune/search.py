@@ -1,8 +1,9 @@
-"""Search for an order of columns under which an n:m mask keeps more. No graph.
+"""OrderSearch for an order of columns under which an n:m mask keeps more. No graph.
 
 Only the partition into *stripes* of m columns counts, not the order in a stripe or of stripes. Greedy swaps of two
-columns, then exhaustive search in windows of several stripes, both until nothing is gained, and random disturbances
-whose result is kept where it is better. (Pool and Yu, Channel Permutations for N:M Sparsity, NeurIPS 2021.)
+columns, then exhaustive search in windows of several stripes, both until nothing is gained or a bound is reached, and
+random disturbances whose result is kept where it is better. (Pool and Yu, Channel Permutations for N:M Sparsity,
+NeurIPS 2021.)
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import numpy as np
 from graphpress.passes.prune import masks
 
 _GAIN = 1e-6  # share of the whole below which a gain is rounding
+_TURNS = 100  # swaps and windows by turns, at most: real weights rest after fewer than 10
+_SWAPS = 50  # rounds of swaps for each stripe, at most: every round gains, so this bounds rounding alone
 _CHUNK = 1 << 21  # elements of a temporary
 
 
 @dataclass(frozen=True)
-class Search:
+class OrderSearch:
     """How far to look.
 
     Attributes:
@@ -68,11 +71,12 @@ class Search:
         self, work: np.ndarray, stripes: np.ndarray, width: int, rng: np.random.Generator, known: set[frozenset[bytes]]
     ) -> np.ndarray:
         """Swaps and windows by turns until neither gains; ``known`` are windows that are at their best."""
-        while True:
+        for _ in range(_TURNS):
             stripes = _swap(work, stripes, self.n)
             stripes, gained = self._windows(work, stripes, width, rng, known)
             if not gained:
-                return stripes
+                break
+        return stripes
 
     def _windows(
         self, work: np.ndarray, stripes: np.ndarray, width: int, rng: np.random.Generator, known: set[frozenset[bytes]]
@@ -122,7 +126,7 @@ def _swap(work: np.ndarray, stripes: np.ndarray, n: int) -> np.ndarray:
     scores = _scores(work[stripes], n)
     floor = _GAIN * scores.sum()
     table = _table(work, stripes, np.arange(count), n)  # [stripe, slot, incoming column]
-    while True:
+    for _ in range(_SWAPS * count):
         where = np.empty(count * m, int)
         where[stripes.reshape(-1)] = np.arange(count * m)
         flat = table.reshape(count * m, -1)[:, stripes.reshape(-1)]  # by place: out of here, in from there
@@ -132,10 +136,11 @@ def _swap(work: np.ndarray, stripes: np.ndarray, n: int) -> np.ndarray:
         gain[same[:, None] == same[None, :]] = -np.inf
         touched = _take(stripes, gain, floor)
         if not touched:
-            return stripes
+            break
         changed = np.array(sorted(touched))
         scores[changed] = _scores(work[stripes[changed]], n)
         table[changed] = _table(work, stripes, changed, n)
+    return stripes
 
 
 def _take(stripes: np.ndarray, gain: np.ndarray, floor: float) -> set[int]:

@@ -14,7 +14,7 @@ Kind: TypeAlias = Literal["auto", "hadamard", "block", "orthogonal"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class BasisChoice:
     """What kind of matrix is wanted; see ``Rotate`` for the options."""
 
     kind: Kind

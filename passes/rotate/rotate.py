@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
-from graphpress.passes.rotate.bases import Choice, Kind
+from graphpress.passes.rotate.bases import BasisChoice, Kind
 from graphpress.passes.rotate.online import Online, merged
 from graphpress.passes.rotate.witness import witness
 from graphpress.passes.structure.channels.ask import READER, WRITER, Holder
@@ -22,7 +22,7 @@ from graphpress.passes.structure.channels.ledger import Ledger, turn
 from graphpress.passes.structure.layers.heads import before_copies, find_heads
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 from graphpress.passes.structure.layers.pairs import find_pairs
-from graphpress.passes.structure.layers.streams import Stream, find_streams
+from graphpress.passes.structure.layers.streams import ResidualStream, find_streams
 from graphpress.types import Numerics, Stage
 
 _SHOWN = 3  # reasons a stream is not rotated, at most
@@ -61,12 +61,12 @@ class Rotate(Pass):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        Choice(self.kind, self.block_size)
+        BasisChoice(self.kind, self.block_size)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         before = model.clone() if ctx.oracle is not None and ctx.data is not None else model
         rng = np.random.default_rng(ctx.seed if self.seed is None else self.seed)
-        job = _Job(Choice(self.kind, self.block_size), rng, Online(model), report)
+        job = _Rotation(BasisChoice(self.kind, self.block_size), rng, Online(model), report)
         for graph in [g for g in edit.graphs(model) if isinstance(g, ir.Graph)]:
             self._of(graph, job)
         report.changed += job.ledger.write() + job.online.made
@@ -76,7 +76,7 @@ class Rotate(Pass):
         elif not report.skips:
             report.skip(model.graph.name or "graph", "no residual stream, attention or MLP pair was found")
 
-    def _of(self, graph: ir.Graph, job: _Job) -> None:
+    def _of(self, graph: ir.Graph, job: _Rotation) -> None:
         norms = by_node(find_norms(graph))
         for stream in find_streams(graph, norms) if self.residual else []:
             job.stream(stream)
@@ -89,8 +89,8 @@ class Rotate(Pass):
 
 
 @dataclass(eq=False)
-class _Job:
-    choice: Choice
+class _Rotation:
+    choice: BasisChoice
     rng: np.random.Generator
     online: Online
     report: PassReport
@@ -102,7 +102,7 @@ class _Job:
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
 
-    def stream(self, stream: Stream) -> None:
+    def stream(self, stream: ResidualStream) -> None:
         obstacles = [f"{b.where}: {b.why}" for b in stream.carried.blocks]
         obstacles += [why for n in stream.norms if (why := _kept(n))]
         obstacles = obstacles or ([] if stream.writers else ["no weight writes it"])
@@ -186,7 +186,7 @@ def _fixed(carried: Carried, turned: set[ir.Value]) -> str:
     return ""
 
 
-def _prove(before: ir.Model, model: ir.Model, job: _Job, ctx: Context) -> None:
+def _prove(before: ir.Model, model: ir.Model, job: _Rotation, ctx: Context) -> None:
     turned = {v.name for v in job.turned}
     inner = {o.name for n in model.graph for o in n.outputs if o.name in job.witnesses} - turned
     outputs = [o.name or "" for o in model.graph.outputs]

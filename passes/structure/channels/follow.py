@@ -24,8 +24,8 @@ from graphpress.passes.structure.channels.ask import (
     Said,
     value_at,
 )
+from graphpress.passes.structure.channels.commuting import answer
 from graphpress.passes.structure.channels.lanes import Lanes, covers
-from graphpress.passes.structure.channels.rules import answer
 from graphpress.passes.structure.layers.norms import Norm
 
 _TRIES = 16  # ways through products and cuts that are tried before the first refusal stands

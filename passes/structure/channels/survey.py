@@ -19,9 +19,9 @@ import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.passes.structure.channels.ask import IN, OUT, READER, Ask, Holder, Move, Said
+from graphpress.passes.structure.channels.commuting import answer
 from graphpress.passes.structure.channels.lanes import Lanes, along, dims, operand, slim, varying
 from graphpress.passes.structure.channels.ledger import Ledger, keep, reorder
-from graphpress.passes.structure.channels.rules import answer
 from graphpress.passes.structure.layers.linear import FLOATS, Linear, linear
 
 

@@ -95,7 +95,7 @@ Found: TypeAlias = Block | Projection
 
 
 @dataclass
-class Anatomy:
+class LayerBlocks:
     """Feed-forward blocks, lone projections, and the places that look like a block but are none: (name, why)."""
 
     blocks: list[Block] = field(default_factory=list)
@@ -103,9 +103,9 @@ class Anatomy:
     refused: list[tuple[str, str]] = field(default_factory=list)
 
 
-def find(graph: ir.Graph) -> Anatomy:
+def find(graph: ir.Graph) -> LayerBlocks:
     """The blocks and projections of one graph, in its order. Matrix products only: convolutions are none."""
-    result, within = Anatomy(), branch_nodes(graph)
+    result, within = LayerBlocks(), branch_nodes(graph)
     layers = {view.node: view for n in graph if isinstance(view := _matrix(n), Linear)}
     taken: set[ir.Node] = set()
     for view in layers.values():

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.passes.structure.channels.ask import IN, OUT, Ask, Move
+from graphpress.passes.structure.channels.commuting import answer
 from graphpress.passes.structure.channels.follow import Carried, follow
 from graphpress.passes.structure.channels.lanes import Lanes, covers, dims, size, whole
-from graphpress.passes.structure.channels.rules import answer
 from graphpress.passes.structure.layers.norms import Norm
 
 _BETWEEN = (

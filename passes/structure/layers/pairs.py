@@ -18,7 +18,7 @@ _PASSES = ("Identity", "Dropout", "Cast")
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class MlpPair:
     """An activation and the linear layers that read it.
 
     Attributes:
@@ -36,14 +36,14 @@ class Pair:
         return self.down[0].shape[1]
 
 
-def find_pairs(nodes: Iterable[ir.Node]) -> list[Pair]:
+def find_pairs(nodes: Iterable[ir.Node]) -> list[MlpPair]:
     """The pairs among some nodes, in the order of their layers."""
     found: dict[ir.Value, tuple[ir.Node, list[Linear]]] = {}
     for node in nodes:
         view = linear(node) if node.op_type in ("MatMul", "Gemm") else ""
         if isinstance(view, Linear) and (bent := _bent(view.input)) is not None:
             found.setdefault(view.input, (bent, []))[1].append(view)
-    return [Pair(bent, value, tuple(down)) for value, (bent, down) in found.items()]
+    return [MlpPair(bent, value, tuple(down)) for value, (bent, down) in found.items()]
 
 
 def _bent(value: ir.Value) -> ir.Node | None:

@@ -15,7 +15,7 @@ from graphpress.passes.structure.layers.norms import Norm, find_norms
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class ResidualStream:
     """A class of values that must change basis together.
 
     Attributes:
@@ -53,7 +53,7 @@ class Stream:
         return sum(n.op_type in ("Add", "Sum") and not any(map(edit.is_constant, n.inputs)) for n in met)
 
 
-def find_streams(graph: ir.Graph, norms: Mapping[ir.Node, Norm] | None = None) -> list[Stream]:
+def find_streams(graph: ir.Graph, norms: Mapping[ir.Node, Norm] | None = None) -> list[ResidualStream]:
     """The residual streams of one graph, in order of their first value: what norms read, and sums of branches."""
     norms = by_node(find_norms(graph)) if norms is None else norms
     seen: set[ir.Value] = set()
@@ -64,7 +64,7 @@ def find_streams(graph: ir.Graph, norms: Mapping[ir.Node, Norm] | None = None) -
             continue
         carried = follow(seed, lanes, extent=lanes.size, norms=norms, through=True)
         seen |= carried.members.keys()
-        stream = Stream(seed, lanes.size, carried)
+        stream = ResidualStream(seed, lanes.size, carried)
         if stream.sums:
             streams.append(stream)
     return streams

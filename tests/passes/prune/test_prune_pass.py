@@ -190,6 +190,23 @@ def test_permuting_keeps_more_and_changes_nothing(score: str) -> None:
         assert kept[1] > kept[0]
 
 
+def test_energy_is_the_square_of_a_weight_times_the_mean_square_of_what_it_reads() -> None:
+    """As a share of E|W x|^2: the two best of four, summed over the layers, by hand in float64."""
+    model = layered(8, 32, 32, 12)
+    ctx = context(model)
+    _, (report,) = kit.apply(model, Permute(score="energy", escapes=0), ctx=ctx)
+    assert ctx.data is not None
+    x = next(iter(ctx.data.batches(64)))["x"].astype(np.float64)
+    wanted = 0.0
+    for i in range(3):
+        w = model.graph.initializers[f"w{i}"].const_value.numpy().astype(np.float64)  # [in, out]
+        if i:
+            score = np.square(w) * np.mean(np.square(x), axis=0)[:, None] / np.square(x @ w).sum(axis=1).mean()
+            wanted += np.sort(score.T.reshape(-1, 4), axis=1)[:, 2:].sum()
+        x = np.maximum(x @ w, 0)
+    assert report.metrics["kept before"] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_energy_needs_data() -> None:
     with pytest.raises(BadRequest, match="energy needs calibration data"):
         kit.apply(layered(8, 32, 32, 12), Permute(score="energy"))

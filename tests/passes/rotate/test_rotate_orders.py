@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphpress.errors import BadRequest
-from graphpress.passes.rotate.bases import Choice
+from graphpress.passes.rotate.bases import BasisChoice
 from graphpress.passes.rotate.galois import jacobsthal, prime_power
 from graphpress.passes.rotate.orders import exists, hadamard, largest_order, order_factors
 
@@ -85,18 +85,18 @@ SIZES = st.sampled_from([1, 2, 4, 6, 12, 20, 44, 52, 64, 92, 172])
 
 @given(st.sampled_from(["auto", "orthogonal", "block"]), SIZES, st.integers(0, 99))
 def test_bases_are_orthogonal(kind, size: int, seed: int) -> None:
-    basis = Choice(kind, None).basis(size, np.random.default_rng(seed))
+    basis = BasisChoice(kind, None).basis(size, np.random.default_rng(seed))
     if isinstance(basis, str):
         assert kind != "orthogonal" and (size & -size == 1 or largest_order(size) == 1)
         return
     assert np.abs(basis @ basis.T - np.eye(size)).max() <= 1e-12
-    again = Choice(kind, None).basis(size, np.random.default_rng(seed))
+    again = BasisChoice(kind, None).basis(size, np.random.default_rng(seed))
     np.testing.assert_array_equal(basis, again)
 
 
 @given(SIZES)
 def test_online_factors_are_orthogonal_and_divide(size: int) -> None:
-    factors = Choice("auto", None).factors(size)
+    factors = BasisChoice("auto", None).factors(size)
     if isinstance(factors, str):
         assert largest_order(size) == 1
         return
@@ -106,29 +106,29 @@ def test_online_factors_are_orthogonal_and_divide(size: int) -> None:
 
 
 def test_blocks_mix_only_their_own_channels() -> None:
-    basis = Choice("block", 4).basis(12, np.random.default_rng(0))
+    basis = BasisChoice("block", 4).basis(12, np.random.default_rng(0))
     outside = np.kron(np.eye(3), np.ones((4, 4))) == 0
     assert not basis[outside].any() and (np.abs(basis[~outside]) == 0.5).all()
-    assert Choice("block", None).block(24) == 8
+    assert BasisChoice("block", None).block(24) == 8
 
 
 def test_signs_are_random_and_a_hadamard_matrix_can_be_insisted_on() -> None:
-    one, two = (Choice("hadamard", None).basis(16, np.random.default_rng(s)) for s in (0, 1))
+    one, two = (BasisChoice("hadamard", None).basis(16, np.random.default_rng(s)) for s in (0, 1))
     assert (one != two).any() and set(np.unique(np.abs(one))) == {0.25}
     with pytest.raises(BadRequest, match="nearest orders are 168 and 176"):
-        Choice("hadamard", None).basis(172, np.random.default_rng(0))
+        BasisChoice("hadamard", None).basis(172, np.random.default_rng(0))
     with pytest.raises(BadRequest, match="nearest orders are 8 and 12"):
-        Choice("block", 10)
+        BasisChoice("block", 10)
     with pytest.raises(BadRequest, match="has no blocks"):
-        Choice("auto", 8)
-    assert "do not divide" in Choice("block", 8).basis(12, np.random.default_rng(0))
+        BasisChoice("auto", 8)
+    assert "do not divide" in BasisChoice("block", 8).basis(12, np.random.default_rng(0))
 
 
 def test_random_orthogonal_matrices_are_uniform_enough() -> None:
     """Of the Haar measure: entries have mean 0 and variance 1/n; QR without its sign rule would fail the first."""
     n, draws = 4, 2000
     rng = np.random.default_rng(0)
-    all_ = np.array([Choice("orthogonal", None).basis(n, rng) for _ in range(draws)])
+    all_ = np.array([BasisChoice("orthogonal", None).basis(n, rng) for _ in range(draws)])
     error = 1 / np.sqrt(n * draws)
     for i, j in itertools.product(range(n), range(n)):
         assert abs(all_[:, i, j].mean()) < 5 * error

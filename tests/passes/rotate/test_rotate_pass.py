@@ -172,13 +172,13 @@ def test_what_is_turned_at_run_time_is_quantized_after_it() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_four_bits_a_token_lose_a_third_at_most_on_an_outlier_stream(seed: int) -> None:
     """512 Gaussian tokens of 256 channels, two of them 60 times as loud (quantization.md C4)."""
-    from graphpress.passes.rotate.bases import Choice
+    from graphpress.passes.rotate.bases import BasisChoice
 
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(512, 256))
     x[:, rng.choice(256, 2, replace=False)] *= 60
     w = rng.normal(size=(96, 256)) / 16
-    basis = Choice("auto", None).basis(256, rng)
+    basis = BasisChoice("auto", None).basis(256, rng)
 
     def output_error(given: np.ndarray, weight: np.ndarray) -> float:
         scale = np.abs(given).max(-1, keepdims=True) / 7

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from graphpress.graph import edit
-from graphpress.passes.structure.channels.rules import TABLE
+from graphpress.passes.structure.channels.commuting import TABLE
 from tests.passes.structure import rule_cases as cases
 from tests.passes.structure.rule_cases import ANY, ROTATE, SIGN, SLICE, Sizes, floats, ints
 

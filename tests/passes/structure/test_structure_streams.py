@@ -9,7 +9,7 @@ import pytest
 
 import graphpress as gp
 from graphpress.passes.structure.channels.lanes import on_one_axis, reshape, varying
-from graphpress.passes.structure.layers.streams import Stream, find_streams
+from graphpress.passes.structure.layers.streams import ResidualStream, find_streams
 from tests.passes.rotating import clean, weighted
 
 WEIGHTS = {"w": (4, 4), "u": (4, 4), "b": (4,), "t": (9, 4), "g": (4,), "p": (3, 4), "c": (1,)}
@@ -20,7 +20,7 @@ CONSTANTS = """
 STREAM = f"{CONSTANTS} e = Gather(t, ids) r = Add(e, p) n = RMSNormalization(r, g) h = MatMul(n, w) s = Add(r, h)"
 
 
-def streams(body: str) -> list[Stream]:
+def streams(body: str) -> list[ResidualStream]:
     model = weighted(f"{STREAM} {body}", WEIGHTS, "int64[2,3] ids, float[2,3,4] x")
     return find_streams(model.graph)
 

@@ -22,7 +22,7 @@ from graphpress.ops import packing
 from graphpress.passes.prune import masks
 from graphpress.passes.prune.permute import Permute
 from graphpress.passes.prune.prune import Prune
-from graphpress.passes.prune.search import Search
+from graphpress.passes.prune.search import OrderSearch
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.report.report import Report
@@ -55,8 +55,8 @@ def _search() -> Iterator[Figure]:
     matrix = np.random.RandomState(1).rand(128, 64)  # the published example
     before, best = masks.kept(matrix, 2, 4), float(np.sort(matrix, axis=1)[:, 32:].sum())
     for what, search, asked in (
-        ("swaps of two columns", Search(window=0, escapes=60), 2913.35),
-        ("swaps, windows of 12", Search(window=12, escapes=30), 2921.95),
+        ("swaps of two columns", OrderSearch(window=0, escapes=60), 2913.35),
+        ("swaps, windows of 12", OrderSearch(window=12, escapes=30), 2921.95),
     ):
         kept = masks.kept(matrix[:, search.order(matrix)], 2, 4)
         note = f"default {before:.1f}; efficacy {(kept - before) / (best - before):.1%}; {search.escapes} disturbances"

@@ -13,11 +13,11 @@ from graphpress.passes.structure.channels.follow import by_node
 from graphpress.passes.structure.layers.heads import Heads, find_heads
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 from graphpress.passes.structure.layers.pairs import find_pairs
-from graphpress.passes.structure.layers.streams import Stream, find_streams
+from graphpress.passes.structure.layers.streams import ResidualStream, find_streams
 
 
 @dataclass
-class Anatomy:
+class Overview:
     """Rows of named figures, JSON-able.
 
     Attributes:
@@ -35,9 +35,9 @@ class Anatomy:
     embeddings: list[dict[str, Any]] = field(default_factory=list)
 
 
-def anatomy(model: ir.Model) -> Anatomy:
+def overview(model: ir.Model) -> Overview:
     """The structure of all graphs of a model outside functions."""
-    found = Anatomy()
+    found = Overview()
     for graph in [g for g in edit.graphs(model) if isinstance(g, ir.Graph)]:
         norms = by_node(find_norms(graph))
         streams = find_streams(graph, norms)
@@ -52,7 +52,7 @@ def anatomy(model: ir.Model) -> Anatomy:
     return found
 
 
-def _stream(stream: Stream) -> dict[str, Any]:
+def _stream(stream: ResidualStream) -> dict[str, Any]:
     return {
         "name": stream.name,
         "width": stream.width,
@@ -64,7 +64,7 @@ def _stream(stream: Stream) -> dict[str, Any]:
     }
 
 
-def _norm(norm: Norm, streams: list[Stream]) -> dict[str, Any]:
+def _norm(norm: Norm, streams: list[ResidualStream]) -> dict[str, Any]:
     gain = norm.gain_array()
     return {
         "name": norm.name,
@@ -88,7 +88,7 @@ def _heads(heads: Heads, norms: dict[ir.Node, Norm]) -> dict[str, Any]:
     }
 
 
-def _embedding(weight: Holder, stream: Stream) -> dict[str, Any]:
+def _embedding(weight: Holder, stream: ResidualStream) -> dict[str, Any]:
     tensor = edit.constant_tensor(weight.node.inputs[weight.slot])
     rows = tensor.shape.numpy()[0] if tensor is not None else None
     return {"name": weight.name, "rows": rows, "width": stream.width, "stream": stream.name}
