@@ -288,6 +288,31 @@ def replace(old: ir.Value, by: ir.Value) -> None:
             user.replace_input_with(slot, by)
 
 
+def supersede(node: ir.Node, by: Sequence[ir.Value | None], *, metadata: bool = True) -> list[ir.Value | None]:
+    """Let other values stand for the outputs of ``node``, which goes; what makes the first of them keeps its name.
+
+    Args:
+        node: The site: plans, reports and skips know it by its name.
+        by: A value for each output, of its type and shape; None: nothing reads that output.
+        metadata: Whether the node that keeps the name keeps the metadata too.
+
+    Returns:
+        What ``node`` read: the caller's to remove where nothing else does (``remove_unused``).
+    """
+    name, inputs = node.name, list(node.inputs)
+    for old, new in zip(node.outputs, by, strict=True):
+        if new is not None:
+            like(new, old)
+            replace(old, new)
+    remove([node])
+    maker = next(v for v in by if v is not None).producer()
+    if maker is not None:
+        maker.name = name
+        if metadata:
+            maker.metadata_props.update(node.metadata_props)
+    return inputs
+
+
 def set_input(node: ir.Node, slot: int, value: ir.Value) -> None:
     """Let input ``slot`` of ``node`` read ``value``."""
     node.replace_input_with(slot, value)

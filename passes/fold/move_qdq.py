@@ -178,10 +178,7 @@ class _Mover:
         made = edit.new_node(op_type, inputs, dict(node.attributes), after=node, origin=node)
         if SCOPE in node.metadata_props:
             made.metadata_props[SCOPE] = node.metadata_props[SCOPE]
-        edit.like(made.outputs[0], node.outputs[0])
-        edit.replace(node.outputs[0], made.outputs[0])
-        edit.remove([node])
-        made.name = node.name
+        edit.supersede(node, made.outputs, metadata=False)
         return made
 
     def _dequantize(self, out: ir.Value, grid: Grid, node: ir.Node) -> None:
