@@ -87,7 +87,7 @@ def test_an_outdated_page_is_found(tmp_path: Path) -> None:
     ((found, new),) = pages.stale(tmp_path).items()
     assert found == page
     assert new.startswith("before\n") and new.endswith("<!-- end -->\nafter\n")
-    assert "class A:\n    def f(self, x: int) -> int:\n        ...\n" in new and "old" not in new
+    assert "class A:\n    def f(self, x: int) -> int: ...\n" in new and "old" not in new
     page.write_text(new)
     assert pages.stale(tmp_path) == {}
 
