@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import StaleSite, Unsupported, nearest
-from graphpress.keys import BY, ORIGIN, ROLE, SCALED, SOURCE
+from graphpress.keys import BY, ORIGIN, ROLE, note_scaled
 
 Scope: TypeAlias = ir.Graph | ir.Function
 
@@ -347,10 +346,7 @@ def overwrite(value: ir.Value, array: np.ndarray) -> None:
     value.const_value = ir.Tensor(array, name=value.name)
     value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)
     if ROLE in value.metadata_props:
-        source = json.loads(value.metadata_props.get(SOURCE, "{}"))
-        steps = [s for s in source.get("transform", "").split("+") if s not in ("", SCALED)]
-        source = {"parameter": value.name} | source | {"transform": "+".join([*steps, SCALED])}
-        value.metadata_props[SOURCE] = json.dumps(source)
+        note_scaled(value)
 
 
 def remove(dead: Iterable[ir.Node]) -> None:

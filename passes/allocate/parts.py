@@ -121,7 +121,7 @@ class Parts:
 
     def fold(self, model: ir.Model) -> ir.Model:
         """A model that a plan was written into, be it empty, after the recipe ``fold``."""
-        model.metadata_props[STAGE] = Stage.QDQ.value
+        STAGE.set(model, Stage.QDQ)
         return self._fold.run(model, replace(self.ctx, oracle=None))[0]
 
 
