@@ -9,8 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.graph.statistics import STATISTICS
-from graphpress.keys import ATEN, SCOPE
+from graphpress.keys import ATEN, SCOPE, STATISTICS
 
 TRACE = "pkg.torch.onnx.stack_trace"
 _SCOPES = "pkg.torch.onnx.name_scopes"

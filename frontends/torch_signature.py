@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,8 +11,8 @@ import onnx_ir as ir
 
 from graphpress.errors import Unsupported
 from graphpress.frontends.torch_names import unique
+from graphpress.keys import SIGNATURE
 
-KEY = "graphpress.signature"
 Tree: TypeAlias = Any
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -47,7 +46,7 @@ def note(model: ir.Model, program: Any, module: Any, constants: Mapping[int, Any
         "inputs": _arguments(program, module, args, dict(kwargs)),
         "output": _tree(spec.out_spec, iter(found), False),
     }
-    model.metadata_props[KEY] = json.dumps(noted)
+    SIGNATURE.set(model, noted)
 
 
 @contextlib.contextmanager

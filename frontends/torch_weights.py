@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from graphpress.frontends.torch_names import unique
-from graphpress.keys import ROLE, SOURCE, UNUSED
+from graphpress.keys import ROLE, SOURCE, UNUSED, steps
 
 _SIZES = {"Shape", "Size"}  # read a weight, but not its values
 _MOVES = {
@@ -123,17 +122,16 @@ class Weights:
                 first = origin.parameters[0]
                 value.metadata_props[ROLE] = self.roles.get(first, "temporary")
                 if tag := self._tag(value, origin, shared=readers[first] > 1):
-                    value.metadata_props[SOURCE] = tag
+                    SOURCE.set(value, tag)
             if value.name != name:
                 value.name = unique(name, taken)
         for value in model.graph.initializers.values():
             value.const_value = _plain(value)
-            origin = json.loads(value.metadata_props.get(SOURCE, "{}"))
-            if "batchnorm" in origin.get("transform", ""):
+            if "batchnorm" in steps(value):
                 _retype(value, self.tensors)
 
-    def _tag(self, value: ir.Value, origin: _Origin, *, shared: bool) -> str:
-        """Where a value comes from, as JSON; empty for a parameter as it is. ``shared``: others come from it too."""
+    def _tag(self, value: ir.Value, origin: _Origin, *, shared: bool) -> dict[str, Any]:
+        """Where a value comes from (keys.SOURCE); empty: a parameter as it is. ``shared``: others come from it too."""
         first, *more = origin.parameters
         same = [name for name, whose in self.tied.items() if whose == first and name != first]
         tag: dict[str, Any] = {
@@ -142,7 +140,7 @@ class Weights:
         tensor = next(t for name, t in self.tensors.items() if self.tied.get(name, name) == first)
         if value.shape != tensor.shape and _VIEWS.issuperset(origin.transform):
             tag["shape"] = list(tensor.shape.numpy())
-        return json.dumps({k: v for k, v in tag.items() if v}) if origin.transform or same or shared else ""
+        return {k: v for k, v in tag.items() if v} if origin.transform or same or shared else {}
 
     def _origin(self, value: ir.Value) -> tuple[str, _Origin | None]:
         """What an initializer is to be called, and where it comes from."""
@@ -181,7 +179,7 @@ def note_unused(model: ir.Model, program: Any) -> None:
             role = "parameter" if spec.kind.name == "PARAMETER" else "buffer"
             found[spec.target] = [role, str(tensor.dtype).removeprefix("torch."), tensor.tolist()]
     if found:
-        model.metadata_props[UNUSED] = json.dumps(found)
+        UNUSED.set(model, found)
 
 
 def _changes_nothing(node: ir.Node) -> bool:

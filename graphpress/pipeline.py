@@ -34,9 +34,9 @@ PROBE_SECONDS = 2.0
 
 def stage_of(model: ir.Model) -> Stage:
     """What the model says of itself; a model that says nothing is judged by whether it holds Q/DQ nodes."""
-    said = model.metadata_props.get(STAGE)
+    said = STAGE.get(model)
     if said is not None:
-        return Stage(said)
+        return said
     quantized = any(_quantizes(n) for n in edit.nodes(model))
     return Stage.QDQ if quantized else Stage.FLOAT
 
@@ -121,7 +121,7 @@ class Pipeline:
             _check(work, report.name)
             report.checked = oracle.check(work, step)
         if step.gives is not None:
-            work.metadata_props[STAGE] = step.gives.value
+            STAGE.set(work, step.gives)
         return report
 
     def _check_order(self, stage: Stage) -> None:

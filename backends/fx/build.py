@@ -70,8 +70,8 @@ def build(
         builder.graph.output(tuple(builder.output(v) for v in wanted))
     else:
         call.bind_outputs(builder, model)
-    unused = model.metadata_props.get(UNUSED, "{}")
-    module = builder.shelf.module(builder.graph, identifier(model.graph.name or "GraphModule"), unused)
+    name = identifier(model.graph.name or "GraphModule")
+    module = builder.shelf.module(builder.graph, name, UNUSED.get(model))
     module.register_load_state_dict_pre_hook(_before_load)
     # A module with kernels is no student: nobody goes backward through it.
     hooks = signature.Check(call, model), gradients.Guard(model) if target is None else None

@@ -23,7 +23,7 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
         Unsupported: The model was rewritten for another runtime.
     """
     made_for = model.metadata_props.get(TARGET, "")
-    if model.metadata_props.get(STAGE) == Stage.LOWERED:
+    if STAGE.get(model) is Stage.LOWERED:
         what, fix = (
             f"the model was lowered for {made_for!r}",
             "Lower the model that was compiled without a runtime's own operators.",

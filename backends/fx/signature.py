@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import operator
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +18,8 @@ from graphpress.backends.fx.builder import Builder
 from graphpress.backends.fx.host_nodes import Item
 from graphpress.backends.fx.values import identifier
 from graphpress.errors import BadRequest, nearest
+from graphpress.keys import SIGNATURE
 
-KEY = "graphpress.signature"  # of a traced model, as JSON; what it holds: see frontends/torch_signature.py
 Tree: TypeAlias = Any
 Path: TypeAlias = tuple[Any, ...]
 _LEAVES = object()  # a step of a path: all leaves of an argument whose type only pytree knows
@@ -153,7 +152,7 @@ def read(model: ir.Model) -> Signature:
     """The signature of a model: as the torch frontend noted it, or one argument for each input, in order."""
     inputs = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
     outputs = [v.name or "" for v in model.graph.outputs]
-    noted = json.loads(model.metadata_props.get(KEY, "{}"))
+    noted = SIGNATURE.get(model)
     if noted and _covers(noted, inputs, outputs):
         optional = frozenset(name for name, _, may_go in noted["inputs"] if may_go)
         return Signature(tuple((name, tree) for name, tree, _ in noted["inputs"]), noted["output"], optional)

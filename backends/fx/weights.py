@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import keyword
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from torch import fx
 
 from graphpress.backends.fx import dtypes
 from graphpress.graph import quantized
-from graphpress.keys import ROLE, SCALED, SOURCE
+from graphpress.keys import ROLE, SCALED, SOURCE, steps
 
 FOLDED = "_folded"  # what a state dict calls a tensor that is not the source's of its name
 _SAME = {"identity", "cast", "castlike"}
@@ -52,7 +51,7 @@ class Shelf:
             kept = torch.nn.Parameter(data if data.is_floating_point() else data.float())
             disown_before_update(kept)
         path = place(self.root, value.name or "constant", kept)
-        folded = kind == "computed" or SCALED in _steps(value)
+        folded = kind == "computed" or SCALED in steps(value)
         if not isinstance(kept, torch.nn.Parameter):
             if folded or value.metadata_props.get(ROLE) == "temporary":
                 self._temporary.append(path)
@@ -64,10 +63,12 @@ class Shelf:
             self.kept[value.name or ""] = path, kind
         return path
 
-    def module(self, graph: fx.Graph, name: str = "GraphModule", unused: str = "{}") -> fx.GraphModule:
-        """The module of a graph; ``unused`` is state besides that (see ``base.UNUSED``)."""
+    def module(
+        self, graph: fx.Graph, name: str = "GraphModule", unused: Mapping[str, Any] | None = None
+    ) -> fx.GraphModule:
+        """The module of a graph; ``unused`` is state besides that (see ``keys.UNUSED``)."""
         module = fx.GraphModule(self.root, graph, name)
-        for key, (role, dtype, data) in json.loads(unused).items():
+        for key, (role, dtype, data) in (unused or {}).items():
             tensor = torch.tensor(data, dtype=getattr(torch, dtype))
             place(module, key, torch.nn.Parameter(tensor) if role == "parameter" else tensor)
         settle = functools.partial(_settle, tied=self._tied, temporary=self._temporary)
@@ -98,23 +99,19 @@ def share(value: ir.Value) -> torch.Tensor:
 
 
 def _source(value: ir.Value) -> dict[str, Any]:
-    return dict(json.loads(value.metadata_props.get(SOURCE, "{}")))
-
-
-def _steps(value: ir.Value) -> list[str]:
-    return [s for s in _source(value).get("transform", "").split("+") if s]
+    return SOURCE.get(value) or {}
 
 
 def form(value: ir.Value) -> str:
     """What a value is of torch's parameter, as the frontend noted it: "", "transpose", "view" or "computed" from it."""
-    source, steps = _source(value), [s for s in _steps(value) if s != SCALED]
+    source, done = _source(value), [s for s in steps(value) if s != SCALED]
     if source.get("shared"):  # several tensors come from the parameter
         return "computed"
-    if _SAME.issuperset(steps):
+    if _SAME.issuperset(done):
         return ""
-    if steps == ["transpose"] and value.shape is not None and len(value.shape) == 2:
+    if done == ["transpose"] and value.shape is not None and len(value.shape) == 2:
         return "transpose"
-    return "view" if "shape" in source else "" if _VIEWS.issuperset(steps) else "computed"
+    return "view" if "shape" in source else "" if _VIEWS.issuperset(done) else "computed"
 
 
 def torch_shape(value: ir.Value) -> tuple[int, ...]:

@@ -46,14 +46,8 @@ def substitute(
     node = edit.new_node(
         op_type, inputs, attributes, before=site, origin=site, domain=domain, outputs=len(site.outputs)
     )
-    node.metadata_props.update(site.metadata_props)
+    old_inputs = edit.supersede(site, node.outputs)
     node.metadata_props[BY] = "lower"
-    old_inputs, name = list(site.inputs), site.name
-    for old, new in zip(site.outputs, node.outputs, strict=True):
-        edit.like(new, old)
-        edit.replace(old, new)
-    edit.remove([site])
-    node.name = name
     if plus is not None:  # before the old inputs go: it may be one of them
         _add_after(node, plus)
     edit.remove_unused(old_inputs)

@@ -29,7 +29,7 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
         Unsupported: The model was lowered for another target.
     """
     result = model.clone()
-    if result.metadata_props.get(STAGE) == Stage.LOWERED:
+    if STAGE.get(result) is Stage.LOWERED:
         if result.metadata_props.get(TARGET) != target.name:
             raise Unsupported(f"the model was lowered for {result.metadata_props.get(TARGET)!r}", where=target.name)
         return result
@@ -45,7 +45,7 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
         del result.functions[identifier]
     if any(domain == emit.CONTRIB for domain, *_ in used):
         result.opset_imports.setdefault(emit.CONTRIB, 1)
-    result.metadata_props[STAGE] = Stage.LOWERED.value
+    STAGE.set(result, Stage.LOWERED)
     result.metadata_props[TARGET] = target.name
     return result
 

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -17,9 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as capi
 
 from graphpress.errors import BadRequest, Unsupported, nearest
 from graphpress.runner import Arrays
-
-if TYPE_CHECKING:
-    from graphpress.target import Target
+from graphpress.target import Target
 
 INLINE_LIMIT = 1 << 30  # bytes of weights a protobuf may carry: it stops working at 2 GB, and every copy costs memory
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"

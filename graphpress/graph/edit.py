@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import StaleSite, Unsupported, nearest
-from graphpress.keys import BY, ORIGIN, ROLE, SCALED, SOURCE
+from graphpress.keys import BY, ORIGIN, ROLE, note_scaled
 
 Scope: TypeAlias = ir.Graph | ir.Function
 
@@ -288,6 +287,31 @@ def replace(old: ir.Value, by: ir.Value) -> None:
             user.replace_input_with(slot, by)
 
 
+def supersede(node: ir.Node, by: Sequence[ir.Value | None], *, metadata: bool = True) -> list[ir.Value | None]:
+    """Let other values stand for the outputs of ``node``, which goes; what makes the first of them keeps its name.
+
+    Args:
+        node: The site: plans, reports and skips know it by its name.
+        by: A value for each output, of its type and shape; None: nothing reads that output.
+        metadata: Whether the node that keeps the name keeps the metadata too.
+
+    Returns:
+        What ``node`` read: the caller's to remove where nothing else does (``remove_unused``).
+    """
+    name, inputs = node.name, list(node.inputs)
+    for old, new in zip(node.outputs, by, strict=True):
+        if new is not None:
+            like(new, old)
+            replace(old, new)
+    remove([node])
+    maker = next(v for v in by if v is not None).producer()
+    if maker is not None:
+        maker.name = name
+        if metadata:
+            maker.metadata_props.update(node.metadata_props)
+    return inputs
+
+
 def set_input(node: ir.Node, slot: int, value: ir.Value) -> None:
     """Let input ``slot`` of ``node`` read ``value``."""
     node.replace_input_with(slot, value)
@@ -322,10 +346,7 @@ def overwrite(value: ir.Value, array: np.ndarray) -> None:
     value.const_value = ir.Tensor(array, name=value.name)
     value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)
     if ROLE in value.metadata_props:
-        source = json.loads(value.metadata_props.get(SOURCE, "{}"))
-        steps = [s for s in source.get("transform", "").split("+") if s not in ("", SCALED)]
-        source = {"parameter": value.name} | source | {"transform": "+".join([*steps, SCALED])}
-        value.metadata_props[SOURCE] = json.dumps(source)
+        note_scaled(value)
 
 
 def remove(dead: Iterable[ir.Node]) -> None:

@@ -142,7 +142,7 @@ def _splice(scope: edit.Scope, node: ir.Node, input_names: list[str | None], new
     for value in list(new.initializers.values()):
         if value.name not in outer:
             outer[value.name] = _hold(scope, node, value)
-    results = {o.name: i for i, o in enumerate(new.outputs)}
+    results = {o.name for o in new.outputs}
     for made in list(new):
         names = [v.name if v is not None else None for v in made.inputs]
         twin = edit.new_node(
@@ -151,17 +151,7 @@ def _splice(scope: edit.Scope, node: ir.Node, input_names: list[str | None], new
         )  # fmt: skip
         for old_value, value in zip(made.outputs, twin.outputs, strict=True):
             outer[old_value.name] = value
-    for output in node.outputs:
-        if output.name in results:
-            replacement = outer[output.name]
-            assert replacement is not None
-            edit.like(replacement, output)
-            edit.replace(output, replacement)
-    name = node.name
-    edit.remove([node])
-    last = outer[new.outputs[0].name]
-    if last is not None and (maker := last.producer()) is not None:
-        maker.name = name  # the node that gives the result is the site: it keeps the name
+    edit.supersede(node, [outer[o.name] if o.name in results else None for o in node.outputs], metadata=False)
 
 
 def _hold(scope: edit.Scope, node: ir.Node, value: ir.Value) -> ir.Value:

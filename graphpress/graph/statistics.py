@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import onnx_ir as ir
 
-# node: JSON {"mean": [...], "std": [...]}, per output channel what training saw of the folded operator's output.
-# A BatchNormalization makes its input's mean 0 and its variance var / (var + epsilon): beta and almost |gamma|.
-STATISTICS = "graphpress.batchnorm"
+from graphpress.keys import STATISTICS
 
 
 def write_statistics(node: ir.Node, mean: np.ndarray, std: np.ndarray) -> None:
     """Keep mean and standard deviation of each output channel with the node."""
     data = {"mean": [float(f"{v:.8g}") for v in mean], "std": [float(f"{v:.8g}") for v in std]}
-    node.metadata_props[STATISTICS] = json.dumps(data)
+    STATISTICS.set(node, data)
 
 
 def read_statistics(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
     """(mean, std) of each output channel as a folded BatchNormalization knew them, or None."""
-    text = node.metadata_props.get(STATISTICS)
-    if text is None:
+    data = STATISTICS.get(node)
+    if data is None:
         return None
-    data = json.loads(text)
+    # A BatchNormalization makes its input's mean 0 and its variance var / (var + epsilon): beta and almost |gamma|.
     return np.asarray(data["mean"]), np.asarray(data["std"])

@@ -44,7 +44,7 @@ def LookupDequantize(codes, scale, book, lowest: int, axis: int = 0, block_size:
     return op.Mul(levels, op.Gather(scale, group, axis=axis))
 
 
-def spread(scale: Array, shape: tuple[int, ...], axis: int = 0, block_size: int = 0) -> Array:
+def repeated_scale(scale: Array, shape: tuple[int, ...], axis: int = 0, block_size: int = 0) -> Array:
     """The scale in a form that broadcasts against codes of a shape."""
     if block_size:
         xp = array_namespace(scale)
@@ -56,7 +56,7 @@ def compute(codes: Array, scale: Array, book: Array, *, lowest: int, axis: int =
     """The numbers, of the scale's type."""
     xp = array_namespace(scale)
     index = (codes.astype(np.int64) if is_numpy_array(codes) else codes.long()) - lowest
-    return xp.astype(book[index], scale.dtype) * spread(scale, codes.shape, axis, block_size)
+    return xp.astype(book[index], scale.dtype) * repeated_scale(scale, codes.shape, axis, block_size)
 
 
 def check(node: ir.Node, operands: tuple[str, ...]) -> None:
@@ -98,7 +98,7 @@ def levels(node: ir.Node) -> np.ndarray | None:
 def _straight() -> Callable[..., Any]:
     def straight(codes: Array, scale: Array, book: Array, *, lowest: int, axis: int = 0, block_size: int = 0) -> Array:
         found = book[codes.detach().round().long() - lowest] + (codes - codes.detach())
-        return found * spread(scale, codes.shape, axis, block_size)
+        return found * repeated_scale(scale, codes.shape, axis, block_size)
 
     return straight
 

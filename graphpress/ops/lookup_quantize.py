@@ -20,7 +20,7 @@ from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
-from graphpress.ops.lookup_dequantize import CODES, Array, check, spread
+from graphpress.ops.lookup_dequantize import CODES, Array, check, repeated_scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ def search(steps: Array, bounds: Array) -> Array:
 
 def _steps(x: Array, scale: Array, axis: int, block_size: int) -> Array:
     xp = array_namespace(scale)
-    return xp.astype(x / spread(scale, x.shape, axis, block_size), xp.float32)
+    return xp.astype(x / repeated_scale(scale, x.shape, axis, block_size), xp.float32)
 
 
 def compute(

@@ -32,7 +32,7 @@ _REACH = 16  # nodes that passes made between a site and its reader
 
 
 @dataclass(frozen=True)
-class Pair:
+class Compared:
     """One value of the float model and what stands for it in the quantized one, by name."""
 
     before: str
@@ -118,7 +118,7 @@ def weight_histograms(model: ir.Model, sites: Iterable[SiteRow], count: int = 8)
     return found
 
 
-def _output(node: ir.Node, old: Mapping[str, ir.Node]) -> Pair | None:
+def _output(node: ir.Node, old: Mapping[str, ir.Node]) -> Compared | None:
     """An output of ``node`` as the nearest reader that is in both models gets it, or as the caller does."""
     waiting = deque(v for v in node.outputs if v.name)
     for _ in range(_REACH):
@@ -126,13 +126,13 @@ def _output(node: ir.Node, old: Mapping[str, ir.Node]) -> Pair | None:
             return None
         value = waiting.popleft()
         if value.is_graph_output() and value.name and (own := _named(old, value)) is not None:
-            return Pair(own, value.name)
+            return Compared(own, value.name)
         for use in value.uses():
             reader = old.get(use.node.name or "")
             if reader is None or reader.op_type != use.node.op_type:
                 waiting.extend(use.node.outputs[:1])
             elif use.idx < len(reader.inputs) and (read := reader.inputs[use.idx]) is not None:
-                return Pair(read.name or "", _float(value).name or "")
+                return Compared(read.name or "", _float(value).name or "")
     return None
 
 
@@ -158,14 +158,14 @@ def _named(old: Mapping[str, ir.Node], value: ir.Value) -> str | None:
     return next((v.name for v in same), None)
 
 
-def _inputs(old: ir.Node, new: ir.Node) -> Iterator[Pair]:
+def _inputs(old: ir.Node, new: ir.Node) -> Iterator[Compared]:
     """What an operator computes with in both models; at most one pair a slot, constants left out."""
     if old.op_type == new.op_type:
         for a, b in zip(old.inputs, new.inputs, strict=False):
             if a is not None and b is not None and not edit.is_constant(a):
                 source = _unquantized(b, new.name or "")
                 if a.name and source.name:
-                    yield Pair(a.name, source.name)
+                    yield Compared(a.name, source.name)
 
 
 def _unquantized(value: ir.Value, reader: str) -> ir.Value:
@@ -182,12 +182,12 @@ class _Noise:
     """The noise of pairs as a share of the signal, from one run of each model."""
 
     def __init__(
-        self, before: ir.Model, after: ir.Model, pairs: Sequence[Pair], feeds: Arrays, execute: Executor
+        self, before: ir.Model, after: ir.Model, pairs: Sequence[Compared], feeds: Arrays, execute: Executor
     ) -> None:
         self.before = _Values(before, [p.before for p in pairs], feeds, execute)
         self.after = _Values(after, [p.after for p in pairs], feeds, execute)
 
-    def of(self, pair: Pair) -> tuple[float | None, str]:
+    def of(self, pair: Compared) -> tuple[float | None, str]:
         a, b = self.before.get(pair.before), self.after.get(pair.after)
         if isinstance(a, str) or isinstance(b, str):
             return None, a if isinstance(a, str) else str(b)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
 from graphpress.graph import edit, text
 from graphpress.job.models import ModelLike, as_model
 from graphpress.keys import SCHEME, SCOPE, TARGET
+from graphpress.passes.structure.layers.overview import Overview
 from graphpress.pipeline import stage_of
 from graphpress.report import report as reports
 from graphpress.report.tables import Table, scheme, size
-
-if TYPE_CHECKING:
-    from graphpress.passes.structure.layers.overview import Overview
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from graphpress.errors import BadRequest
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import budgets
 from graphpress.passes.allocate import model as tables
-from graphpress.passes.allocate.choose import Wish, choose
+from graphpress.passes.allocate.choose import Goal, choose
 from graphpress.passes.allocate.formats import DEFAULT
-from graphpress.passes.allocate.latency import Clock, Times, alternate
+from graphpress.passes.allocate.latency import LatencyMeter, Times, alternate
 from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.picture import picture
 from graphpress.passes.allocate.probe import Probe
 from graphpress.passes.allocate.problem import Problem
 from graphpress.passes.allocate.sensitivity import Measurer, Sensitivity
 from graphpress.passes.allocate.space import Space, explore
-from graphpress.passes.allocate.store import Store
+from graphpress.passes.allocate.store import Cache
 from graphpress.passes.allocate.ties import KINDS
 from graphpress.passes.allocate.trial import Bench, Trial
 from graphpress.passes.quantize.apply_plan import ApplyPlan
@@ -88,9 +88,9 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         parts, probe = Parts(space, ctx), Probe(model, ctx, self.samples)
         found = Measurer(parts, ctx, self.sensitivity, self.samples, self.seconds, self._store("sensitivity")).run()
         problem = self._problem(parts, probe, ctx, found, timed)
-        wish = self._wish(problem, ctx, timed)
+        goal = self._goal(problem, ctx, timed)
         bench = Bench(parts, problem, ctx, Probe(model, ctx, max(CHECKED, self.samples)), timed)
-        taken = choose(bench, wish)
+        taken = choose(bench, goal)
         report.skips += [*space.skips, *(Skip(n, f"{f}: {why}") for (n, f), why in found.refused.items())]
         ApplyPlan(taken.plan).run(model, ctx, report)
         report.metrics |= _metrics(problem, taken, bench, found, space)
@@ -118,20 +118,20 @@ class Allocate(Pass, HoldsBudgets, Ignores):
             ctx.need("deploy", "allocate", "latency needs a target to be measured on", "limit max_size instead")
         return timed
 
-    def _store(self, name: str) -> Store:
-        return Store(self.cache, name)
+    def _store(self, name: str) -> Cache:
+        return Cache(self.cache, name)
 
     def _problem(self, parts: Parts, probe: Probe, ctx: Context, found: Sensitivity, timed: bool) -> Problem:
         space, times, latency = parts.space, Times(), 0.0
         if timed:
             values = probe.one([v for p in parts.parts.values() for v in (*p.inputs, *p.outputs)])
             static = dict.fromkeys(space.light, (space.static or "",))
-            times = Clock(parts, ctx, self._store("latency"), values).run({**_possible(space, found), **static})
+            times = LatencyMeter(parts, ctx, self._store("latency"), values).run({**_possible(space, found), **static})
             feeds = next(probe.data.batches(1))
             latency = alternate({"float": (ctx.need("deploy", "allocate")(space.model), feeds)}, 0.5)["float"]
         return tables.build(parts, tables.Tables(found, tables.sizes(parts), times, latency))
 
-    def _wish(self, problem: Problem, ctx: Context, timed: bool) -> Wish:
+    def _goal(self, problem: Problem, ctx: Context, timed: bool) -> Goal:
         limits = {
             "latency": budgets.absolute(self.max_latency, problem.latency, "max_latency"),
             "size": budgets.absolute(self.max_size, problem.size, "max_size"),
@@ -140,7 +140,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         objective: str = self.objective
         if objective == "auto":
             objective = "drop" if held else ("latency" if timed else "size")
-        return Wish(objective, held, budgets.drop(self.max_drop), ctx.evaluate is not None, self.measure)
+        return Goal(objective, held, budgets.drop(self.max_drop), ctx.evaluate is not None, self.measure)
 
 
 def _possible(space: Space, found: Sensitivity) -> dict[str, tuple[str, ...]]:

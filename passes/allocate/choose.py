@@ -23,7 +23,7 @@ _LOWEST = 1e-7  # divergence under which a plan counts as no loss
 
 
 @dataclass(frozen=True)
-class Wish:
+class Goal:
     """What is asked for.
 
     Attributes:
@@ -58,41 +58,41 @@ class Wish:
         return trial.measured.get(self.objective), trial.measured.drop
 
 
-def choose(bench: Bench, wish: Wish) -> Trial:
+def choose(bench: Bench, goal: Goal) -> Trial:
     """The best compiled plan that holds the budgets.
 
     Raises:
         BadRequest: None does; the message has the tightest that was reached, predicted or measured.
     """
-    if wish.objective == "drop" or wish.drop is None:
-        _around(bench, wish)
+    if goal.objective == "drop" or goal.drop is None:
+        _around(bench, goal)
     else:
-        _bisect(bench, wish)
-    good = [t for t in bench.trials.values() if wish.holds(t)]
+        _bisect(bench, goal)
+    good = [t for t in bench.trials.values() if goal.holds(t)]
     if not good:
-        raise _missed(bench, wish)
-    return min(good, key=wish.value)
+        raise _missed(bench, goal)
+    return min(good, key=goal.value)
 
 
-def _around(bench: Bench, wish: Wish) -> None:
+def _around(bench: Bench, goal: Goal) -> None:
     """Solve within the budgets, and a little beside them, until enough plans are compiled and one holds."""
-    drop = {} if wish.drop is None or wish.points else {"drop": wish.drop}
-    budgets = {**wish.budgets, **drop}
-    bench.run(solve(bench.problem, wish.objective, budgets).chosen)
+    drop = {} if goal.drop is None or goal.points else {"drop": goal.drop}
+    budgets = {**goal.budgets, **drop}
+    bench.run(solve(bench.problem, goal.objective, budgets).chosen)
     for chosen in _uniform(bench.problem):
         totals = bench.problem.totals(chosen)
         if all(totals.get(k) <= b for k, b in budgets.items()):
             bench.run(chosen)
     count = len(bench.trials) - 1
     for margin in MARGINS[1:] if budgets else ():
-        if len(bench.trials) - count >= wish.measure and any(wish.holds(t) for t in bench.trials.values()):
+        if len(bench.trials) - count >= goal.measure and any(goal.holds(t) for t in bench.trials.values()):
             return
-        _try(bench, wish.objective, {k: b * margin for k, b in budgets.items()})
+        _try(bench, goal.objective, {k: b * margin for k, b in budgets.items()})
     for _ in range(3):  # predicted too low: ask for as much less
-        if any(wish.holds(t) for t in bench.trials.values()):
+        if any(goal.holds(t) for t in bench.trials.values()):
             return
         over = {k: _over(bench, k, b) for k, b in budgets.items()}
-        _try(bench, wish.objective, {k: b / max(over[k], 1.0) for k, b in budgets.items()})
+        _try(bench, goal.objective, {k: b / max(over[k], 1.0) for k, b in budgets.items()})
 
 
 def _uniform(problem: Problem) -> Iterator[list[int]]:
@@ -120,42 +120,42 @@ def _try(bench: Bench, objective: str, budgets: Mapping[str, float]) -> Trial | 
         return None
 
 
-def _bisect(bench: Bench, wish: Wish) -> None:
+def _bisect(bench: Bench, goal: Goal) -> None:
     """Find the largest divergence allowed in the search whose plan, compiled, loses no more than it may.
 
     Uniform formats are tried whatever is predicted of their loss: losses do not quite add up.
     """
-    lowest = solve(bench.problem, "drop", wish.budgets).totals.drop
-    cheapest = solve(bench.problem, wish.objective, wish.budgets)
-    if wish.holds_drop(bench.run(cheapest.chosen)):
+    lowest = solve(bench.problem, "drop", goal.budgets).totals.drop
+    cheapest = solve(bench.problem, goal.objective, goal.budgets)
+    if goal.holds_drop(bench.run(cheapest.chosen)):
         return
     for chosen in _uniform(bench.problem):
         totals = bench.problem.totals(chosen)
-        if all(totals.get(k) <= b for k, b in wish.budgets.items()):
+        if all(totals.get(k) <= b for k, b in goal.budgets.items()):
             bench.run(chosen)
     low, high = max(lowest, _LOWEST), max(cheapest.totals.drop, _LOWEST)
-    at = math.sqrt(low * high) if wish.points or wish.drop is None else min(max(wish.drop, low), high)
-    for _ in range(max(wish.measure, 5)):
-        trial = _try(bench, wish.objective, {**wish.budgets, "drop": at})
-        if trial is not None and wish.holds_drop(trial):
+    at = math.sqrt(low * high) if goal.points or goal.drop is None else min(max(goal.drop, low), high)
+    for _ in range(max(goal.measure, 5)):
+        trial = _try(bench, goal.objective, {**goal.budgets, "drop": at})
+        if trial is not None and goal.holds_drop(trial):
             low = at
         else:
             high = at
         at = math.sqrt(low * high)
-    if not any(wish.holds(t) for t in bench.trials.values()):
-        _try(bench, "drop", wish.budgets)
+    if not any(goal.holds(t) for t in bench.trials.values()):
+        _try(bench, "drop", goal.budgets)
 
 
-def _missed(bench: Bench, wish: Wish) -> BadRequest:
+def _missed(bench: Bench, goal: Goal) -> BadRequest:
     trials = list(bench.trials.values())
     said = []
-    for kind, budget in wish.budgets.items():
+    for kind, budget in goal.budgets.items():
         least = min(t.measured.get(kind) for t in trials)
         if least > budget:
             said.append(f"{kind} {budget:.6g}{UNITS[kind]} asked, {least:.6g}{UNITS[kind]} is the least measured")
-    if wish.drop is not None and not any(wish.holds_drop(t) for t in trials):
-        least = min((t.lost if wish.points and t.lost is not None else t.measured.drop) for t in trials)
-        said.append(f"drop {wish.drop:.6g} asked, {least:.6g} is the least measured within the other budgets")
+    if goal.drop is not None and not any(goal.holds_drop(t) for t in trials):
+        least = min((t.lost if goal.points and t.lost is not None else t.measured.drop) for t in trials)
+        said.append(f"drop {goal.drop:.6g} asked, {least:.6g} is the least measured within the other budgets")
     what = "; ".join(said) or "each budget is held by some plan, all of them by none"
     return BadRequest(
         f"no compiled plan keeps the budgets: {what}", where="allocate", fix="Loosen one, or allow more formats."

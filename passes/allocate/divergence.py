@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphpress.errors import BadRequest
 
 
-class Kind(Enum):
+class OutputKind(Enum):
     """What an output holds."""
 
     LOGITS = "logits"  # [N, classes] or [N, tokens, classes]: KL of their softmax along the last axis
@@ -29,7 +29,7 @@ def temperature(rank: int) -> float:
     return TEMPERATURE if rank == 2 else 1.0
 
 
-def kinds(model: ir.Model, names: Sequence[str] | None = None) -> dict[str, Kind]:
+def kinds(model: ir.Model, names: Sequence[str] | None = None) -> dict[str, OutputKind]:
     """What each float output of the graph (of those in ``names``) holds.
 
     Raises:
@@ -44,16 +44,18 @@ def kinds(model: ir.Model, names: Sequence[str] | None = None) -> dict[str, Kind
     return {n: k for n, k in found.items() if names is None or n in names}
 
 
-def _kind(value: ir.Value) -> Kind:
+def _kind(value: ir.Value) -> OutputKind:
     node = value.producer()
     if node is not None and node.op_type == "Softmax" and node.domain == "":
-        return Kind.PROBABILITIES
+        return OutputKind.PROBABILITIES
     shape = value.shape
     classes = shape is not None and len(shape) in (2, 3) and not (isinstance(shape[-1], int) and shape[-1] < 2)
-    return Kind.LOGITS if classes else Kind.VALUES
+    return OutputKind.LOGITS if classes else OutputKind.VALUES
 
 
-def divergence(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], wanted: Mapping[str, Kind]) -> float:
+def divergence(
+    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], wanted: Mapping[str, OutputKind]
+) -> float:
     """Sum over the outputs of the mean over rows of KL(before || after) in nats, or of the share of noise.
 
     What is not among ``after`` did not change. NaN where an output is.
@@ -61,9 +63,9 @@ def divergence(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
     return sum(_one(before[n], after[n], kind) for n, kind in wanted.items() if n in after)
 
 
-def _one(a: np.ndarray, b: np.ndarray, kind: Kind) -> float:
+def _one(a: np.ndarray, b: np.ndarray, kind: OutputKind) -> float:
     p, q = a.astype(np.float64), b.astype(np.float64)
-    if kind is Kind.VALUES:
+    if kind is OutputKind.VALUES:
         power = float(np.sum(p * p))
         noise = float(np.sum((p - q) ** 2))
         return noise / power if power > 0 or np.isnan(power) else float(noise > 0)
@@ -73,8 +75,8 @@ def _one(a: np.ndarray, b: np.ndarray, kind: Kind) -> float:
     return float(np.maximum(terms.sum(-1), 0.0).mean()) if np.isfinite(terms).all() else float(np.nan)
 
 
-def _log(x: np.ndarray, kind: Kind) -> np.ndarray:
-    x = (np.log(np.maximum(x, 1e-12)) if kind is Kind.PROBABILITIES else x) / temperature(x.ndim)
+def _log(x: np.ndarray, kind: OutputKind) -> np.ndarray:
+    x = (np.log(np.maximum(x, 1e-12)) if kind is OutputKind.PROBABILITIES else x) / temperature(x.ndim)
     top = x.max(-1, keepdims=True)
     shifted = x - top
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

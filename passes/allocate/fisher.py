@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.graph.cut import cut
-from graphpress.passes.allocate.divergence import Kind, kinds, temperature
+from graphpress.passes.allocate.divergence import OutputKind, kinds, temperature
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.probe import Probe, Values
@@ -86,17 +86,17 @@ class Backward:
         return {n: g.numpy().astype(np.float64) for n, g in zip(wanted, got, strict=True) if g is not None}, rows
 
 
-def _likelihood(y: torch.Tensor, kind: Kind) -> tuple[torch.Tensor, float]:
+def _likelihood(y: torch.Tensor, kind: OutputKind) -> tuple[torch.Tensor, float]:
     """A scalar whose squared gradients give the curvature, and how many rows of a sample it sums."""
     import torch
 
     y = y.double()
-    if kind is Kind.VALUES:
+    if kind is OutputKind.VALUES:
         sign = torch.randint(0, 2, y.shape).double() * 2 - 1
         samples = y.shape[0] if y.ndim else 1
         power = (y.detach() ** 2).sum() / max(samples, 1)
         return (y * sign).sum() * torch.sqrt(2 / power.clamp_min(1e-30)), 1.0
-    logits = y if kind is Kind.LOGITS else torch.log(y.clamp_min(1e-12))
+    logits = y if kind is OutputKind.LOGITS else torch.log(y.clamp_min(1e-12))
     logs = torch.log_softmax(logits / temperature(y.ndim), -1)
     flat = logs.reshape(-1, logs.shape[-1])
     drawn = torch.multinomial(flat.detach().exp(), 1)

@@ -7,7 +7,7 @@ from typing import cast
 
 from graphpress import catalog
 from graphpress.errors import BadRequest, nearest
-from graphpress.passes.quantize.options import Mode, Options
+from graphpress.passes.quantize.quantize_options import Mode, QuantizeOptions
 from graphpress.types import AFFINE, Integer
 
 FLOAT = "float"
@@ -18,7 +18,7 @@ _NAME = re.compile(
 )
 
 
-def parse(name: str) -> Options:
+def parse(name: str) -> QuantizeOptions:
     """The options of quantization that a name stands for.
 
     ``w2``, ``w4``, ``w8``: bits of the weights, per channel or, with ``-g64``, in groups; ``-asym`` gives them zero
@@ -38,7 +38,7 @@ def parse(name: str) -> Options:
         )  # fmt: skip
     bits, asym = int(found["bits"]), bool(found["asym"])
     mode: Mode = "weight" if found["activation"] == "16" else ("dynamic" if found["run"] else "static")
-    return Options(
+    return QuantizeOptions(
         mode=mode,
         weight=cast("Integer", f"{'u' if asym else ''}int{bits}"),
         weight_granularity="per_group" if found["group"] else "per_channel",

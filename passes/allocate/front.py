@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, Totals
+from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Link, Problem, Totals
 
 LIMIT = 1 << 15  # points kept at a time in all
 # Of each open link: its index, what its source gives, the kinds of readers seen or the bytes that they may take.
@@ -94,7 +94,12 @@ def pareto(problem: Problem, cost: str = "latency", limit: int = LIMIT) -> Front
 
 
 def _step(
-    state: _State, index: int, choice: Choice, links: Sequence[Link], touching: Sequence[int], last: dict[int, int]
+    state: _State,
+    index: int,
+    choice: Candidate,
+    links: Sequence[Link],
+    touching: Sequence[int],
+    last: dict[int, int],
 ) -> tuple[_State, float]:
     """The state after a choice, and what the links that it closes cost: infinite, if they are not allowed."""
     known, paid = {i: (gives, int(seen)) for i, gives, seen in state}, 0.0
@@ -119,13 +124,18 @@ def _step(
     return tuple((i, gives, seen) for i, (gives, seen) in sorted(known.items())), paid
 
 
-def _kind(choice: Choice) -> int:
+def _kind(choice: Candidate) -> int:
     """What its codes are to a neighbour."""
     return _JOINED if choice.joined else (_SOFT if choice.soft else _INTEGERS)
 
 
 def _step_bytes(
-    state: _State, index: int, choice: Choice, links: Sequence[Link], touching: Sequence[int], last: dict[int, int]
+    state: _State,
+    index: int,
+    choice: Candidate,
+    links: Sequence[Link],
+    touching: Sequence[int],
+    last: dict[int, int],
 ) -> tuple[_State, float]:
     """As ``_step``, for what links take in bytes."""
     known, paid = {i: (gives, waiting) for i, gives, waiting in state}, 0.0

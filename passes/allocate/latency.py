@@ -28,7 +28,7 @@ from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import CODES_OF, Parts, bare
 from graphpress.passes.allocate.probe import Values
 from graphpress.passes.allocate.space import Schemes
-from graphpress.passes.allocate.store import Store
+from graphpress.passes.allocate.store import Cache
 from graphpress.runner import Runner
 from graphpress.types import Role
 
@@ -60,7 +60,7 @@ class Times:
 
 
 @dataclass
-class Clock:
+class LatencyMeter:
     """Times the parts of a model.
 
     Attributes:
@@ -74,7 +74,7 @@ class Clock:
 
     parts: Parts
     ctx: Context
-    store: Store
+    store: Cache
     values: Values
     usual: float = math.inf
     patience: float = _PATIENCE

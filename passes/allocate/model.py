@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.latency import Times
 from graphpress.passes.allocate.parts import Parts
-from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, Variable
+from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Link, Problem, Variable
 from graphpress.passes.allocate.seams import passes, readers, settled
 from graphpress.passes.allocate.sensitivity import Sensitivity
 from graphpress.passes.allocate.space import Group
@@ -58,7 +58,7 @@ def build(parts: Parts, tables: Tables) -> Problem:
 
 
 def _variable(parts: Parts, tables: Tables, group: Group) -> Variable:
-    choices = [Choice(FLOAT)]
+    choices = [Candidate(FLOAT)]
     for name in group.formats[1:]:
         if any((n, name) in tables.sensitivity.refused for n in group.nodes):
             continue
@@ -71,7 +71,7 @@ def _variable(parts: Parts, tables: Tables, group: Group) -> Variable:
         sites = [(s, v) for n in group.nodes for s, v in parts.schemes(n, name).items()]
         gives = any(s.role is Role.OUTPUT for s, _ in sites)
         keeps = all(s.role is Role.WEIGHT and v.granularity.kind is not Kind.GROUP for s, v in sites)
-        choices.append(Choice(name, drop, float(size), latency, reads, gives, keeps))
+        choices.append(Candidate(name, drop, float(size), latency, reads, gives, keeps))
     static = next((c for c in choices if c.reads and c.latency), None)
     if static is not None:
         kept = (c for c in choices if c.keeps and all(_joins(parts, n, c.format, static.format) for n in group.nodes))
@@ -112,8 +112,8 @@ def _shared(parts: Parts, group: Group) -> set[str]:
 def _free(node: str, times: Times) -> Variable:
     row = times.parts.get(node, {FLOAT: 0.0, INTEGER: 0.0})
     name = next(f for f in row if f != FLOAT)
-    integer = Choice(INTEGER, latency=row[name] - row[FLOAT], reads=True, gives=True, soft=True)
-    return Variable(node, (node,), (Choice(FLOAT), integer), free=True)
+    integer = Candidate(INTEGER, latency=row[name] - row[FLOAT], reads=True, gives=True, soft=True)
+    return Variable(node, (node,), (Candidate(FLOAT), integer), free=True)
 
 
 def _links(parts: Parts, variables: list[Variable], times: Times) -> Iterator[Link]:

@@ -18,7 +18,7 @@ from graphpress.keys import STAGE
 from graphpress.observe.collect import Calibration, collect
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.space import Schemes, Space
-from graphpress.passes.quantize import anatomy
+from graphpress.passes.quantize import operators
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
@@ -121,13 +121,13 @@ class Parts:
 
     def fold(self, model: ir.Model) -> ir.Model:
         """A model that a plan was written into, be it empty, after the recipe ``fold``."""
-        model.metadata_props[STAGE] = Stage.QDQ.value
+        STAGE.set(model, Stage.QDQ)
         return self._fold.run(model, replace(self.ctx, oracle=None))[0]
 
 
 def part(model: ir.Model, node: ir.Node) -> Part:
     """One operator of the main graph as a model."""
-    clamp = anatomy.clamp_behind(node)
+    clamp = operators.clamp_behind(node)
     outputs = [clamp.outputs[0]] if clamp is not None else [v for v in node.outputs if v.uses() or v.is_graph_output()]
     inputs = list(dict.fromkeys(v.name or "" for v in node.inputs if v is not None and not edit.is_constant(v)))
     names = [v.name or "" for v in outputs]
@@ -139,7 +139,7 @@ def _calibrated(node: ir.Node, sites: Schemes) -> dict[str, Scheme]:
     found = {}
     for site, scheme in sites.items():
         if site.role is not Role.WEIGHT and not scheme.dynamic:
-            value = anatomy.settled(node, scheme) if site.role is Role.OUTPUT else node.inputs[site.slot]
+            value = operators.settled(node, scheme) if site.role is Role.OUTPUT else node.inputs[site.slot]
             found[value.name or "" if value is not None else ""] = scheme
     return found
 

@@ -10,7 +10,7 @@ OUTSIDE = -1  # in a Link: something that is always float
 
 
 @dataclass(frozen=True)
-class Choice:
+class Candidate:
     """One format of one variable, all costs relative to float.
 
     Attributes:
@@ -44,7 +44,7 @@ class Variable:
 
     name: str
     nodes: tuple[str, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[Candidate, ...]
     free: bool = False
 
 
@@ -110,13 +110,13 @@ class Problem:
         size = self.size + sum(c.size for c in picked) + sum(self.biases(x, picked) for x in self.links)
         return Totals(sum(c.drop for c in picked), size, latency)
 
-    def biases(self, link: Link, picked: Sequence[Choice]) -> float:
+    def biases(self, link: Link, picked: Sequence[Candidate]) -> float:
         """Bytes that a link takes."""
         if link.source == OUTSIDE or not picked[link.source].gives:
             return 0.0
         return sum(b for r, b in zip(link.readers, link.extra, strict=False) if r != OUTSIDE and picked[r].keeps)
 
-    def conversion(self, link: Link, picked: Sequence[Choice]) -> float:
+    def conversion(self, link: Link, picked: Sequence[Candidate]) -> float:
         """Milliseconds that a link takes; infinite where a ``joined`` choice stands beside floats."""
         source = picked[link.source] if link.source != OUTSIDE else _FLOAT
         readers = [picked[r] if r != OUTSIDE else _FLOAT for r in link.readers]
@@ -156,4 +156,4 @@ class Problem:
         return found
 
 
-_FLOAT = Choice("float")  # what OUTSIDE is
+_FLOAT = Candidate("float")  # what OUTSIDE is

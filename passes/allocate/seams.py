@@ -16,7 +16,7 @@ from graphpress.graph.cut import cut
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import Parts, bare
 from graphpress.passes.allocate.space import Schemes
-from graphpress.passes.quantize import anatomy
+from graphpress.passes.quantize import operators
 from graphpress.types import Role
 
 OUTSIDE = ""  # as a reader: what is always float
@@ -111,13 +111,13 @@ def _moved(model: ir.Model, name: str) -> set[str]:
 
 def settled(node: ir.Node) -> list[ir.Value]:
     """What others read of an operator: behind its Relu or Clip, if it has one of its own."""
-    clamp = anatomy.clamp_behind(node)
+    clamp = operators.clamp_behind(node)
     return [clamp.outputs[0]] if clamp is not None else list(node.outputs)
 
 
 def passes(node: ir.Node) -> bool:
     """Whether integers go through as they are."""
-    return anatomy.moved(node) or anatomy.interval(node) is not None
+    return operators.moved(node) or operators.interval(node) is not None
 
 
 def readers(value: ir.Value, owner: Container[str]) -> Iterator[str]:

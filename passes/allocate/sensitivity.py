@@ -22,12 +22,12 @@ from graphpress.graph.cut import boundary, cut
 from graphpress.observe.checkpoint import key
 from graphpress.observe.collect import WORKERS
 from graphpress.passes.allocate import fisher
-from graphpress.passes.allocate.divergence import Kind, divergence, kinds
+from graphpress.passes.allocate.divergence import OutputKind, divergence, kinds
 from graphpress.passes.allocate.metric import evaluated, number
 from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.probe import Probe, Values
 from graphpress.passes.allocate.space import Schemes
-from graphpress.passes.allocate.store import Store
+from graphpress.passes.allocate.store import Cache
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.report.report import stored_bytes
 
@@ -64,7 +64,7 @@ class Measurer:
     method: str
     samples: int
     seconds: float | None
-    store: Store
+    store: Cache
 
     def run(self) -> Sensitivity:
         """Measure.
@@ -149,7 +149,7 @@ class Measurer:
         return found
 
     def _rest(
-        self, node: str, formats: Sequence[str], inputs: Sequence[str], wanted: dict[str, Kind], values: Values
+        self, node: str, formats: Sequence[str], inputs: Sequence[str], wanted: dict[str, OutputKind], values: Values
     ) -> list[float]:
         """The divergence of the outputs for each format of one operator."""
         part = self.parts.parts[node]
@@ -190,7 +190,7 @@ def _scale(pairs: Sequence[tuple[float, float]]) -> float:
     return 1.0
 
 
-def _finite(values: Values, wanted: dict[str, Kind]) -> None:
+def _finite(values: Values, wanted: dict[str, OutputKind]) -> None:
     for name in wanted:
         if np.isnan(values[name].astype(np.float64)).any():
             raise BadRequest("the float model gives NaN on the data", where=f"output {name!r}", fix="Repair the data.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphpress.errors import BadRequest
-from graphpress.passes.allocate.problem import OUTSIDE, Choice, Problem, Totals
+from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Problem, Totals
 
 if TYPE_CHECKING:
     from scipy.optimize import LinearConstraint
@@ -75,11 +75,11 @@ def _infeasible(program: _Program, budgets: Mapping[str, float]) -> Infeasible:
     return error
 
 
-def _gives(choice: Choice) -> bool:
+def _gives(choice: Candidate) -> bool:
     return choice.gives
 
 
-def _reads(choice: Choice) -> bool:
+def _reads(choice: Candidate) -> bool:
     return choice.reads
 
 
@@ -166,7 +166,7 @@ class _Program:
         row[column] = 1.0
         return row
 
-    def _is(self, variable: int, of: Callable[[Choice], bool]) -> np.ndarray:
+    def _is(self, variable: int, of: Callable[[Candidate], bool]) -> np.ndarray:
         row = np.zeros(self.width)
         if variable != OUTSIDE:
             choices = self.problem.variables[variable].choices

@@ -13,10 +13,10 @@ from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.passes.allocate import formats, ties
 from graphpress.passes.allocate.formats import FLOAT
-from graphpress.passes.quantize import anatomy
+from graphpress.passes.quantize import operators
 from graphpress.passes.quantize.kernels import refusal
-from graphpress.passes.quantize.options import Options
 from graphpress.passes.quantize.plan import make_plan
+from graphpress.passes.quantize.quantize_options import QuantizeOptions
 from graphpress.target import Target
 from graphpress.types import Plan, Role, Scheme, Site
 
@@ -44,7 +44,7 @@ class Space:
 
     model: ir.Model
     target: Target | None
-    options: dict[str, Options]
+    options: dict[str, QuantizeOptions]
     own: dict[str, dict[str, Schemes]] = field(default_factory=dict)  # node -> format -> its sites
     groups: list[Group] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
@@ -111,7 +111,7 @@ def explore(
     options = {n: replace(formats.parse(n), ignore=tuple(ignore)) for n in names if n != FLOAT}
     space = Space(model, target, options)
     _check_static(options)
-    heavy = {n.name or "": n for n in model.graph if n.domain == "" and n.op_type in anatomy.WEIGHTS}
+    heavy = {n.name or "": n for n in model.graph if n.domain == "" and n.op_type in operators.WEIGHTS}
     why: dict[str, str] = {}
     whole = Plan()
     for name, option in options.items():
@@ -135,7 +135,7 @@ def explore(
 
 
 def _light(model: ir.Model) -> set[str]:
-    return {n.name or "" for n in model.graph if n.domain == "" and n.op_type in anatomy.LIGHT}
+    return {n.name or "" for n in model.graph if n.domain == "" and n.op_type in operators.LIGHT}
 
 
 def _common(space: Space, nodes: tuple[str, ...]) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ def _bare(node: ir.Node, sites: Schemes, target: Target | None) -> Schemes:
     return without if optional else sites
 
 
-def _check_static(options: Mapping[str, Options]) -> None:
+def _check_static(options: Mapping[str, QuantizeOptions]) -> None:
     static = [o for o in options.values() if o.mode == "static"]
     if len({(o.activation, o.activation_symmetric, o.observer) for o in static}) > 1:
         raise BadRequest("static formats must agree on activations", where="allocate: option 'formats'")
@@ -168,5 +168,5 @@ def _check_static(options: Mapping[str, Options]) -> None:
 def _hidden(model: ir.Model) -> list[Skip]:
     main = {n.name for n in model.graph}
     why = "it is in a body, which is not measured site by site"
-    inner = (n for n in edit.nodes(model) if n.domain == "" and n.op_type in anatomy.WEIGHTS)
-    return [Skip(n.name or "", why) for n in inner if n.name not in main and not anatomy.is_table(n)]
+    inner = (n for n in edit.nodes(model) if n.domain == "" and n.op_type in operators.WEIGHTS)
+    return [Skip(n.name or "", why) for n in inner if n.name not in main and not operators.is_table(n)]

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 
-class Store:
+class Cache:
     """Numbers by what they belong to, in memory and, with a folder, in ``<folder>/<name>.json``.
 
     What cannot be read is no error: it is measured again. Several threads may use one.

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest, nearest
 from graphpress.graph import edit
-from graphpress.passes.quantize import anatomy
+from graphpress.passes.quantize import operators
 from graphpress.types import Plan, Role, Site
 
 KINDS = ("scales", "weights", "inputs", "residual")
@@ -61,14 +61,14 @@ def _inputs(nodes: Sequence[ir.Node]) -> Iterator[list[ir.Node]]:
 
 
 def _weights(nodes: Sequence[ir.Node]) -> Iterator[list[ir.Node]]:
-    reads = ((n.inputs[s], n) for n in nodes for s in anatomy.WEIGHTS[n.op_type])
+    reads = ((n.inputs[s], n) for n in nodes for s in operators.WEIGHTS[n.op_type])
     return _by((v, n) for v, n in reads if edit.is_constant(v))
 
 
 def _settled(nodes: Sequence[ir.Node]) -> dict[ir.Value, ir.Node]:
     """The operator that a value comes from, as it leaves it or behind its Relu."""
     found = {n.outputs[0]: n for n in nodes}
-    clamps = ((anatomy.clamp_behind(n), n) for n in nodes)
+    clamps = ((operators.clamp_behind(n), n) for n in nodes)
     return found | {clamp.outputs[0]: n for clamp, n in clamps if clamp is not None}
 
 

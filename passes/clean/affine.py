@@ -18,7 +18,7 @@ from graphpress.passes.clean.operands import absent, static
 
 
 @dataclass(frozen=True)
-class FoldTarget:
+class AffineLayer:
     """A linear node with a constant weight.
 
     Attributes:
@@ -32,7 +32,7 @@ class FoldTarget:
     channel_axis: int
 
 
-def linear(value: ir.Value | None) -> FoldTarget | str:
+def linear(value: ir.Value | None) -> AffineLayer | str:
     """The linear operator that makes ``value``, or why nothing can be folded into it."""
     node = value.producer() if value is not None else None
     if value is None or node is None or node.domain != "" or node.op_type not in _SCALE:
@@ -47,7 +47,7 @@ def linear(value: ir.Value | None) -> FoldTarget | str:
     shape = static(weight.shape)
     if node.op_type == "MatMul" and len(shape) != 2:
         return f"the weight of {node.name!r} is no matrix"
-    return FoldTarget(node, _channels(node, shape), -1 if node.op_type in ("Gemm", "MatMul") else 1)
+    return AffineLayer(node, _channels(node, shape), -1 if node.op_type in ("Gemm", "MatMul") else 1)
 
 
 def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
@@ -58,7 +58,7 @@ def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
     return shape[0]
 
 
-def fold(target: FoldTarget, scale: np.ndarray, shift: np.ndarray) -> str | None:
+def fold(target: AffineLayer, scale: np.ndarray, shift: np.ndarray) -> str | None:
     """Let the node give ``scale * y + shift`` (float64 vectors, one element a channel); or say why it cannot.
 
     A MatMul takes no shift: it must be zero.
@@ -84,7 +84,7 @@ def _beta(node: ir.Node) -> float:
     return node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
 
 
-def _bias(node: ir.Node, target: FoldTarget) -> np.ndarray:
+def _bias(node: ir.Node, target: AffineLayer) -> np.ndarray:
     bias = None if absent(node, 2) else edit.constant(node.inputs[2])
     if bias is None:
         return np.zeros(target.channels)

@@ -13,7 +13,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.graph.statistics import write_statistics
 from graphpress.passes.clean import affine
-from graphpress.passes.clean.affine import FoldTarget
+from graphpress.passes.clean.affine import AffineLayer
 from graphpress.passes.clean.operands import graph_nodes
 from graphpress.passes.clean.remove_identity import can_replace, forward
 from graphpress.types import Numerics
@@ -98,7 +98,7 @@ def _bias_add(value: ir.Value | None) -> ir.Node | None:
 
 
 def _fold_into_matmul(
-    node: ir.Node, target: FoldTarget, adds: ir.Node | None, scale: np.ndarray, shift: np.ndarray
+    node: ir.Node, target: AffineLayer, adds: ir.Node | None, scale: np.ndarray, shift: np.ndarray
 ) -> str | None:
     """A MatMul has no bias: the shift goes into the Add after it, which is made if there is none."""
     weight = edit.constant_tensor(target.node.inputs[1])
@@ -156,7 +156,7 @@ def _scale_and_shift(op_type: str, number: np.ndarray, swapped: bool) -> _Affine
         return (number if op_type == "Mul" else one / number), zero
 
 
-def _per_channel(const: np.ndarray, source: ir.Value | None, target: FoldTarget) -> np.ndarray | None:
+def _per_channel(const: np.ndarray, source: ir.Value | None, target: AffineLayer) -> np.ndarray | None:
     """The constant as a float64 vector over channels, if it varies along them only and adds no axes to the result."""
     rank = len(source.shape) if source is not None and source.shape is not None else None
     if rank is None:

@@ -82,16 +82,10 @@ def _target(source: ir.Shape | None, result: Sequence[object]) -> list[int] | No
 
 def _reshape(node: ir.Node, origin: ir.Value, target: list[int]) -> None:
     """Turn ``node`` into ``Reshape(origin, target)`` under its name."""
-    inputs, value, name = list(node.inputs), node.outputs[0], node.name
     assert isinstance(node.graph, ir.Graph)
-    const = edit.add_const(node.graph, np.array(target, np.int64), f"{name}_shape")
+    const = edit.add_const(node.graph, np.array(target, np.int64), f"{node.name}_shape")
     made = edit.new_node("Reshape", [origin, const], before=node, origin=node)
-    edit.like(made.outputs[0], value)
-    edit.replace(value, made.outputs[0])
-    edit.remove([node])
-    made.name = name
-    made.metadata_props.update(node.metadata_props)
-    edit.remove_unused(inputs)
+    edit.remove_unused(edit.supersede(node, made.outputs))
 
 
 def _merge_transposes(node: ir.Node) -> bool:

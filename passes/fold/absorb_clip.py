@@ -10,8 +10,8 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.graph.grid import Grid
-from graphpress.passes.fold.flow import Flow
-from graphpress.passes.fold.movement import bounds
+from graphpress.passes.fold.data_movement import bounds
+from graphpress.passes.fold.grid_flow import GridFlow
 from graphpress.types import Numerics, Stage
 
 
@@ -29,7 +29,7 @@ class AbsorbClip(Pass):
     needs = (Stage.QDQ,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        flow = Flow(model)
+        flow = GridFlow(model)
         for node in flow.moves:
             interval = bounds(node)
             if interval is None or node.inputs[0] is None:

@@ -13,8 +13,8 @@ from graphpress.graph import edit
 from graphpress.graph.grid import Grid, is_dequantize, is_quantize
 from graphpress.keys import SCOPE
 from graphpress.passes.fold.conversions import conversions, integer_ops
-from graphpress.passes.fold.cut import FOREVER, Network
-from graphpress.passes.fold.flow import Flow
+from graphpress.passes.fold.grid_flow import GridFlow
+from graphpress.passes.fold.min_cut import FOREVER, Network
 from graphpress.passes.fold.written import new_dequantize, new_quantize
 from graphpress.types import Numerics, Stage
 
@@ -40,7 +40,7 @@ class MoveQdq(Pass):
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         integer = integer_ops(ctx)
-        flow = Flow(model, integer)
+        flow = GridFlow(model, integer)
         report.metrics["conversions before"] = len(conversions(model, integer))
         domains = _Domains(flow)
         integers = domains.integers()
@@ -56,7 +56,7 @@ class MoveQdq(Pass):
 class _Domains:
     """Which of the operators that may run on integers should, given the fixed sides of everything around them."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: GridFlow) -> None:
         self.flow = flow
         moves = [node for node in flow.moves if node not in flow.fused]
         grids = {node: flow.through.get(node) or flow.on.get(node.outputs[0]) for node in moves}
@@ -132,7 +132,7 @@ class _Domains:
         return self.flow.integer[node.op_type] == "optional" or all(self.flow.wanted(out) for out in node.outputs)
 
 
-def _writable(node: ir.Node, flow: Flow) -> bool:
+def _writable(node: ir.Node, flow: GridFlow) -> bool:
     """Whether bounds and fill values can be written as integers: a function has no initializers."""
     return isinstance(node.graph, ir.Graph) or not flow.moves[node].literals
 
@@ -140,7 +140,7 @@ def _writable(node: ir.Node, flow: Flow) -> bool:
 class _Mover:
     """Rewrites one node after the other, in order, leaving a DQ behind each for whoever still reads floats."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: GridFlow) -> None:
         self.flow = flow
         self.stale: list[ir.Value | None] = []
         self._made: dict[tuple[object, ...], ir.Value] = {}
@@ -178,10 +178,7 @@ class _Mover:
         made = edit.new_node(op_type, inputs, dict(node.attributes), after=node, origin=node)
         if SCOPE in node.metadata_props:
             made.metadata_props[SCOPE] = node.metadata_props[SCOPE]
-        edit.like(made.outputs[0], node.outputs[0])
-        edit.replace(node.outputs[0], made.outputs[0])
-        edit.remove([node])
-        made.name = node.name
+        edit.supersede(node, made.outputs, metadata=False)
         return made
 
     def _dequantize(self, out: ir.Value, grid: Grid, node: ir.Node) -> None:

@@ -11,7 +11,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.graph.grid import Grid, is_dequantize, is_quantize
 from graphpress.passes.fold.conversions import integer_ops
-from graphpress.passes.fold.flow import Flow
+from graphpress.passes.fold.grid_flow import GridFlow
 from graphpress.types import Numerics, Stage
 
 
@@ -33,13 +33,13 @@ class ShareScales(Pass):
     needs = (Stage.QDQ,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        flow = Flow(model, integer_ops(ctx))
+        flow = GridFlow(model, integer_ops(ctx))
         quantized = [(n, g) for n, g in flow.grids.items() if is_quantize(n) and g.movable]
         report.changed += sum(_drop_first(flow, n, g) for n, g in reversed(quantized))
         report.changed += sum(_drop_second(flow, n, g, report) for n, g in quantized if n.graph is not None)
 
 
-def _drop_first(flow: Flow, quantize: ir.Node, grid: Grid) -> bool:
+def _drop_first(flow: GridFlow, quantize: ir.Node, grid: Grid) -> bool:
     """Remove a Q -> DQ all of whose values are quantized again on a grid within its range."""
     source, backs = quantize.inputs[0], _backs(quantize)
     if source is None or not backs or edit.is_constant(source):
@@ -51,7 +51,7 @@ def _drop_first(flow: Flow, quantize: ir.Node, grid: Grid) -> bool:
     return _bypass(flow, backs, source)
 
 
-def _drop_second(flow: Flow, quantize: ir.Node, grid: Grid, report: PassReport) -> bool:
+def _drop_second(flow: GridFlow, quantize: ir.Node, grid: Grid, report: PassReport) -> bool:
     """Remove a Q -> DQ whose values lie on another grid of the same type already."""
     source, backs = quantize.inputs[0], _backs(quantize)
     earlier = flow.on.get(source) if source is not None else None
@@ -75,7 +75,7 @@ def _backs(quantize: ir.Node) -> list[ir.Value]:
     return [u.outputs[0] for u in users]
 
 
-def _bypass(flow: Flow, backs: list[ir.Value], source: ir.Value) -> bool:
+def _bypass(flow: GridFlow, backs: list[ir.Value], source: ir.Value) -> bool:
     for back in backs:
         edit.replace(back, source)
     edit.remove_unused(backs)

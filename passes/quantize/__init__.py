@@ -1,1 +1,1 @@
-"""Quantization: decide (``make_plan`` under ``Options``), then apply (``apply-plan``); ``quantize`` does both."""
+"""Quantization: decide (``make_plan`` under ``QuantizeOptions``), apply (``apply-plan``), or both (``quantize``)."""

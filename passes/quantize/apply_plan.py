@@ -17,11 +17,11 @@ from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.graph import edit, opsets
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
-from graphpress.passes.quantize import anatomy
-from graphpress.passes.quantize.activations import Activations
-from graphpress.passes.quantize.emit import Emitter
-from graphpress.passes.quantize.options import TOKEN_TYPES
-from graphpress.passes.quantize.weights import fit_weights
+from graphpress.passes.quantize import operators
+from graphpress.passes.quantize.activation_ranges import Activations
+from graphpress.passes.quantize.emitter import Emitter
+from graphpress.passes.quantize.fitting import fit_weights
+from graphpress.passes.quantize.quantize_options import TOKEN_TYPES
 from graphpress.passes.quantizers.named import named
 from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import AFFINE, Kind, Numerics, Plan, Role, Scheme, Site, Stage
@@ -124,7 +124,7 @@ def _locate(model: ir.Model, plan: Plan) -> dict[Site, ir.Value]:
         StaleSite: The graph has no such node or slot.
         BadRequest: A site holds something else than floats.
     """
-    nodes = {n.name or "": n for n in anatomy.body(model)}
+    nodes = {n.name or "": n for n in operators.body(model)}
     found = {}
     for site, scheme in plan.items():
         if site.node not in nodes:
@@ -138,7 +138,7 @@ def _locate(model: ir.Model, plan: Plan) -> dict[Site, ir.Value]:
 
 def _value(node: ir.Node, site: Site, scheme: Scheme) -> ir.Value:
     if site.role is Role.OUTPUT and site.slot == 0:
-        return anatomy.settled(node, scheme)
+        return operators.settled(node, scheme)
     slots = node.outputs if site.role is Role.OUTPUT else node.inputs
     value = slots[site.slot] if site.slot < len(slots) else None
     if value is None:
@@ -162,7 +162,7 @@ def _write(model: ir.Model, plan: Plan, activations: Activations, params: Mappin
     for site, scheme in plan.items():
         by_node.setdefault(site.node, {})[site] = scheme
     emitter = Emitter(model)
-    touched = [n for n in anatomy.body(model) if n.name in by_node]
+    touched = [n for n in operators.body(model) if n.name in by_node]
     for node in touched:
         for site, scheme in by_node[node.name or ""].items():
             if site.role is Role.OUTPUT:

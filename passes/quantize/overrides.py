@@ -8,14 +8,14 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest, nearest
 from graphpress.graph import selectors
-from graphpress.passes.quantize import anatomy
-from graphpress.passes.quantize.options import Options, override
+from graphpress.passes.quantize import operators
+from graphpress.passes.quantize.quantize_options import QuantizeOptions, override
 from graphpress.types import Kind, Plan, Role, Scheme, Site
 
 FLOAT = "float"
 
 
-def overridden(plan: Plan, options: Options, activation: Scheme, nodes: Iterable[ir.Node]) -> Plan:
+def overridden(plan: Plan, options: QuantizeOptions, activation: Scheme, nodes: Iterable[ir.Node]) -> Plan:
     """``plan`` with ``options.sites`` in force: in order, later entries win, whatever the target has kernels for.
 
     A selector of nodes means all their sites with ``float``, and their weights with a scheme.
@@ -64,21 +64,21 @@ def _exact(selector: str, by_name: Mapping[str, ir.Node]) -> Site | None:
 
 
 def _weights(node: ir.Node) -> list[Site]:
-    slots = anatomy.WEIGHTS.get(node.op_type, ()) if node.domain == "" else ()
-    roles = anatomy.operands(node) if slots else {}
+    slots = operators.WEIGHTS.get(node.op_type, ()) if node.domain == "" else ()
+    roles = operators.operands(node) if slots else {}
     if isinstance(roles, str):
         return []
     return [Site(node.name or "", s, Role.WEIGHT) for s in slots if roles[s] is Role.WEIGHT]
 
 
-def _weight(node: ir.Node, slot: int, options: Options) -> Scheme:
+def _weight(node: ir.Node, slot: int, options: QuantizeOptions) -> Scheme:
     return options.weight_scheme(
-        anatomy.granularities(node, slot, Kind(options.weight_granularity), options.group_size)[0]
+        operators.granularities(node, slot, Kind(options.weight_granularity), options.group_size)[0]
     )
 
 
 def _axes(node: ir.Node, slot: int) -> dict[Kind, int | None]:
-    return {Kind.CHANNEL: anatomy.channel_axis(node, slot), Kind.GROUP: anatomy.group_axis(node, slot)}
+    return {Kind.CHANNEL: operators.channel_axis(node, slot), Kind.GROUP: operators.group_axis(node, slot)}
 
 
 def _untied(plan: Plan, site: Site) -> tuple[frozenset[Site], ...]:

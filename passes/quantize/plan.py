@@ -11,11 +11,11 @@ import onnx_ir as ir
 from graphpress.contracts import Skip
 from graphpress.graph import edit, selectors
 from graphpress.keys import SCHEME
-from graphpress.passes.quantize import anatomy
-from graphpress.passes.quantize.flow import Flow, of_constant
+from graphpress.passes.quantize import operators
+from graphpress.passes.quantize.joining import Joining, of_constant
 from graphpress.passes.quantize.kernels import refusal
-from graphpress.passes.quantize.options import Mode, Options
 from graphpress.passes.quantize.overrides import overridden
+from graphpress.passes.quantize.quantize_options import Mode, QuantizeOptions
 from graphpress.target import Target
 from graphpress.types import PER_TENSOR, Kind, Plan, Role, Scheme, Site
 
@@ -23,7 +23,7 @@ NATIVE = "uint8"  # activations where there is no target to say better
 NOT_BY_DEFAULT = frozenset({"Softmax"})
 
 
-def make_plan(model: ir.Model, target: Target | None, options: Options) -> tuple[Plan, list[Skip]]:
+def make_plan(model: ir.Model, target: Target | None, options: QuantizeOptions) -> tuple[Plan, list[Skip]]:
     """What ``options`` ask for, as far as ``target`` (None: anything goes) runs it on low-bit kernels.
 
     Returns:
@@ -32,16 +32,16 @@ def make_plan(model: ir.Model, target: Target | None, options: Options) -> tuple
     Raises:
         BadRequest: A selector that matches nothing, or a scheme that cannot be read.
     """
-    nodes = anatomy.body(model)
+    nodes = operators.body(model)
     where = "quantize: option 'ignore'"
     ignored = {n.name or "" for s in options.ignore for n in selectors.match(s, nodes, where)}
-    return _Planner(target, options, ignored, anatomy.repeated(nodes)).run(nodes)
+    return _Planner(target, options, ignored, operators.repeated(nodes)).run(nodes)
 
 
 @dataclass
 class _Planner:
     target: Target | None
-    options: Options
+    options: QuantizeOptions
     ignored: set[str]
     repeated: set[str]
     skips: list[Skip] = field(default_factory=list)
@@ -50,14 +50,14 @@ class _Planner:
         schemes: dict[Site, Scheme] = {}
         static: dict[ir.Node, bool] = {}
         for node in nodes:
-            if node.domain == "" and node.op_type in anatomy.WEIGHTS and self._asked(node):
+            if node.domain == "" and node.op_type in operators.WEIGHTS and self._asked(node):
                 sites = self._heavy(node)
                 schemes.update(sites)
                 if any(s.role is not Role.WEIGHT and not v.dynamic for s, v in sites.items()):
                     static[node] = Site(node.name or "", 0, Role.OUTPUT) in sites
         plan = Plan(schemes)
         if static:
-            flow = Flow(self._activation("static"), static, self._joins).run(nodes)
+            flow = Joining(self._activation("static"), static, self._joins).run(nodes)
             plan = plan.merge(Plan(flow.sites, tuple(flow.ties)))
         return overridden(plan, self.options, self._activation("static"), nodes), self.skips
 
@@ -66,12 +66,12 @@ class _Planner:
 
     def _activation(self, mode: Mode, node: ir.Node | None = None) -> Scheme:
         native = self.target.activation_dtype if self.target else NATIVE
-        recurrent = node is not None and node.op_type in anatomy.RECURRENT
+        recurrent = node is not None and node.op_type in operators.RECURRENT
         return self.options.activation_scheme(mode, native, recurrent)
 
     def _asked(self, node: ir.Node) -> bool:
         """Whether the options want the operator at all."""
-        if node.op_type == "Gather" and not (self.options.embeddings and anatomy.is_table(node)):
+        if node.op_type == "Gather" and not (self.options.embeddings and operators.is_table(node)):
             return False
         if self.options.op_types and node.op_type not in self.options.op_types:
             return False
@@ -85,7 +85,7 @@ class _Planner:
 
     def _heavy(self, node: ir.Node) -> Mapping[Site, Scheme]:
         """The sites of an operator with weights in the first mode that works; none, with a Skip, where no mode does."""
-        roles = anatomy.operands(node)
+        roles = operators.operands(node)
         if isinstance(roles, str):
             self._skip(node, roles)
             return {}
@@ -102,12 +102,12 @@ class _Planner:
         return {}
 
     def _in_mode(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> Mapping[Site, Scheme] | str:
-        slots = [s for s in anatomy.WEIGHTS[node.op_type] if roles[s] is Role.WEIGHT]
+        slots = [s for s in operators.WEIGHTS[node.op_type] if roles[s] is Role.WEIGHT]
         if why := self._impossible(node, mode, roles):
             return why
         fixed = {} if mode == "weight" else self._activation_sites(node, mode, roles)
         kind, size = Kind(self.options.weight_granularity), self.options.group_size
-        choices = [anatomy.granularities(node, slot, kind, size) for slot in slots]
+        choices = [operators.granularities(node, slot, kind, size) for slot in slots]
         first = ""
         for combination in itertools.zip_longest(*choices, fillvalue=PER_TENSOR) if choices else [()]:
             weights = {
@@ -128,7 +128,7 @@ class _Planner:
     def _refused(self, node: ir.Node, mode: Mode, sites: Mapping[Site, Scheme]) -> str | None:
         """Why these schemes will not run on low-bit kernels."""
         whole = all(v.granularity == PER_TENSOR for s, v in sites.items() if s.role is Role.WEIGHT)
-        if mode != "weight" and not whole and anatomy.batched_weights(node):
+        if mode != "weight" and not whole and operators.batched_weights(node):
             return "integer kernels take column scales of a matrix, not of a batch of matrices"
         return refusal(self.target, node, sites) if self.target else None
 
@@ -138,7 +138,7 @@ class _Planner:
             return "it is in a body that repeats, where no range can be observed"
         if mode == "dynamic" and (why := self._undynamic(node, roles)):
             return why
-        if any(roles[s] is Role.WEIGHT for s in anatomy.WEIGHTS[node.op_type]):
+        if any(roles[s] is Role.WEIGHT for s in operators.WEIGHTS[node.op_type]):
             return None
         attention = mode == "static" if self.options.attention is None else self.options.attention
         if mode == "weight" or (mode == "dynamic" and Role.WEIGHT in roles.values()):
@@ -151,7 +151,7 @@ class _Planner:
             return "quantization at run time takes float32 only"
         if self.options.activation_granularity != "per_token":
             return None
-        if self.target is not None and node.op_type not in ("MatMul", "Gemm", *anatomy.RECURRENT):
+        if self.target is not None and node.op_type not in ("MatMul", "Gemm", *operators.RECURRENT):
             return "it does not sum along the last axis, so a scale for each row cannot leave the sum"
         if len(computed) > 1:
             return "both operands are computed, and scales by row of the second cannot leave the sum"
@@ -159,7 +159,7 @@ class _Planner:
 
     def _activation_sites(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> dict[Site, Scheme]:
         scheme, name = self._activation(mode, node), node.name or ""
-        slots = anatomy.WEIGHTS[node.op_type]
+        slots = operators.WEIGHTS[node.op_type]
         sites = {Site(name, s, r): scheme for s, r in roles.items() if r is Role.ACTIVATION}
         sites |= {
             Site(name, s, r): of_constant(scheme) for s, r in roles.items() if r is Role.WEIGHT and s not in slots
@@ -177,10 +177,10 @@ class _Planner:
         """Whether an operator without weights may be quantized; data movement is exact, whatever runs it."""
         if node.name in self.ignored or SCHEME in node.metadata_props or node.domain != "":
             return False
-        if node.op_type not in anatomy.LIGHT:
+        if node.op_type not in operators.LIGHT:
             return True
-        if node.op_type not in (self.options.op_types or anatomy.LIGHT - NOT_BY_DEFAULT):
+        if node.op_type not in (self.options.op_types or operators.LIGHT - NOT_BY_DEFAULT):
             return False
-        if any(v.dtype not in (None, *anatomy.FLOATS) for _, v in anatomy.computed(node)):
+        if any(v.dtype not in (None, *operators.FLOATS) for _, v in operators.computed(node)):
             return False
         return self.target is None or refusal(self.target, node, sites) is None

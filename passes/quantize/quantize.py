@@ -9,14 +9,14 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.passes.quantize.apply_plan import ApplyPlan
-from graphpress.passes.quantize.options import Options
 from graphpress.passes.quantize.plan import make_plan
+from graphpress.passes.quantize.quantize_options import QuantizeOptions
 from graphpress.types import Numerics, Stage
 
 
 @dataclass(frozen=True)
-class Quantize(Options, Pass):
-    """Quantize weights and activations: static, dynamic or weight-only. The options are those of ``Options``.
+class Quantize(QuantizeOptions, Pass):
+    """Quantize weights and activations: static, dynamic or weight-only. The options are those of ``QuantizeOptions``.
 
     Attributes:
         batch_size: Samples at a time during calibration; None: what fits the memory budget.

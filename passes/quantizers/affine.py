@@ -12,7 +12,7 @@ from array_api_compat import array_namespace, is_numpy_array
 from graphpress.errors import BadRequest
 from graphpress.passes.quantizers import lattice
 from graphpress.passes.quantizers.quantizer import Array, QParams, Quantizer, stored
-from graphpress.passes.quantizers.ranges import extremes, least_error
+from graphpress.passes.quantizers.row_ranges import extremes, least_error
 from graphpress.scale import middle, scale_and_zero
 from graphpress.types import Scheme
 

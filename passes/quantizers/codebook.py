@@ -15,7 +15,7 @@ from graphpress.ops.lookup_quantize import BOUNDS, search
 from graphpress.ops.lookup_quantize import OP as ENCODE
 from graphpress.passes.quantizers.affine import dot
 from graphpress.passes.quantizers.quantizer import Array, Form, QParams, Quantizer
-from graphpress.passes.quantizers.ranges import extremes, least_error
+from graphpress.passes.quantizers.row_ranges import extremes, least_error
 from graphpress.types import Scheme, Storage
 
 

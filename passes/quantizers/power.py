@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 from graphpress.errors import BadRequest
 from graphpress.passes.quantizers.codebook import Codebook, tables_of
 from graphpress.passes.quantizers.quantizer import Array
-from graphpress.passes.quantizers.ranges import extremes
+from graphpress.passes.quantizers.row_ranges import extremes
 from graphpress.types import Scheme
 
 _RANGE = (0.2, 1.0)  # of exponents: below, the levels next to zero lie at zero in float16

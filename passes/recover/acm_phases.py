@@ -14,6 +14,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.observe import checkpoint
+from graphpress.observe.data import CalibrationData
 from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site
 from graphpress.passes.acm.site import Site
@@ -33,8 +34,6 @@ from graphpress.types import Numerics, Stage
 
 if TYPE_CHECKING:
     import torch
-
-    from graphpress.observe.data import CalibrationData
 
 _MEASURED = 4  # batches by which it is decided which parameters are kept
 

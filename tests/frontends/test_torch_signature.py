@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 import graphpress as gp
 from graphpress.errors import BadRequest, Unsupported
-from graphpress.frontends.torch_signature import KEY
+from graphpress.keys import SIGNATURE
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -87,7 +87,7 @@ class Sizes(nn.Module):
 
 
 def signature(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(gp.trace(module, args, kwargs).metadata_props[KEY])
+    found: dict[str, Any] = json.loads(gp.trace(module, args, kwargs).metadata_props[SIGNATURE])
     return found
 
 

@@ -13,9 +13,9 @@ from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
-from graphpress.passes.quantize.options import Options
 from graphpress.passes.quantize.plan import make_plan
 from graphpress.passes.quantize.quantize import Quantize
+from graphpress.passes.quantize.quantize_options import QuantizeOptions
 from graphpress.target import Target
 from graphpress.types import Plan
 from tests import kit
@@ -53,11 +53,11 @@ def quantize(
     return after, report
 
 
-def plan(made: ir.Model, options: Options, target: str | None = "ort-cpu") -> Plan:
+def plan(made: ir.Model, options: QuantizeOptions, target: str | None = "ort-cpu") -> Plan:
     return make_plan(made, context(None, target).target, options)[0]
 
 
-def reasons(made: ir.Model, options: Options, target: str | None = "ort-cpu") -> dict[str, str]:
+def reasons(made: ir.Model, options: QuantizeOptions, target: str | None = "ort-cpu") -> dict[str, str]:
     """Why nodes were left out, by name."""
     return {s.where: s.why for s in make_plan(made, context(None, target).target, options)[1]}
 

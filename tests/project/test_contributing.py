@@ -62,6 +62,16 @@ def test_the_shown_tests_pass_on_the_shown_files(house: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_laws_of_all_hold_for_the_shown_files(house: Path) -> None:
+    """The shared tests cover a new file at once."""
+    laws = ["tests/catalog/test_laws_passes.py", "tests/passes/quantizers/test_laws.py", "tests/core/ops/test_ops.py"]
+    names = ["cancel-negations", "sigma", "SquaredRelu"]
+    done = run(house, "--rootdir", str(ROOT), "-rA", "-k", " or ".join(names), *(str(ROOT / law) for law in laws))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in names:
+        assert re.search(rf"^PASSED .*\[{name}", done.stdout, re.M), name
+
+
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["check", "format"])
 def test_the_shown_files_are_linted(house: Path, command: list[str]) -> None:
     options = [*command, "--config", str(ROOT / "pyproject.toml"), "--no-cache"]

@@ -87,7 +87,7 @@ def test_an_outdated_page_is_found(tmp_path: Path) -> None:
     ((found, new),) = pages.stale(tmp_path).items()
     assert found == page
     assert new.startswith("before\n") and new.endswith("<!-- end -->\nafter\n")
-    assert "class A:\n    def f(self, x: int) -> int:\n        ...\n" in new and "old" not in new
+    assert "class A:\n    def f(self, x: int) -> int: ...\n" in new and "old" not in new
     page.write_text(new)
     assert pages.stale(tmp_path) == {}
 
@@ -103,7 +103,7 @@ def test_the_manual_has_all_that_the_catalog_finds() -> None:
     for kind, find in kinds.items():
         assert re.findall(r"^## (\S+)$", made[f"{kind}.md"], re.M) == sorted(find()), kind
     quantize = made["passes.md"].partition("\n## quantize\n")[2].partition("\n## ")[0]
-    assert re.search(r"^\| `mode` \| \w.* \| '\w+' \| \w.+ \|$", quantize, re.M), "with what its base class says"
+    assert re.search(r"^\| `mode` \| \w.* \| '\w+' \| \S.+ \|$", quantize, re.M), "with what its base class says"
 
 
 def test_each_term_of_the_glossary_stands_where_it_says() -> None:

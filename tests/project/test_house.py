@@ -81,6 +81,23 @@ def test_a_circle_is_found(tmp_path: Path, back: str) -> None:
     assert found == [["graphpress.a", "graphpress.b", "graphpress.c"]]
 
 
+def test_only_types_of_torch_and_the_like_are_imported_for_checking_alone(checkout: Path) -> None:
+    """An own module that only TYPE_CHECKING imports is a circle in hiding, or could as well be imported plainly."""
+    found = [
+        f"{source.path}:{line}"
+        for source in rooms.sources(checkout)
+        if source.module != "graphpress"  # the face, whose names are imported when they are used
+        for line, _ in directions.for_checking(source.tree)
+    ]
+    assert found == []
+
+
+def test_an_import_for_checking_alone_is_found(tmp_path: Path) -> None:
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n    from graphpress import types\n"
+    source, *_ = _sources(tmp_path, "graphpress.graph.edit", text)
+    assert list(directions.for_checking(source.tree)) == [(4, "graphpress")]
+
+
 def test_files_and_functions_are_small(checkout: Path) -> None:
     paths = [s.path for s in rooms.sources(checkout)] + sorted((checkout / "tests").rglob("*.py"))
     assert sizes.violations(paths) == []

@@ -14,12 +14,12 @@ from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import formats, ties
 from graphpress.passes.allocate import model as tables
-from graphpress.passes.allocate.latency import Clock, alternate
+from graphpress.passes.allocate.latency import LatencyMeter, alternate
 from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.probe import Probe
 from graphpress.passes.allocate.sensitivity import Sensitivity
 from graphpress.passes.allocate.space import Space, explore
-from graphpress.passes.allocate.store import Store
+from graphpress.passes.allocate.store import Cache
 from graphpress.passes.allocate.trial import Bench
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
@@ -62,7 +62,7 @@ def _bench(task: Task, source: ir.Model, progress: Progress) -> Bench:
     parts, probe = Parts(space, ctx), Probe(clean, ctx, 4)
     values = probe.one([v for p in parts.parts.values() for v in (*p.inputs, *p.outputs)])
     light = dict.fromkeys(space.light, (space.static or "",))
-    times = Clock(parts, ctx, Store(None, "latency"), values).run({**space.wanted(), **light})
+    times = LatencyMeter(parts, ctx, Cache(None, "latency"), values).run({**space.wanted(), **light})
     nothing = {n: dict.fromkeys(row, 0.0) for n, row in space.wanted().items()}
     problem = tables.build(parts, tables.Tables(Sensitivity(nothing), tables.sizes(parts), times))
     return Bench(parts, problem, ctx, probe, timed=True)

@@ -55,6 +55,14 @@ def imported(tree: ast.Module, modules: Collection[str]) -> Iterator[tuple[int, 
                 yield node.lineno, name
 
 
+def for_checking(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, module) of each import of a module of ours that stands under TYPE_CHECKING."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            inside = imported(ast.Module(node.body, []), ())
+            yield from ((line, name) for line, name in inside if name.partition(".")[0] == "graphpress")
+
+
 def violations(sources: Collection[Source]) -> list[str]:
     """``path:line: who may not import whom`` for each import that goes against the direction."""
     modules = {s.module for s in sources}

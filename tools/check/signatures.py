@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -14,8 +16,14 @@ def declared(path: Path, name: str) -> str:
     """
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return f"```python\n{_shown(node)}\n```"
+            return f"```python\n{_formatted(_shown(node))}```"
     raise LookupError(f"{path} defines no {name!r} at its top level")
+
+
+def _formatted(source: str) -> str:
+    """As ruff has it, which formats the Python of pages as well."""
+    command = [sys.executable, "-m", "ruff", "format", "--line-length", "120", "-"]
+    return subprocess.run(command, input=source, check=True, capture_output=True, text=True).stdout
 
 
 def _shown(node: ast.ClassDef | ast.FunctionDef) -> str:

@@ -44,7 +44,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PlanChange:
     """Sites whose scheme differs; None is float."""
 
     sites: dict[Site, tuple[Scheme | None, Scheme | None]]
@@ -62,9 +62,9 @@ def show(source: Path) -> Shown:
     return Shown(read(source))
 
 
-def diff(a: Path, b: Path) -> Difference:
+def diff(a: Path, b: Path) -> PlanChange:
     """Where two plans differ."""
-    return Difference(read(a).diff(read(b)))
+    return PlanChange(read(a).diff(read(b)))
 
 
 def apply(

@@ -32,17 +32,7 @@ def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
         return False
     emitter = _Emitter(node, node.graph, learners, target, shared)
     made = emitter.run()
-    inputs, name = list(node.inputs), node.name
-    for old, new in zip(node.outputs, made, strict=True):
-        if new is not None:
-            edit.like(new, old)
-            edit.replace(old, new)
-    edit.remove([node])
-    producer = made[0].producer() if made[0] is not None else None
-    assert producer is not None
-    producer.metadata_props.update(node.metadata_props)
-    producer.name = name
-    edit.remove_unused(inputs)
+    edit.remove_unused(edit.supersede(node, made))
     return True
 
 

@@ -9,7 +9,6 @@ In sizes an adapter counts with the elements that it stores (``Attached.bits``) 
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,7 +145,7 @@ class Scribe:
     def constant(self, part: str, array: np.ndarray, trained: bool = False) -> ir.Value:
         """A new initializer."""
         value = edit.add_const(self.graph, ir.Tensor(np.ascontiguousarray(array)), self._name(part))
-        self._note(value.metadata_props, part, trained)
+        self._note(value, part, trained)
         return value
 
     def node(
@@ -159,7 +158,7 @@ class Scribe:
         )
         made.outputs[0].type = ir.TensorType(dtype(self.layer))
         made.outputs[0].shape = None if shape is None else ir.Shape(shape)
-        self._note(made.metadata_props, part, False)
+        self._note(made, part, False)
         return made
 
     def add_behind(self, part: str, branch: ir.Value, after: ir.Node) -> None:
@@ -177,9 +176,9 @@ class Scribe:
     def _name(self, part: str) -> str:
         return f"{self.layer.node.name}.{self.adapter}.{part}"
 
-    def _note(self, props: dict[str, str], part: str, trained: bool) -> None:
+    def _note(self, thing: ir.Value | ir.Node, part: str, trained: bool) -> None:
         note = {"adapter": self.adapter, "site": self.layer.node.name or "", "part": part, "trained": trained}
-        props[ADAPTED] = json.dumps(note)
+        ADAPTED.set(thing, note)
 
 
 def take_away(model: ir.Model, attached: Attached, part: str) -> None:
@@ -204,7 +203,7 @@ def attached(model: ir.Model) -> list[Attached]:
         for thing in things:
             if ADAPTED not in thing.metadata_props:
                 continue
-            note = json.loads(thing.metadata_props[ADAPTED])
+            note = ADAPTED.get(thing)
             key = note["adapter"], note["site"]
             found.setdefault(key, {"nodes": {}, "constants": {}})[kind][note["part"]] = thing.name or ""
             if note["trained"]:

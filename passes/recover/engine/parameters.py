@@ -145,12 +145,12 @@ def limits(model: ir.Model) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _narrow(model: ir.Model) -> list[QuantizedLayer]:
-    return [q for q in grids.find(model, PassReport()) if q.scheme.dtype != q.scheme.storage]
+    return [q for q in grids.quantized_layers(model, PassReport()) if q.scheme.dtype != q.scheme.storage]
 
 
 def bits(model: ir.Model) -> int:
     """Of the coarsest weights behind Q -> DQ; 32 where there are none."""
-    found = [32, *(q.scheme.bits for q in grids.find(model, PassReport()))]
+    found = [32, *(q.scheme.bits for q in grids.quantized_layers(model, PassReport()))]
     for node in edit.nodes(model):
         if encodes(node) and edit.is_constant(node.inputs[0]):
             dtype = node.outputs[0].dtype

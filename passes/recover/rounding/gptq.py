@@ -72,9 +72,9 @@ class Gptq(Pass):
         data = ctx.need("data", "gptq", "needs the inputs of layers", "leave gptq out of the recipe")
         run = ctx.need("run", "gptq")
         self._check()
-        layers = [q for q in grids.find(model, report) if self._takes(q, report)]
+        layers = [q for q in grids.quantized_layers(model, report) if self._takes(q, report)]
         if layers:
-            _Job(self, model, ctx, report, layers, data.bind(model), run).run()
+            _LayerByLayer(self, model, ctx, report, layers, data.bind(model), run).run()
 
     def _takes(self, q: QuantizedLayer, report: PassReport) -> bool:
         width = math.prod(q.layer.shape[1:])
@@ -91,7 +91,7 @@ class Gptq(Pass):
 
 
 @dataclass
-class _Job:
+class _LayerByLayer:
     options: Gptq
     model: ir.Model
     ctx: Context

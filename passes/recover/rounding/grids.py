@@ -164,7 +164,7 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
     return tuple(tensor.shape.numpy())
 
 
-def find(model: ir.Model, report: PassReport) -> list[QuantizedLayer]:
+def quantized_layers(model: ir.Model, report: PassReport) -> list[QuantizedLayer]:
     """The layers of the main graph with a quantized weight, in order; a Skip for each weight that is none of theirs."""
     found = []
     for node in edit.nodes(model):

@@ -94,7 +94,7 @@ class Prefix:
     model: ir.Model
     execute: Executor
     names: tuple[str, ...]
-    store: Store
+    store: BatchStore
 
     @classmethod
     def of(cls, model: ir.Model, execute: Executor, batches: Iterable[Arrays]) -> Prefix:
@@ -104,11 +104,11 @@ class Prefix:
 
             ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
         names = tuple(v.name or "" for v in model.graph.inputs if not edit.is_constant(v))
-        return cls(model, execute, names, Store.of(batches))
+        return cls(model, execute, names, BatchStore.of(batches))
 
     def advance(self, names: Sequence[str]) -> None:
         """Go on to the place where ``names`` are live."""
-        self.store = Store.of(self._computed(names))
+        self.store = BatchStore.of(self._computed(names))
         self.names = tuple(names)
 
     def values(self, names: Sequence[str]) -> Iterator[Arrays]:
@@ -127,14 +127,14 @@ class Prefix:
 
 
 @dataclass
-class Store:
+class BatchStore:
     """Batches of arrays in memory, those beyond ``MEMORY`` in a folder that goes with the store."""
 
     batches: list[Arrays | Path] = field(default_factory=list)
     folder: Path | None = None
 
     @classmethod
-    def of(cls, batches: Iterable[Arrays], memory: int = MEMORY) -> Store:
+    def of(cls, batches: Iterable[Arrays], memory: int = MEMORY) -> BatchStore:
         made, held = cls(), 0
         for batch in batches:
             held += sum(a.nbytes for a in batch.values())

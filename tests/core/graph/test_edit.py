@@ -183,3 +183,31 @@ def test_functions_have_names_of_their_own() -> None:
     edit.index(model)
     assert edit.fresh_name(model, "h") == edit.fresh_name(function, "h") == "h_1"
     assert edit.fresh_name(next(iter(function)).graph, "h") == "h_2"  # the graph inside the function is the same place
+
+
+def test_what_supersedes_a_node_keeps_its_name_its_notes_and_its_public_output() -> None:
+    model = kit.parse(CHAIN)
+    edit.index(model)
+    relu = edit.find(model, "Relu_1")
+    relu.metadata_props["mine"] = "1"
+    first = edit.new_node("Abs", relu.inputs, before=relu, origin=relu)
+    second = edit.new_node("Neg", first.outputs, before=relu, origin=relu)
+    assert edit.supersede(relu, second.outputs) == [model.graph[0].outputs[0]]
+    verify.check(model)
+    assert kit.ops(model) == ["Add", "Abs", "Neg"]
+    assert (second.name, second.metadata_props["mine"]) == ("Relu_1", "1")
+    assert "mine" not in first.metadata_props
+    assert model.graph.outputs[0] is second.outputs[0] and second.outputs[0].name == "y"
+    assert second.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_of_several_outputs_those_that_nothing_reads_need_no_heir() -> None:
+    model = kit.parse("g (float[4] x) => (float[2] y) { a, b = Split <num_outputs = 2> (x) y = Neg(b) }")
+    edit.index(model)
+    split = edit.find(model, "Split_0")
+    split.metadata_props["mine"] = "1"
+    made = edit.new_node("Exp", split.inputs, before=split)
+    edit.supersede(split, [None, made.outputs[0]], metadata=False)
+    verify.check(model)
+    assert kit.ops(model) == ["Exp", "Neg"]
+    assert made.name == "Split_0" and "mine" not in made.metadata_props

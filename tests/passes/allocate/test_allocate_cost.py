@@ -18,12 +18,12 @@ from graphpress.job import engine
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import model as tables
 from graphpress.passes.allocate import seams
-from graphpress.passes.allocate.latency import Clock, Times
+from graphpress.passes.allocate.latency import LatencyMeter, Times
 from graphpress.passes.allocate.parts import Parts, bare
 from graphpress.passes.allocate.probe import Probe
 from graphpress.passes.allocate.problem import OUTSIDE, Problem
 from graphpress.passes.allocate.sensitivity import Sensitivity
-from graphpress.passes.allocate.store import Store
+from graphpress.passes.allocate.store import Cache
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.report import report as reports
 from graphpress.runner import Arrays, Runner
@@ -97,7 +97,7 @@ def test_times_are_taken_once_for_each_machine_shape_and_format(tmp_path: Path) 
     ctx = replace(ctx, deploy=deploy)
     values = Probe(parts.space.model, ctx, 4).one([v for p in parts.parts.values() for v in (*p.inputs, *p.outputs)])
     wanted = {**parts.space.wanted(), **dict.fromkeys(parts.space.light, ("w8a8",))}
-    first = Clock(parts, ctx, Store(tmp_path, "latency"), values).run(wanted)
+    first = LatencyMeter(parts, ctx, Cache(tmp_path, "latency"), values).run(wanted)
     assert first.cached == 6  # first and second are one shape: float, two formats with kernels, two conversions
     assert deploy.built > 0
     assert first.parts["stem"]["w4a16-asym"] == first.parts["stem"]["float"]  # restored to float at load
@@ -106,11 +106,11 @@ def test_times_are_taken_once_for_each_machine_shape_and_format(tmp_path: Path) 
     assert set(first.down) >= {"r0", "r1", "r2"}
     assert set(first.seams) == {"r0", "r1", "c2", "r2", "p"}
     count = deploy.built
-    again = Clock(parts, ctx, Store(tmp_path, "latency"), values).run(wanted)
+    again = LatencyMeter(parts, ctx, Cache(tmp_path, "latency"), values).run(wanted)
     assert deploy.built == count
     assert (again.parts, again.seams) == (first.parts, first.seams)
     larger = {n: np.concatenate([v, v]) for n, v in values.items()}
-    Clock(parts, ctx, Store(tmp_path, "latency"), larger).run(wanted)
+    LatencyMeter(parts, ctx, Cache(tmp_path, "latency"), larger).run(wanted)
     assert deploy.built > count
 
 
@@ -212,7 +212,7 @@ def test_a_time_taken_while_the_machine_is_busy_is_taken_again() -> None:
             time.sleep(0.01 if time.perf_counter() < busy_until else 0.001)
             return {}
 
-    clock = Clock(parts, replace(ctx, deploy=lambda model: Machine()), Store(None, "latency"), {}, patience=3)
+    clock = LatencyMeter(parts, replace(ctx, deploy=lambda model: Machine()), Cache(None, "latency"), {}, patience=3)
     assert clock._quiet({"a": (Machine(), {})})["a"] == pytest.approx(1, abs=0.5)
     busy_until = time.perf_counter() + 0.3
     assert clock._quiet({"a": (Machine(), {})})["a"] < 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from graphpress.errors import BadRequest
 from graphpress.passes.allocate.front import pareto
-from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, Totals, Variable
+from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Link, Problem, Totals, Variable
 from graphpress.passes.allocate.solve import Infeasible, solve
 
 
@@ -21,15 +21,15 @@ def problem(sites: int, formats: int, seed: int, *, links: bool = True) -> Probl
     rng = np.random.default_rng(seed)
     variables = []
     for i in range(sites):
-        rows = [Choice("float")]
+        rows = [Candidate("float")]
         for f in range(1, formats):
             drop, size, latency = map(float, (rng.integers(0, 30), -rng.integers(1, 40), rng.integers(-20, 10)))
             integer = bool(f > formats // 2)
             gives = integer and bool(rng.integers(2))
-            rows.append(Choice(f"f{f}", drop, size, latency, integer, gives, not integer))
+            rows.append(Candidate(f"f{f}", drop, size, latency, integer, gives, not integer))
             if not integer and rng.integers(2):  # codes on all sides: a kernel of its own
                 fast = latency - float(rng.integers(10))
-                rows.append(Choice(f"f{f}", drop, size, fast, True, bool(rng.integers(2)), True, True))
+                rows.append(Candidate(f"f{f}", drop, size, fast, True, bool(rng.integers(2)), True, True))
         variables.append(Variable(f"v{i}", (f"v{i}",), tuple(rows)))
     made = []
     for i in range(sites - 1) if links else ():
@@ -129,17 +129,17 @@ def test_a_front_that_is_thinned_out_says_so_and_keeps_its_ends() -> None:
 
 def test_no_variable_and_no_choice_are_problems_too() -> None:
     assert pareto(Problem((), size=10.0), "size").points[0].totals.size == 10.0
-    single = Problem((Variable("a", ("a",), (Choice("float"),)),), size=10.0)
+    single = Problem((Variable("a", ("a",), (Candidate("float"),)),), size=10.0)
     assert solve(single, "drop", {"size": 10.0}).chosen == (0,)
 
 
 def test_what_is_joined_stands_between_codes_and_the_search_counts_on_no_soft_ones() -> None:
-    codes = Choice("w8a8", 1.0, latency=-10.0, reads=True, gives=True)
-    alone = [Choice("w8a16"), Choice("w8a16", latency=-10.0, reads=True, gives=True, joined=True)]
+    codes = Candidate("w8a8", 1.0, latency=-10.0, reads=True, gives=True)
+    alone = [Candidate("w8a16"), Candidate("w8a16", latency=-10.0, reads=True, gives=True, joined=True)]
     links = (Link(0, (1,), 2.0, 2.0), Link(1, (2,), 2.0, 2.0))
     for last, least in ((codes, 70.0), (replace(codes, soft=True), 84.0)):
-        ends = (Choice("float"), codes), (Choice("float"), last)
-        rows = (ends[0], (Choice("float"), *alone), ends[1])
+        ends = (Candidate("float"), codes), (Candidate("float"), last)
+        rows = (ends[0], (Candidate("float"), *alone), ends[1])
         p = Problem(tuple(Variable(str(i), (str(i),), row, i == 2) for i, row in enumerate(rows)), links, latency=100.0)
         assert solve(p, "latency", {}).totals.latency == least
         assert pareto(p).points[0].totals.latency == least

@@ -13,10 +13,10 @@ from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import fisher
-from graphpress.passes.allocate.divergence import Kind, divergence, kinds
+from graphpress.passes.allocate.divergence import OutputKind, divergence, kinds
 from graphpress.passes.allocate.probe import Probe
 from graphpress.passes.allocate.sensitivity import Measurer, Sensitivity
-from graphpress.passes.allocate.store import Store
+from graphpress.passes.allocate.store import Cache
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.runner import Runner
 from graphpress.types import Plan
@@ -24,11 +24,11 @@ from tests.passes import allocating
 
 
 def measured(
-    ctx: Context, method: str = "kl", seconds: float | None = None, store: Store | None = None
+    ctx: Context, method: str = "kl", seconds: float | None = None, store: Cache | None = None
 ) -> tuple[Sensitivity, Context]:
     ctx = replace(ctx, calibrate=Recall())
     found = allocating.parts(allocating.residual(), ctx, ties=())
-    return Measurer(found, ctx, method, 16, seconds, store or Store(None, "x")).run(), ctx
+    return Measurer(found, ctx, method, 16, seconds, store or Cache(None, "x")).run(), ctx
 
 
 def test_kl_of_a_site_is_that_of_the_whole_model_with_it_rewritten() -> None:
@@ -62,12 +62,12 @@ def test_the_divergence_is_the_textbook_kl() -> None:
     p, q = rng.dirichlet(np.ones(5), size=7), rng.dirichlet(np.ones(5), size=7)
     exact = float(np.mean((p * np.log(p / q)).sum(-1)))
     tokens = {"z": np.log(p)[None]}, {"z": np.log(q)[None] + 3.0}  # a constant is nothing to a softmax
-    assert divergence(*tokens, {"z": Kind.LOGITS}) == pytest.approx(exact, rel=1e-12)
-    assert divergence({"z": p[None]}, {"z": q[None]}, {"z": Kind.PROBABILITIES}) == pytest.approx(exact, rel=1e-9)
+    assert divergence(*tokens, {"z": OutputKind.LOGITS}) == pytest.approx(exact, rel=1e-12)
+    assert divergence({"z": p[None]}, {"z": q[None]}, {"z": OutputKind.PROBABILITIES}) == pytest.approx(exact, rel=1e-9)
     one = {"z": np.array([1.0, 2.0, 2.0])}, {"z": np.array([1.0, 2.0, 5.0])}
-    assert divergence(*one, {"z": Kind.VALUES}) == pytest.approx(1.0)
+    assert divergence(*one, {"z": OutputKind.VALUES}) == pytest.approx(1.0)
     assert divergence(*tokens, {}) == 0.0
-    assert np.isnan(divergence({"z": p}, {"z": p * np.nan}, {"z": Kind.LOGITS}))
+    assert np.isnan(divergence({"z": p}, {"z": p * np.nan}, {"z": OutputKind.LOGITS}))
 
 
 def test_the_estimate_agrees_with_kl_where_changes_are_small() -> None:
@@ -76,7 +76,7 @@ def test_the_estimate_agrees_with_kl_where_changes_are_small() -> None:
     probe = Probe(found.space.model, ctx, 96)
     wanted = found.space.wanted()
     guess = fisher.estimate(found, ctx, probe, wanted)
-    exact = Measurer(found, ctx, "kl", 96, None, Store(None, "x")).run().drops
+    exact = Measurer(found, ctx, "kl", 96, None, Cache(None, "x")).run().drops
     pairs = [(exact[n][f], guess[n][f]) for n in wanted for f in wanted[n]]
     ratios = np.array([g / e for e, g in pairs])
     assert 0.6 < np.median(ratios) < 1.7  # 96 samples of a squared Gaussian: 15 % standard error each, and third orders
@@ -95,16 +95,16 @@ def test_where_time_is_up_the_estimate_stands_in_and_says_so() -> None:
 
 def test_what_was_measured_is_found_again_and_what_was_estimated_is_not(tmp_path: Path) -> None:
     ctx = allocating.context(allocating.images())
-    measured(ctx, seconds=0.0, store=Store(tmp_path, "s"))
-    first, _ = measured(ctx, store=Store(tmp_path, "s"))
+    measured(ctx, seconds=0.0, store=Cache(tmp_path, "s"))
+    first, _ = measured(ctx, store=Cache(tmp_path, "s"))
     assert first.cached == 0
-    again, _ = measured(ctx, store=Store(tmp_path, "s"))
+    again, _ = measured(ctx, store=Cache(tmp_path, "s"))
     assert again.cached == sum(len(r) for r in again.drops.values())
     assert again.drops == first.drops
-    other, _ = measured(allocating.context(allocating.images(seed=8)), store=Store(tmp_path, "s"))
+    other, _ = measured(allocating.context(allocating.images(seed=8)), store=Cache(tmp_path, "s"))
     assert other.cached == 0
     (tmp_path / "s.json").write_text("{broken")
-    assert measured(ctx, store=Store(tmp_path, "s"))[0].drops == first.drops
+    assert measured(ctx, store=Cache(tmp_path, "s"))[0].drops == first.drops
 
 
 def accuracy(runner: Runner) -> float:
@@ -150,4 +150,4 @@ def test_no_data_no_metric_and_nan_outputs_are_refused() -> None:
     bias.numpy()[0] = np.nan
     ctx = replace(allocating.context(allocating.images()), calibrate=Recall())
     with pytest.raises(BadRequest, match="NaN on the data"):
-        Measurer(allocating.parts(model, ctx, ties=()), ctx, "kl", 8, None, Store(None, "x")).run()
+        Measurer(allocating.parts(model, ctx, ties=()), ctx, "kl", 8, None, Cache(None, "x")).run()

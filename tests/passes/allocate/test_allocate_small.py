@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphpress.passes.allocate.front import pareto
-from graphpress.passes.allocate.problem import OUTSIDE, Choice, Link, Problem, Variable
+from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Link, Problem, Variable
 from graphpress.passes.allocate.solve import Infeasible, solve
 from tests.passes.allocate.test_allocate_search import everything, problem, undominated
 
@@ -40,8 +40,8 @@ def test_the_program_finds_the_least_of_all_plans(seed: int) -> None:
 
 def two(link: Link | None = None, **more: float) -> Problem:
     """Two layers that may take codes at no drop, with a link between them."""
-    codes = Choice("w8a8", 0.0, latency=-1.0, size=-3.0, reads=True, gives=True)
-    rows = (Choice("float"), codes)
+    codes = Candidate("w8a8", 0.0, latency=-1.0, size=-3.0, reads=True, gives=True)
+    rows = (Candidate("float"), codes)
     variables = tuple(Variable(n, (n,), rows) for n in "ab")
     return Problem(variables, (link,) if link else (), **({"size": 10.0, "latency": 10.0} | more))
 

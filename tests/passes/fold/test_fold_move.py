@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from graphpress.context import Context
 from graphpress.passes.fold.cancel_qdq import CancelQdq
 from graphpress.passes.fold.conversions import conversions
-from graphpress.passes.fold.cut import Network
+from graphpress.passes.fold.data_movement import movement
+from graphpress.passes.fold.min_cut import Network
 from graphpress.passes.fold.move_qdq import MoveQdq
-from graphpress.passes.fold.movement import movement
 from graphpress.target import Target
 from tests.kit import apply, assert_same_outputs, assert_same_structure, ops, parse, random_feeds, run, show
 

@@ -15,8 +15,8 @@ from graphpress.errors import BadRequest, StaleSite
 from graphpress.graph import edit
 from graphpress.keys import SCHEME
 from graphpress.passes.quantize.apply_plan import ApplyPlan
-from graphpress.passes.quantize.options import Options
 from graphpress.passes.quantize.quantize import Quantize
+from graphpress.passes.quantize.quantize_options import QuantizeOptions
 from graphpress.types import Plan, Scheme, Site, per_channel, per_group
 from tests import kit
 from tests.passes.quantizing import code, constants, context, model, normal, plan, quantize, range_grid, roundtrip
@@ -324,7 +324,7 @@ def test_static_needs_data() -> None:
 
 def test_a_plan_is_a_file(tmp_path: Path) -> None:
     x, file = normal(8, 2, 6, 6), tmp_path / "plan.json"
-    file.write_text(json.dumps(plan(conv(), Options()).to_json()))
+    file.write_text(json.dumps(plan(conv(), QuantizeOptions()).to_json()))
     by_file, _ = kit.apply(conv(), ApplyPlan(str(file)), ctx=context({"x": x}))
     direct, _ = quantize(conv(), Quantize(), {"x": x})
     kit.assert_same_structure(by_file, direct)

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from graphpress.errors import BadRequest, RecipeError
-from graphpress.passes.quantize.options import Options
+from graphpress.passes.quantize.quantize_options import QuantizeOptions
 from graphpress.recipe import make_pass
 from graphpress.types import Plan, Role, Site
 from tests import kit
@@ -34,7 +34,7 @@ def sites(p: Plan, role: Role | None = None) -> set[str]:
 
 
 def test_static_leaves_no_float_between_quantized_operators() -> None:
-    p = plan(residual(), Options())
+    p = plan(residual(), QuantizeOptions())
     assert sites(p, Role.WEIGHT) == {"conv1[1]", "conv2[1]", "fc[1]"}
     assert sites(p, Role.ACTIVATION) == {"conv1[0]", "conv2[0]", "add[0]", "add[1]", "pool[0]", "flat[0]", "fc[0]"}
     # The Gemm gives floats as well as integers, and only the Sigmoid reads it: neither is quantized.
@@ -43,7 +43,7 @@ def test_static_leaves_no_float_between_quantized_operators() -> None:
 
 
 def test_schemes_follow_operator_and_target() -> None:
-    p = plan(residual(), Options())
+    p = plan(residual(), QuantizeOptions())
     assert str(p[Site.parse("conv1[1] weight")]) == "int8 per_channel:0 sym minmax"
     assert str(p[Site.parse("fc[1] weight")]) == "int8 per_channel:0 sym minmax"  # transB
     assert str(p[Site.parse("conv1[0] activation")]) == "uint8 per_tensor asym minmax"
@@ -60,7 +60,7 @@ def test_light_operators_among_matmuls_stay_float() -> None:
       [mul] e = Mul(c, d)
       [down] y = MatMul(e, wd)
     }"""
-    p = plan(model(text, {k: normal(8, 8) for k in ("wg", "wu", "wd")}), Options())
+    p = plan(model(text, {k: normal(8, 8) for k in ("wg", "wu", "wd")}), QuantizeOptions())
     assert set(p.nodes()) == {"gate", "up", "down"}
     assert not sites(p, Role.OUTPUT)
 
@@ -72,7 +72,9 @@ def test_matmul_directly_before_matmul_gives_integers() -> None:
       [relu] b = Relu(a)
       [two] y = Gemm(b, w2)
     }"""
-    assert sites(plan(model(text, {"w1": normal(8, 8), "w2": normal(8, 8)}), Options()), Role.OUTPUT) == {"one[0]"}
+    assert sites(plan(model(text, {"w1": normal(8, 8), "w2": normal(8, 8)}), QuantizeOptions()), Role.OUTPUT) == {
+        "one[0]"
+    }
 
 
 def test_a_gate_of_matmuls_joins_where_it_scales_a_convolution() -> None:
@@ -90,7 +92,7 @@ def test_a_gate_of_matmuls_joins_where_it_scales_a_convolution() -> None:
       [conv2] y = Conv(h, w2)
     }"""
     w = {"w1": normal(4, 4, 1, 1), "w2": normal(4, 4, 1, 1), "w3": normal(4, 4), "to": np.array([0, 4, 1, 1])}
-    p = plan(model(text, w), Options())
+    p = plan(model(text, w), QuantizeOptions())
     assert sites(p, Role.OUTPUT) == {
         f"{n}[0]" for n in ("conv1", "pool", "flat", "fc", "gate", "shape", "mul", "conv2")
     }
@@ -105,46 +107,46 @@ def test_concat_of_fresh_inputs_shares_the_scale_of_the_result() -> None:
       [conv3] y = Conv(c, w3)
     }"""
     w = {"w1": normal(4, 4, 1, 1), "w2": normal(4, 4, 1, 1), "w3": normal(4, 8, 1, 1)}
-    (tie,) = plan(model(text, w), Options()).ties
+    (tie,) = plan(model(text, w), QuantizeOptions()).ties
     assert {str(s) for s in tie} == {"cat[1] activation", "cat[0] output"}  # conv1's result has a second reader
 
 
 @pytest.mark.parametrize(
     ("options", "want"),
     [
-        (Options(mode="weight"), {"mm[1] weight": "int8 per_channel:1 sym minmax"}),
+        (QuantizeOptions(mode="weight"), {"mm[1] weight": "int8 per_channel:1 sym minmax"}),
         (
-            Options(mode="weight", weight="int4", weight_granularity="per_group", group_size=32),
+            QuantizeOptions(mode="weight", weight="int4", weight_granularity="per_group", group_size=32),
             {"mm[1] weight": "int4 per_group:0:32 sym minmax"},
         ),
         (
-            Options(
+            QuantizeOptions(
                 mode="weight", weight="uint2", weight_symmetric=False, weight_granularity="per_group", group_size=64
             ),
             {"mm[1] weight": "uint2 per_channel:1 asym minmax"},  # a group of all 64 rows is a channel
         ),
         (
-            Options(mode="dynamic"),
+            QuantizeOptions(mode="dynamic"),
             {"mm[0] activation": "uint8 per_tensor asym dynamic", "mm[1] weight": "int8 per_channel:1 sym minmax"},
         ),
         (
-            Options(mode="dynamic", activation_granularity="per_token", weight_granularity="per_tensor"),
+            QuantizeOptions(mode="dynamic", activation_granularity="per_token", weight_granularity="per_tensor"),
             {"mm[0] activation": "int8 per_token sym dynamic", "mm[1] weight": "int8 per_tensor sym minmax"},
         ),
         (
-            Options(mode="dynamic", weight="int4", weight_granularity="per_group", group_size=16),
+            QuantizeOptions(mode="dynamic", weight="int4", weight_granularity="per_group", group_size=16),
             {"mm[0] activation": "uint8 per_tensor asym dynamic", "mm[1] weight": "int4 per_group:0:16 sym minmax"},
         ),
     ],
 )
-def test_modes_on_a_matmul(options: Options, want: dict[str, str]) -> None:
+def test_modes_on_a_matmul(options: QuantizeOptions, want: dict[str, str]) -> None:
     text = "g (float[N, 64] x, float[64, 8] w) => (float[N, 8] y) { [mm] y = MatMul(x, w) }"
     assert {str(s): str(v) for s, v in plan(model(text, {"w": normal(64, 8)}), options).items()} == want
 
 
 def test_a_granularity_no_kernel_has_gives_way_and_says_so() -> None:
     made = residual()
-    options = Options(weight_granularity="per_group", group_size=16)
+    options = QuantizeOptions(weight_granularity="per_group", group_size=16)
     made.graph.initializers["w1"].shape = ir.Shape([4, 32, 3, 3])
     assert str(plan(made, options)[Site.parse("conv1[1] weight")]) == "int8 per_channel:0 sym minmax"
     assert "per_channel:0 instead" in reasons(made, options)["conv1[1] weight"]
@@ -153,10 +155,12 @@ def test_a_granularity_no_kernel_has_gives_way_and_says_so() -> None:
 def test_batched_weights_get_one_scale_where_the_arithmetic_is_integer() -> None:
     text = "g (float[2, 5, 4] x, float[2, 4, 3] w) => (float[2, 5, 3] y) { [mm] y = MatMul(x, w) }"
     made = model(text, {"w": normal(2, 4, 3)})
-    for options in (Options(), Options(mode="dynamic")):
+    for options in (QuantizeOptions(), QuantizeOptions(mode="dynamic")):
         assert str(plan(made, options)[Site.parse("mm[1] weight")]) == "int8 per_tensor sym minmax"
         assert "batch of matrices" in reasons(made, options)["mm[1] weight"]
-    assert str(plan(made, Options(mode="weight"))[Site.parse("mm[1] weight")]) == "int8 per_channel:2 sym minmax"
+    assert (
+        str(plan(made, QuantizeOptions(mode="weight"))[Site.parse("mm[1] weight")]) == "int8 per_channel:2 sym minmax"
+    )
 
 
 ATTENTION = """
@@ -165,12 +169,12 @@ g (float[N, 4, 8] q, float[N, 8, 4] k) => (float[N, 4, 4] y) { [qk] y = MatMul(q
 
 def test_attention() -> None:
     made = kit.parse(ATTENTION)
-    assert sites(plan(made, Options())) == {"qk[0]", "qk[1]"}
-    assert sites(plan(made, Options(attention=False))) == set()
-    assert sites(plan(made, Options(mode="dynamic"))) == set()
-    assert sites(plan(made, Options(mode="dynamic", attention=True))) == {"qk[0]", "qk[1]"}
-    assert reasons(made, Options(mode="weight")) == {"qk": "it has no weights"}
-    token = Options(mode="dynamic", attention=True, activation_granularity="per_token")
+    assert sites(plan(made, QuantizeOptions())) == {"qk[0]", "qk[1]"}
+    assert sites(plan(made, QuantizeOptions(attention=False))) == set()
+    assert sites(plan(made, QuantizeOptions(mode="dynamic"))) == set()
+    assert sites(plan(made, QuantizeOptions(mode="dynamic", attention=True))) == {"qk[0]", "qk[1]"}
+    assert reasons(made, QuantizeOptions(mode="weight")) == {"qk": "it has no weights"}
+    token = QuantizeOptions(mode="dynamic", attention=True, activation_granularity="per_token")
     assert "cannot leave the sum" in reasons(made, token)["qk"]
 
 
@@ -181,24 +185,24 @@ def test_recurrent_and_embeddings() -> None:
       [lstm] y = LSTM <hidden_size = 4> (x, w, r)
     }"""
     made = model(text, {"table": normal(16, 8), "w": normal(1, 16, 8), "r": normal(1, 16, 4)})
-    token = Options(mode="dynamic", activation_granularity="per_token")
-    for options in (Options(mode="dynamic"), token):  # a recurrent operator knows no tokens
+    token = QuantizeOptions(mode="dynamic", activation_granularity="per_token")
+    for options in (QuantizeOptions(mode="dynamic"), token):  # a recurrent operator knows no tokens
         p = plan(made, options)
         assert sites(p, Role.WEIGHT) == {"emb[0]", "lstm[1]", "lstm[2]"}
         assert str(p[Site.parse("lstm[0] activation")]) == "uint8 per_tensor asym dynamic"
-    assert "emb" not in plan(made, Options(mode="weight", embeddings=False)).nodes()
-    assert "no static kernel for LSTM" in reasons(made, Options())["lstm"]
-    assert sites(plan(made, Options(fallback=("dynamic",)))) == {"emb[0]", "lstm[0]", "lstm[1]", "lstm[2]"}
-    assert reasons(made, Options(fallback=("dynamic",)))["lstm"].startswith("dynamic instead of static: ")
+    assert "emb" not in plan(made, QuantizeOptions(mode="weight", embeddings=False)).nodes()
+    assert "no static kernel for LSTM" in reasons(made, QuantizeOptions())["lstm"]
+    assert sites(plan(made, QuantizeOptions(fallback=("dynamic",)))) == {"emb[0]", "lstm[0]", "lstm[1]", "lstm[2]"}
+    assert reasons(made, QuantizeOptions(fallback=("dynamic",)))["lstm"].startswith("dynamic instead of static: ")
 
 
 def test_weights_of_convolutions_where_the_target_cannot_do_better() -> None:
     text = "g (float[N, 4, 8, 8] x, float[4, 2, 3, 3] w) => (float[N, 2, 10, 10] y) { [up] y = ConvTranspose(x, w) }"
     made = model(text, {"w": normal(4, 2, 3, 3)})
-    assert "no static kernel for ConvTranspose" in reasons(made, Options())["up"]
-    p = plan(made, Options(fallback=("dynamic", "weight")))
+    assert "no static kernel for ConvTranspose" in reasons(made, QuantizeOptions())["up"]
+    p = plan(made, QuantizeOptions(fallback=("dynamic", "weight")))
     assert {str(s): str(v) for s, v in p.items()} == {"up[1] weight": "int8 per_channel:1 sym minmax"}
-    assert sites(plan(made, Options(), target=None)) == {"up[0]", "up[1]"}  # without a target anything goes
+    assert sites(plan(made, QuantizeOptions(), target=None)) == {"up[0]", "up[1]"}  # without a target anything goes
 
 
 @pytest.mark.parametrize(
@@ -223,14 +227,14 @@ def test_reasons(text: str, weights: int, why: str) -> None:
         shape = value.shape.numpy()  # type: ignore[union-attr]
         value.const_value = ir.tensor(np.ones(shape, value.dtype.numpy()), name=value.name)  # type: ignore[union-attr]
         made.graph.register_initializer(value)
-    assert why in reasons(made, Options())["n"]
-    assert not plan(made, Options())
+    assert why in reasons(made, QuantizeOptions())["n"]
+    assert not plan(made, QuantizeOptions())
 
 
 def test_a_weight_that_a_caller_may_override_is_left_alone() -> None:
     made = model("g (float[N, 4] x, float[4, 4] w) => (float[N, 4] y) { [n] y = MatMul(x, w) }", {"w": normal(4, 4)})
     made.graph.inputs.append(made.graph.initializers["w"])
-    assert "graph input" in reasons(made, Options())["n"]
+    assert "graph input" in reasons(made, QuantizeOptions())["n"]
 
 
 def test_static_ranges_cannot_be_seen_in_a_loop() -> None:
@@ -240,28 +244,28 @@ def test_static_ranges_cannot_be_seen_in_a_loop() -> None:
         d = Identity(c) [inner] t = MatMul(s, w) }>
     }"""
     made = model(text, {"w": normal(4, 4)})
-    assert "repeats" in reasons(made, Options())["inner"]
-    assert sites(plan(made, Options(fallback=("dynamic",)))) == {"inner[0]", "inner[1]"}
+    assert "repeats" in reasons(made, QuantizeOptions())["inner"]
+    assert sites(plan(made, QuantizeOptions(fallback=("dynamic",)))) == {"inner[0]", "inner[1]"}
 
 
 def test_ignore_and_op_types() -> None:
     made = residual()
-    assert reasons(made, Options(ignore=("conv*",)))["conv1"] == "ignored on request"
-    assert set(plan(made, Options(ignore=("conv*",))).nodes()) == {"fc"}
-    assert set(plan(made, Options(op_types=("Conv",))).nodes()) == {"conv1", "conv2"}
-    assert "add" not in plan(made, Options(ignore=("add",))).nodes()
+    assert reasons(made, QuantizeOptions(ignore=("conv*",)))["conv1"] == "ignored on request"
+    assert set(plan(made, QuantizeOptions(ignore=("conv*",))).nodes()) == {"fc"}
+    assert set(plan(made, QuantizeOptions(op_types=("Conv",))).nodes()) == {"conv1", "conv2"}
+    assert "add" not in plan(made, QuantizeOptions(ignore=("add",))).nodes()
     with pytest.raises(BadRequest, match="Did you mean 'conv1'"):
-        plan(made, Options(ignore=("conv11",)))
+        plan(made, QuantizeOptions(ignore=("conv11",)))
 
 
 def test_sites_override_everything() -> None:
     made, over = residual(), {"conv*": "int4 mse", "fc": "float", "conv2[0] activation": "uint16 sym", "pool": "float"}
-    p = plan(made, Options(sites=over, ignore=("conv2",)))
+    p = plan(made, QuantizeOptions(sites=over, ignore=("conv2",)))
     assert str(p[Site.parse("conv1[1] weight")]) == "int4 per_channel:0 sym mse"
     assert str(p[Site.parse("conv2[1] weight")]) == "int4 per_channel:0 sym mse"
     assert str(p[Site.parse("conv2[0] activation")]) == "uint16 per_tensor sym minmax"
     assert not {"fc", "pool"} & set(p.nodes())
-    p = plan(made, Options(mode="weight", sites={"fc": "uint4 per_group:16 asym"}))
+    p = plan(made, QuantizeOptions(mode="weight", sites={"fc": "uint4 per_group:16 asym"}))
     assert str(p[Site.parse("fc[1] weight")]) == "uint4 per_group:1:16 asym minmax"
 
 
@@ -278,7 +282,7 @@ def test_sites_override_everything() -> None:
 )
 def test_sites_that_make_no_sense(selector: str, text: str, says: str) -> None:
     with pytest.raises(BadRequest, match="(?s).*" + says.replace("[", r"\[")):
-        plan(residual(), Options(sites={selector: text}))
+        plan(residual(), QuantizeOptions(sites={selector: text}))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +296,7 @@ def test_sites_that_make_no_sense(selector: str, text: str, says: str) -> None:
 )
 def test_contradictory_options(options: dict) -> None:
     with pytest.raises(BadRequest, match="quantize: option"):
-        Options(**options)
+        QuantizeOptions(**options)
 
 
 def test_recipes_check_types() -> None:
@@ -309,5 +313,5 @@ def test_a_clip_is_absorbed_only_if_zero_survives_it() -> None:
       [one] a = Conv(x, w) [clip] b = Clip(a, lo, hi) [two] y = Conv(b, v)
     }"""
     w = {"w": normal(1, 1, 1, 1), "v": normal(1, 1, 1, 1), "hi": np.float32(6)}
-    assert "clip" not in plan(model(text, {**w, "lo": np.float32(0)}), Options()).nodes()
-    assert "clip" in plan(model(text, {**w, "lo": np.float32(1)}), Options()).nodes()
+    assert "clip" not in plan(model(text, {**w, "lo": np.float32(0)}), QuantizeOptions()).nodes()
+    assert "clip" in plan(model(text, {**w, "lo": np.float32(1)}), QuantizeOptions()).nodes()

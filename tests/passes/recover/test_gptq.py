@@ -60,7 +60,7 @@ def gptq(
 
 
 def weights(made: ir.Model) -> dict[str, np.ndarray]:
-    return {q.name: q.weight() for q in grids.find(made, PassReport())}
+    return {q.name: q.weight() for q in grids.quantized_layers(made, PassReport())}
 
 
 @pytest.mark.parametrize("weight", ["int4", "uint4", "int3", "int2"])
@@ -82,7 +82,7 @@ def test_outputs_come_closer_out_of_sample(weight: Any, granularity: Any, act_or
 )
 def test_weights_lie_on_the_grid_of_the_scheme(options: dict[str, Any]) -> None:
     made, _ = gptq(chain(), correlated(64), replace(GROUPS, weight="int3"), Gptq(**options))
-    for q in grids.find(made, PassReport()):
+    for q in grids.quantized_layers(made, PassReport()):
         np.testing.assert_array_equal(q.rounded(q.params()), q.weight())
     folded, _ = kit.apply(made, FoldWeights(), ctx=context(None, None))
     codes = [
@@ -99,7 +99,7 @@ def test_each_layer_is_the_reference_on_what_the_rounded_ones_before_it_give() -
     data = CalibrationData.from_arrays({"x": x}).bind(start)
     fit = split(data.take(options.samples, 0), 0)[0]
     inputs = np.concatenate([f["x"] for f in fit.batches(100)]).astype(np.float64)
-    found, before = weights(made), {q.name: q for q in grids.find(start, PassReport())}
+    found, before = weights(made), {q.name: q for q in grids.quantized_layers(start, PassReport())}
     hidden = np.maximum(inputs @ found["MatMul_0"].T + normal(48, seed=1), 0)
     for name, seen in (("MatMul_0", inputs), ("MatMul_4", inputs), ("MatMul_3", hidden)):
         q = before[name]
@@ -122,7 +122,7 @@ def test_inputs_that_do_not_correlate_leave_rounding_to_nearest_and_say_so() -> 
     x = np.tile(np.diag(np.arange(1, 33, dtype=np.float32)), (4, 1))  # as many of each: X^T X is diagonal
     made = model("g (float[N, 32] x, float[32, 8] w) => (float[N, 8] y) { y = MatMul(x, w) }", {"w": normal(32, 8)})
     start, _ = kit.apply(made, GROUPS, ctx=context(None, None))
-    (q,) = grids.find(start, PassReport())
+    (q,) = grids.quantized_layers(start, PassReport())
     after, report = gptq(start, x, Gptq(observer="keep", samples=128))
     np.testing.assert_array_equal(weights(after)[q.name], q.rounded(q.params()))
     assert "no worse" in report.skips[0].why
@@ -135,7 +135,7 @@ def test_never_worse_on_samples_held_out() -> None:
     held = [int(row[0] // 32) for f in split(data, 0)[1].batches(64) for row in f["x"]]
     x = correlated(64)[:, :1] * np.ones((1, 32), np.float32)  # one direction to fit to, all of them held out
     x[held] = 10 * normal(len(held), 32)
-    (q,) = grids.find(start, PassReport())
+    (q,) = grids.quantized_layers(start, PassReport())
     after, report = gptq(start, x, Gptq(damping=1e-6))
     np.testing.assert_array_equal(weights(after)[q.name], q.rounded(q.params()))
     assert "held-out" in report.skips[0].why
@@ -166,7 +166,7 @@ def test_a_group_of_a_convolution_sees_its_own_channels() -> None:
     """
     x, w = normal(20, 32, 5, 5) + normal(20, 1, 5, 5, seed=4), normal(4, 16, 2, 2)
     start, _ = kit.apply(model(text, {"w": w}), CHANNELS, ctx=context(None, None))
-    (q,) = grids.find(start, PassReport())
+    (q,) = grids.quantized_layers(start, PassReport())
     fit = split(CalibrationData.from_arrays({"x": x}).bind(start).take(128, 0), 0)[0]
     rows = Window.of(q.layer.node, (2, 2)).rows(np.concatenate([f["x"] for f in fit.batches(100)])).astype(np.float64)
     scale = q.params().scale
@@ -184,7 +184,7 @@ def test_a_dead_input_keeps_its_weights() -> None:
     x = correlated(64)
     x[:, 5] = 0
     after, _ = gptq(chain(), x, CHANNELS, Gptq(observer="keep"))
-    q = next(q for q in grids.find(after, PassReport()) if q.name == "MatMul_4")
+    q = next(q for q in grids.quantized_layers(after, PassReport()) if q.name == "MatMul_4")
     nearest = np.rint(normal(32, 16, seed=3)[5] / q.params().scale) * q.params().scale
     np.testing.assert_array_equal(q.weight()[:, 5], nearest)
 
@@ -231,7 +231,7 @@ def test_no_node_runs_twice_and_batches_do_not_matter(tmp_path: Path) -> None:
 
 def test_values_beyond_the_memory_lie_on_disk() -> None:
     batches = [{"a/b": normal(3, 4, seed=i), "c": np.array(i)} for i in range(5)]
-    store = waves.Store.of(batches, memory=100)
+    store = waves.BatchStore.of(batches, memory=100)
     assert sum(isinstance(b, Path) for b in store.batches) == 4 and len(store) == 5
     for _ in range(2):
         for seen, expected in zip(store, batches, strict=True):
@@ -322,7 +322,7 @@ def test_what_it_cannot_reach_is_a_skip() -> None:
 def test_layers_with_too_many_inputs_keep_rounding_to_nearest() -> None:
     after, report = gptq(chain(), correlated(64), GROUPS, Gptq(largest=40))
     assert {s.where: s.why for s in report.skips}["MatMul_3"] == "it has 48 inputs, over the 40 of option 'largest'"
-    q = next(q for q in grids.find(after, PassReport()) if q.name == "MatMul_3")
+    q = next(q for q in grids.quantized_layers(after, PassReport()) if q.name == "MatMul_3")
     np.testing.assert_array_equal(q.weight(), normal(48, 16, seed=2).T)
 
 

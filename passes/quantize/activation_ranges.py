@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Skip
 from graphpress.observe.collect import Calibration, collect
-from graphpress.passes.quantize import anatomy
+from graphpress.passes.quantize import operators
 from graphpress.passes.quantizers.affine import from_range
 from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import Plan, Role, Site
@@ -94,7 +94,7 @@ class Activations:
         for tie in self.plan.ties:
             sources = {s.node for s in tie if s.role is Role.ACTIVATION}
             outs = [self.values[s] for s in tie if s.role is Role.OUTPUT and s.node in sources]
-            found |= {v for v in outs if (node := v.producer()) is not None and anatomy.moved(node)}
+            found |= {v for v in outs if (node := v.producer()) is not None and operators.moved(node)}
         return found
 
     def _unusable(self, name: str, has_span: bool) -> str | None:

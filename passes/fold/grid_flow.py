@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.graph.grid import Grid, grid_of, is_dequantize, is_quantize
-from graphpress.passes.fold.movement import OPSET, Movement, movement
+from graphpress.passes.fold.data_movement import OPSET, Movement, movement
 
 
-class Flow:
+class GridFlow:
     """One linear walk forwards and one backwards over all graphs of a model.
 
     Attributes:

@@ -17,7 +17,7 @@ from enum import IntFlag
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.quantize.anatomy import CLAMPS, LIGHT, computed, interval, moved, settled
+from graphpress.passes.quantize.operators import CLAMPS, LIGHT, computed, interval, moved, settled
 from graphpress.types import Role, Scheme, Site
 
 
@@ -30,7 +30,7 @@ class Want(IntFlag):
 
 
 @dataclass
-class Flow:
+class Joining:
     """The result: sites of the light operators, of data movement, and of optional outputs; ties along data movement."""
 
     scheme: Scheme
@@ -42,7 +42,7 @@ class Flow:
     _candidates: dict[ir.Node, bool] = field(default_factory=dict)
     _wanted: dict[ir.Value, Want] = field(default_factory=dict)
 
-    def run(self, nodes: Sequence[ir.Node]) -> Flow:
+    def run(self, nodes: Sequence[ir.Node]) -> Joining:
         """Fill ``sites`` and ``ties``; ``nodes`` in order, outer graphs first."""
         for node in nodes:
             self._forward(node)

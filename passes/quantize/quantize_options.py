@@ -19,7 +19,7 @@ TOKEN_TYPES = ("int8", "int4")  # of activations that are quantized by token
 
 
 @dataclass(frozen=True)
-class Options(Ignores):
+class QuantizeOptions(Ignores):
     """What to quantize and how.
 
     Attributes:

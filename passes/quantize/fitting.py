@@ -16,7 +16,7 @@ from graphpress.types import Kind, Plan, Role, Scheme, Site
 
 
 @dataclass
-class Weights:
+class FittedWeights:
     """Scales by site; nodes whose weights cannot be quantized, with the reason; remarks on those that can."""
 
     params: dict[Site, QParams] = field(default_factory=dict)
@@ -24,9 +24,9 @@ class Weights:
     remarks: list[Skip] = field(default_factory=list)
 
 
-def fit_weights(plan: Plan, values: Mapping[Site, ir.Value]) -> Weights:
+def fit_weights(plan: Plan, values: Mapping[Site, ir.Value]) -> FittedWeights:
     """Fit each constant once a scheme; only scales and zero points are kept, so memory holds one tensor at a time."""
-    found = Weights()
+    found = FittedWeights()
     known: dict[tuple[ir.Value, Scheme], tuple[QParams | None, str]] = {}
     for site, scheme in plan.items():
         if site.role is not Role.WEIGHT:

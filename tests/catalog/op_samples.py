@@ -1,0 +1,91 @@
+"""A use of each operator of the dialect: a model with one node of it, and what to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress import catalog
+from graphpress.graph import edit
+from graphpress.ops import sparse_codes
+from graphpress.ops.base import DOMAIN, attach
+from tests import kit
+from tests.core.ops import test_ops, test_ops_hadamard
+from tests.passes import acm_models
+from tests.passes.quantizing import normal
+
+
+def _one(name: str, text: str, constants: dict[str, np.ndarray], attributes: dict[str, object]) -> ir.Model:
+    """The model of a text whose node called old is replaced by the operator, with these constants after its inputs."""
+    model = kit.parse(text)
+    old = edit.find(model, "old")
+    held = [edit.add_const(model.graph, a, n) for n, a in constants.items()]
+    kept = [v for v in old.inputs if v is not None and name != "SparseWeight"]
+    made = edit.new_node(name, [*kept, *held], attributes, before=old, domain=DOMAIN, name="new")
+    edit.like(made.outputs[0], old.outputs[0])
+    edit.replace(old.outputs[0], made.outputs[0])
+    edit.remove([old])
+    attach(model, catalog.ops()[name])
+    return model
+
+
+def _packed() -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    dense = normal(8, 6)
+    dense.reshape(2, 4, 6)[:, :2] = 0
+    packed = sparse_codes.pack(dense, 0, 2)
+    assert packed is not None
+    return {"v": packed.values, "i": packed.indices}, {"n": 2, "shape": list(packed.shape), "perm": list(packed.perm)}
+
+
+def _price() -> ir.Model:
+    table = {"knots": np.array([0.0, 0.5, 1.0], np.float32), "prices": np.array([2.0, 0.5, -1.0], np.float32)}
+    return _one("ACMPrice", "g (float b) => (float y) { [old] y = Neg(b) }", table, {})
+
+
+def _product() -> ir.Model:
+    return _one("SparseMatMul", "g (float[3, 8] x) => (float[3, 6] y) { [old] y = Identity(x) }", *_packed())
+
+
+def _weight() -> ir.Model:
+    return _one("SparseWeight", "g (float[8, 6] x) => (float[8, 6] y) { [old] y = Neg(x) }", *_packed())
+
+
+def _decode() -> ir.Model:
+    text = "g (int8[4, 6] c) => (float[4, 6] y) { [old] y = Cast<to = 1>(c) }"
+    book = np.sort(normal(256, seed=1))
+    constants = {"s": np.abs(normal(4, 2)) + np.float32(0.1), "book": book}
+    return _one("LookupDequantize", text, constants, {"lowest": -128, "axis": 1, "block_size": 3})
+
+
+def _encode() -> ir.Model:
+    text = "g (float[4, 6] x) => (int8[4, 6] y) { [old] y = Cast<to = 3>(x) }"
+    constants = {"s": np.abs(normal(4, 2)) + np.float32(0.1), "bounds": np.sort(normal(255, seed=1)) * 3}
+    return _one("LookupQuantize", text, constants, {"lowest": -128, "dtype": 3, "axis": 1, "block_size": 3})
+
+
+def _hadamard() -> ir.Model:
+    left, right = test_ops_hadamard.factor(4, True), test_ops_hadamard.factor(3, False)
+    return test_ops_hadamard.model(left, right, "2, 12", "float")
+
+
+MODELS: dict[str, Callable[[], ir.Model]] = {
+    "ACM": lambda: acm_models.op_model("silu", 1, 1),
+    "ACMPrice": _price,
+    "DynamicQuantizeToken": lambda: test_ops.token_model("2, 3, 8"),
+    "Hadamard": _hadamard,
+    "LookupDequantize": _decode,
+    "LookupQuantize": _encode,
+    "SparseMatMul": _product,
+    "SparseWeight": _weight,
+}
+# Operators whose kernel has the gradient of the body; the others round or choose, and what stands in for their gradient
+# is held by tests of their own (tests/core/ops, tests/passes/acm).
+SMOOTH = {"ACMPrice", "Hadamard", "SparseMatMul"}
+
+
+def feeds(model: ir.Model, seed: int = 0) -> dict[str, np.ndarray]:
+    """Seeded inputs; a number alone lies between 0 and 1."""
+    given = kit.random_feeds(model, seed, {"B": 2, "T": 3})
+    return {k: np.array(0.3, np.float32) if a.ndim == 0 else a for k, a in given.items()}
