@@ -66,7 +66,7 @@ SIGNATURE = _json("graphpress.signature")  # model that was traced: its call; se
 TARGET = "graphpress.target"  # model: the target it was lowered for
 SCHEME = "graphpress.scheme"  # node: the schemes applied to it; see note_schemes and schemes
 QUANTIZER = "graphpress.quantizer"  # node that encodes or decodes: its number format, where that is not affine
-UNSIGNED = "graphpress.unsigned"  # node: its int8 weights are stored as uint8, for signed products saturate there
+STORED = "graphpress.stored"  # node: how its int8 weights are stored instead, for signed products saturate there
 ADAPTED = _json("graphpress.adapter")  # node or initializer, as JSON: the adapter that made it, its site, its part
 SPARSITY = "graphpress.sparsity"  # node: the pattern n:m that its weight keeps, such as 2:4
 # node: {"mean": [...], "std": [...]}, by output channel what training saw of the output of a folded operator.

@@ -38,6 +38,8 @@ class Fact(enum.StrEnum):
     """Masked scores of causal attention become denormal numbers, with which softmax and a product are computed."""
     FAILS_ON_BATCHED_WEIGHTS = "fails-on-batched-weights"
     """A constant batch of matrices with column scales is fused into an integer kernel that fails at run time."""
+    MULTIPLIES_UNSIGNED_EXACTLY = "multiplies-unsigned-exactly"
+    """Products of u8 x u8 are exact where those of u8 x s8 are not, so that wide weights can be stored unsigned."""
     KEEPS_KERNELS_TO_ITSELF = "keeps-kernels-to-itself"
     """The provider takes whole subgraphs and does not tell what computes them."""
 

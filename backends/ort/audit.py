@@ -11,21 +11,20 @@ import onnxruntime as ort
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
 from graphpress.backends.macs import Kernel
-from graphpress.backends.ort import origin, told
+from graphpress.backends.ort import origin, told, unsigned
 from graphpress.backends.ort.groups import quantizers, static_violation
 from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
 from graphpress.backends.ort.profile import CONTROL, Profile, profile
 from graphpress.backends.ort.rules import lower_float
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
-from graphpress.keys import ORIGIN, SCHEME, UNSIGNED
+from graphpress.keys import ORIGIN, SCHEME
 from graphpress.ops import packing
 from graphpress.runner import Arrays
 from graphpress.target import Fact, Target
 from graphpress.types import Storage
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
-_MOVED = "weights stored unsigned: products of u8 and s8 saturate on this machine"
 _WORTH_A_ROW = 0.01  # share of time from which on a node has a row even if nothing about it is quantized
 
 
@@ -118,7 +117,7 @@ class _Auditor:
         if op == "GatherBlockQuantized":
             return "weight-only", "only the rows that are read become float"
         if _INTEGER.match(op) or _on_integers(node) or (node.op_type == op and self.moves_integers(node, main)):
-            return "integer", _MOVED if UNSIGNED in node.metadata_props else ""
+            return "integer", unsigned.noted(node)
         bits = next((b for v in node.inputs if (b := canonical.restored(node, v))), 0)
         if bits and not any(map(canonical.activation, node.inputs)):
             return "weight-only", f"{bits}-bit weights become float once, at load"

@@ -31,13 +31,22 @@ _TIMEOUT = 600  # seconds
 
 @dataclass(frozen=True)
 class Primitive:
-    """One execution. ``macs`` is 0 where it multiplies no weights; ``types`` are oneDNN's names, such as u8 and s8."""
+    """One execution.
+
+    Attributes:
+        kind: oneDNN's name, such as ``convolution``.
+        implementation: The code that ran.
+        source, weights: Types as oneDNN has them, such as u8 and s8; "" for none.
+        work: (elements of the result, multiply-adds) of a product, which tell one product of a model from most others;
+            None for other primitives.
+        microseconds: Of this execution.
+    """
 
     kind: str
     implementation: str
     source: str
     weights: str
-    macs: int
+    work: tuple[int, int] | None
     microseconds: float
 
     @property
@@ -84,20 +93,21 @@ def _parsed(fields: list[str]) -> Primitive | None:
     if len(fields) < 11 or fields[0] != "onednn_verbose" or fields[3] != "exec":
         return None
     kind, types = fields[5], dict(re.findall(r"(\w+):([a-z]+\d+)", fields[8]))
-    macs = _macs(kind, fields[-2]) if kind in _PRODUCTS else 0
-    return Primitive(
-        kind, fields[6], types.get("src", ""), types.get("wei", types.get("weights", "")), macs, 1e3 * float(fields[-1])
-    )
+    work = _work(kind, fields[-2]) if kind in _PRODUCTS else None
+    return Primitive(kind, fields[6], types.get("src", ""), types.get("wei", ""), work, 1e3 * float(fields[-1]))
 
 
-def _macs(kind: str, sizes: str) -> int:
-    """Multiply-adds by the sizes as oneDNN writes them: ``mb1_ic16oc16_ih32oh32kh3...`` or ``4x256:256x32``."""
+def _work(kind: str, sizes: str) -> tuple[int, int]:
+    """By the sizes as oneDNN writes them: ``mb1_ic16oc16_ih32oh32kh3...`` or ``4x256:256x32``."""
     if kind == "matmul":
         a, b = ([int(n) for n in part.split("x")] for part in sizes.split(":")[:2])
-        return math.prod(a[:-2]) * a[-2] * a[-1] * b[-1]
+        elements = math.prod(a[:-1]) * b[-1]
+        return elements, elements * a[-1]
     found = {name: int(n) for name, n in re.findall(r"([a-z]+)(\d+)", sizes)}
-    spatial = ("ih", "iw", "id") if kind == "deconvolution" else ("oh", "ow", "od")
-    return math.prod(found.get(n, 1) for n in ("mb", "oc", "ic", "kh", "kw", "kd", *spatial)) // found.get("g", 1)
+    elements = math.prod(found.get(n, 1) for n in ("mb", "oc", "oh", "ow", "od"))
+    steps = ("ih", "iw", "id") if kind == "deconvolution" else ("oh", "ow", "od")
+    every = math.prod(found.get(n, 1) for n in ("mb", "oc", "ic", "kh", "kw", "kd", *steps))
+    return elements, every // found.get("g", 1)
 
 
 def _main(folder: str, provider: str, options: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 
@@ -10,7 +11,7 @@ import onnxruntime as ort
 
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, Row, size_only
-from graphpress.backends.ort import onednn
+from graphpress.backends.ort import onednn, unsigned
 from graphpress.backends.ort.onednn import Primitive
 from graphpress.backends.ort.profile import profile
 from graphpress.backends.ort.session import execute
@@ -25,7 +26,7 @@ _SILENT = "{provider} does not tell what computes it"
 
 
 def audit(model: ir.Model, target: Target, feeds: Arrays) -> Audit:
-    """Each site with the primitive of its number of multiply-adds, where all primitives of that number are of one kind.
+    """Each site with the primitives that have its sizes, where they all compute alike.
 
     Args:
         model: A lowered model.
@@ -40,11 +41,11 @@ def audit(model: ir.Model, target: Target, feeds: Arrays) -> Audit:
     written = profile(dense, feeds, optimise=False)
     told = onednn.primitives(model, target, feeds)
     work = {
-        n.name or "": macs.multiply_adds(n, k)
+        n.name or "": (_elements(k), macs.multiply_adds(n, k))
         for n in edit.nodes(dense)
         if (k := written.kernels.get(n.name or "")) is not None
     }
-    found = (_row(n, work.get(n.name or "", 0), told, target, microseconds) for n in edit.nodes(dense))
+    found = (_row(n, work.get(n.name or "", (0, 0)), told, target, microseconds) for n in edit.nodes(dense))
     return Audit(
         target=target.name,
         isa=target.isa,
@@ -67,20 +68,24 @@ def _fastest(model: ir.Model, target: Target, feeds: Arrays) -> float:
     return 1e6 * best
 
 
-def _row(node: ir.Node, work: int, told: tuple[Primitive, ...], target: Target, total: float) -> Row | None:
+def _elements(kernel: macs.Kernel) -> int:
+    return sum(math.prod(outputs[0][1]) for _, outputs in kernel.calls if outputs)
+
+
+def _row(node: ir.Node, work: tuple[int, int], told: tuple[Primitive, ...], target: Target, total: float) -> Row | None:
     scheme = node.metadata_props.get(SCHEME, "")
-    if not work and not scheme:
+    if not work[1] and not scheme:
         return None
-    mine = [p for p in told if work and p.macs == work]
+    mine = [p for p in told if p.work == work]
     kinds = Counter(p.verdict for p in mine)
     if len(kinds) != 1:
         reason = size_only(node, _SILENT.format(provider=target.provider), target.provider)
-        return Row(node.name or "", node.op_type, scheme, "untold", target.provider, reason, 0.0, 0.0, work)
+        return Row(node.name or "", node.op_type, scheme, "untold", target.provider, reason, 0.0, 0.0, work[1])
     verdict, reason = _judged(node, next(iter(kinds)))
     spent = sum(p.microseconds for p in mine) / len(mine)
     kernel = f"onednn::{mine[0].kind} {mine[0].implementation}"
     reason = size_only(node, reason, target.provider)
-    return Row(node.name or "", node.op_type, scheme, verdict, kernel, reason, spent, spent / total, work)
+    return Row(node.name or "", node.op_type, scheme, verdict, kernel, reason, spent, spent / total, work[1])
 
 
 def _judged(node: ir.Node, verdict: str) -> tuple[str, str]:
@@ -89,4 +94,4 @@ def _judged(node: ir.Node, verdict: str) -> tuple[str, str]:
         return "fallback", "the provider made it a float product"
     if verdict == "weight-only" and quantized and any(map(canonical.activation, node.inputs)):
         return "fallback", "the provider multiplies floats by the stored codes"
-    return verdict, "codes become float in the kernel" if verdict == "weight-only" else ""
+    return verdict, "codes become float in the kernel" if verdict == "weight-only" else unsigned.noted(node)

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.backends.canonical import Weight
-from graphpress.keys import UNSIGNED
-from graphpress.target import Target
+from graphpress.keys import STORED
+from graphpress.target import Fact, Target
 
 SHIFT = 128
 
@@ -31,6 +31,23 @@ def moved(codes: np.ndarray) -> np.ndarray:
     return (codes.astype(np.int16) + SHIFT).astype(np.uint8)
 
 
-def note(site: ir.Node) -> None:
-    """Note on a site that its weights were moved; the audit says so."""
-    site.metadata_props[UNSIGNED] = "int8"
+def narrowed(
+    codes: np.ndarray, zero: np.ndarray, scale: np.ndarray, axis: int | None, limit: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes of at most ``limit`` without zero points, and their scales: about one bit less."""
+    each = [-1 if i == axis else 1 for i in range(codes.ndim)] if axis is not None else []
+    centred = codes.astype(np.int16) - zero.reshape(each)
+    factor = np.abs(centred).max() / limit
+    return np.rint(centred / factor).astype(np.int8), (scale * factor).astype(np.float32)
+
+
+def note(site: ir.Node, target: Target) -> None:
+    """Note on a site how its weights are stored instead; the audit says so."""
+    exact = Fact.MULTIPLIES_UNSIGNED_EXACTLY in target.facts
+    site.metadata_props[STORED] = "unsigned" if exact else "in 7 bits"
+
+
+def noted(site: ir.Node) -> str:
+    """What the audit says of it; "" where nothing was changed."""
+    how = site.metadata_props.get(STORED, "")
+    return f"weights stored {how}, for products of u8 and s8 saturate on this machine" if how else ""

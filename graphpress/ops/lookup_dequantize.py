@@ -91,7 +91,7 @@ def levels(node: ir.Node) -> np.ndarray | None:
     if book is None:
         return None
     whole = np.rint(np.asarray(book, np.float64))
-    fits = bool((whole == book).all()) and abs(whole).max() <= 127
+    fits = bool((whole == book).all()) and whole.min() >= -128 and whole.max() <= 127
     return whole.astype(np.int8) if fits else None
 
 

@@ -2,7 +2,8 @@
 
 A code is the rounded power of a number, ``q = round(sign(x) (|x| / max|x|)^a (2^(bits-1) - 1))``. Powers are the only
 continuous maps that turn products into products, so operands may be multiplied before they are mapped back, but never
-summed. With a = 1/2 a code stands for its signed square: in 4 bits ``0, 1, 4, ... 49``, so products are those of int8.
+summed. With a = 1/2 a code stands for its signed square: in 4 bits ``0, 1, 4, ... 49``, so products are those of int8;
+with other exponents a table of as few levels holds 8-bit integers too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from graphpress.types import Scheme
 
 _RANGE = (0.2, 1.0)  # of exponents: below, the levels next to zero lie at zero in float16
 _SAMPLE = 1 << 18  # elements that the search looks at
-_INT8 = 4  # bits up to which squares are 8-bit integers
+_TOP = 63.0  # the highest level as an integer: two products with 8-bit codes add up to less than 2^15
+_INT8 = 4  # bits up to which levels are 8-bit integers
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Power(Codebook):
     """Levels spaced by a power.
 
     Attributes:
-        exponent: Of the codes: 1 spaces them evenly, less spends them near zero. 0.5 runs on int8 kernels up to 4 bits.
+        exponent: Of the codes: 1 spaces them evenly, less spends them near zero. Up to 4 bits int8 kernels compute.
             ``search``: for each tensor the one of least squared error at full range, by Nelder-Mead, without data.
     """
 
@@ -45,8 +47,7 @@ class Power(Codebook):
         return super().refusal(scheme) or (None if scheme.signed else f"codes have a sign, {scheme.dtype} has none")
 
     def in_kernel(self, scheme: Scheme) -> Scheme | None:
-        squares = self.exponent == 0.5 and scheme.bits <= _INT8
-        return replace(scheme, dtype="int8", quantizer="affine") if squares else None
+        return replace(scheme, dtype="int8", quantizer="affine") if scheme.bits <= _INT8 else None
 
     def levels(self, rows: Array, scheme: Scheme, costs: Array | None) -> tuple[np.ndarray, np.ndarray]:
         exponent = self._searched(rows, scheme, costs) if self.exponent == "search" else self.exponent
@@ -77,6 +78,16 @@ def power(x: np.ndarray, exponent: float) -> np.ndarray:
 
 
 def levels(exponent: float, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
-    """(levels of the codes, bounds between them) of a scheme: squares for 1/2, else with the highest code at 1."""
-    codes, unit = np.arange(scheme.qmin, scheme.qmax + 1), 1.0 if exponent == 0.5 else float(scheme.qmax)
-    return power(codes / unit, 1 / exponent), power((codes[:-1] + 0.5) / unit, 1 / exponent)
+    """(levels of the codes, bounds between them) of a scheme; with few bits levels are 8-bit integers.
+
+    Those are the squares themselves for 1/2, and else the nearest ones with the highest code at 63, no two the same:
+    that moves a level by at most 1/126 of the range, less than levels are apart, and pairs of products fit 16 bits.
+    """
+    codes, squares = np.arange(scheme.qmin, scheme.qmax + 1), exponent == 0.5
+    unit, top = (1.0, 1.0) if squares else (float(scheme.qmax), 1.0 if scheme.bits > _INT8 else _TOP)
+    numbers, bounds = (top * power(q / unit, 1 / exponent) for q in (codes, codes[:-1] + 0.5))
+    if squares or scheme.bits > _INT8:
+        return numbers, bounds
+    numbers = np.clip(np.sign(codes) * np.maximum(np.rint(np.abs(numbers)), np.abs(codes)), -_TOP - 1, _TOP)
+    inside = (bounds > numbers[:-1]) & (bounds < numbers[1:])
+    return numbers, np.where(inside, bounds, (numbers[:-1] + numbers[1:]) / 2)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from graphpress.backends.ort import audit, lower
+from graphpress.backends.ort import audit, lower, unsigned
 from graphpress.graph import edit
 from graphpress.target import Target
 from tests.backends.given import parse
@@ -114,3 +114,14 @@ def test_the_audit_says_that_weights_were_moved() -> None:
     for largest, said in ((127, True), (64, False)):
         (row,) = (r for r in audit(lower(static(extreme(largest)), PLAIN), PLAIN, feeds).sites if r.node == "op")
         assert row.verdict == "integer" and ("stored unsigned" in row.reason) is said
+
+
+def test_narrowed_codes_mean_nearly_the_same() -> None:
+    """Half of the new step at most: of the largest code, 64 steps."""
+    rng = np.random.default_rng(0)
+    codes, zero = rng.integers(-128, 128, (5, 7)).astype(np.int8), np.zeros(7, np.int16)
+    scale = rng.uniform(0.1, 1, 7).astype(np.float32)
+    narrow, wider = unsigned.narrowed(codes, zero, scale, 1)
+    assert narrow.dtype == np.int8 and np.abs(narrow.astype(int)).max() <= 64
+    apart = np.abs(narrow.astype(np.float64) * wider - codes.astype(np.float64) * scale)
+    assert (apart <= 0.5 * 128 / 64 * scale * (1 + 1e-6)).all()

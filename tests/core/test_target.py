@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphpress import shipped
+from graphpress.capability import AttributeIs, GroupSizes, InputIs
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.target import Target
@@ -89,3 +95,87 @@ def test_what_has_no_kernel_is_absent() -> None:
         assert TARGET.find(op, "static") == ()
     assert {c.kernel for c in TARGET.find("ConvTranspose", "weight")} == {""}
     assert TARGET.find("GRU", "dynamic") == ()
+
+
+def table(**changed: object) -> dict[str, object]:
+    """A small target as its file has it."""
+    conv = {"op": "Conv", "mode": "static", "kernel": "QLinearConv", "activation": ["native"], "weight": ["int8"]}
+    given = {
+        "runtime": "ort", "provider": "CPUExecutionProvider", "probed_with": "1.0", "opsets": [13, 21],
+        "activation_dtype": {"x86-64": "uint8"}, "weight_only_accuracy_level": 0, "capabilities": [conv],
+    }  # fmt: skip
+    return given | changed
+
+
+def capability(**changed: object) -> dict[str, object]:
+    conv = {"op": "Conv", "mode": "static", "kernel": "QLinearConv", "activation": ["uint8"], "weight": ["int8"]}
+    return table(capabilities=[conv | changed])
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(capability(conditions=["attr:group==1", "absent:2", "constant:1", "group_size:16,32"])))
+    mine = Target.load(str(path), "x86-64")
+    assert (mine.name, mine.activation_dtype, mine.exact_codes, mine.facts) == ("mine", "uint8", None, frozenset())
+    (conv,) = mine.find("Conv", "static")
+    assert conv.conditions == (
+        AttributeIs("group", "1"), InputIs("absent", 2), InputIs("constant", 1), GroupSizes((16, 32)),
+    )  # fmt: skip
+    assert [str(c) for c in conv.conditions] == ["attr:group==1", "absent:2", "constant:1", "group_size:16,32"]
+    path.write_text(json.dumps(table(provider="Another")))  # read anew when it changes
+    assert Target.load(path, "x86-64").provider == "Another"
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (capability(conditions=["groupsize:16"]), "capability Conv static QLinearConv: condition 'groupsize:16'"),
+        (capability(conditions=["group_size:16,x"]), "is no condition"),
+        (capability(conditions=["absent:two"]), "is no condition"),
+        (capability(conditions=["attr:transB=1"]), "is no condition"),
+        (capability(mode="statik"), "mode is 'statik', not one of static, dynamic, weight"),
+        (capability(output="maybe"), "output is 'maybe'"),
+        (capability(activation="uint8"), "activation is 'uint8', not a list of words"),
+        (capability(weight=["int9"]), "int9, which is no storage type"),
+        (capability(weight_slots=["1"]), "not a list of numbers"),
+        (capability(wieght=["int8"]), "has no field wieght"),
+        (table(capabilities=[{"op": "Conv"}]), "lacks kernel, mode"),
+        (table(capabilities=["Conv"]), "not a JSON object"),
+        (table(runtime="onnx"), "runtime is 'onnx', not one of ort, fx"),
+        (table(opsets=[21, 13]), r"not \[first, last\]"),
+        (table(facts={"slow-casual-mask": ["arm64"]}), "Did you mean 'slow-causal-mask'"),
+        (table(facts={"slow-causal-mask": ["vax"]}), "'vax' is no machine"),
+        (table(exact_codes={"vax": 64}), "'vax' is no machine"),
+        (table(kernel=["MatMulNBits"]), "Did you mean 'kernels'"),
+        (table(provider=1), "provider is 1, not a JSON str"),
+        ({}, "lacks 'runtime'"),
+        ([], "is no JSON object"),
+    ],
+)
+def test_a_wrong_file_is_refused_where_it_is_wrong(data: object, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(BadRequest, match=what) as e:
+        Target.load(str(path), "x86-64")
+    assert "mine.json" in str(e.value)
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="cannot be read: No such file"):
+        Target.load(str(tmp_path / "missing.json"))
+    (tmp_path / "broken.json").write_text('{"runtime": "ort",\n')
+    with pytest.raises(BadRequest, match=r"is no JSON: .* in line 2"):
+        Target.load(str(tmp_path / "broken.json"))
+
+
+@pytest.mark.parametrize("name", shipped.targets())
+def test_shipped_targets_load_for_every_machine_that_they_know(name: str) -> None:
+    for isa in json.loads(shipped.targets()[name])["activation_dtype"]:
+        target = Target.load(name, isa)
+        assert target.capabilities and target.package
+        assert target.activation_dtype in ("uint8", "int8")
+
+
+def test_a_changed_copy_has_a_table_of_its_own() -> None:
+    assert TARGET.find("Conv", "static")
+    assert dataclasses.replace(TARGET, capabilities=()).find("Conv", "static") == ()

@@ -51,7 +51,7 @@ def _constants(node: ir.Node, w: Weight, target: Target, shared: emit.Shared) ->
     codes, zero = w.codes, w.zero.astype(w.codes.dtype)
     if unsigned.overflows(w, target):
         codes, zero = unsigned.moved(codes), unsigned.moved(zero)
-        unsigned.note(node)
+        unsigned.note(node, target)
     return [
         shared.const(graph, ("lstm", name), f"{name}_T", lambda: np.ascontiguousarray(codes.transpose(0, 2, 1))),
         shared.const(graph, ("lstm scale", name), f"{name}_scale", lambda: spread(w.scale)),

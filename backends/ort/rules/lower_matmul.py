@@ -75,7 +75,7 @@ def _constant(node: ir.Node, x: Activation, w: Weight, target: Target, shared: e
         return False
     assert isinstance(node.graph, ir.Graph)
     if moved := unsigned.overflows(w, target):
-        unsigned.note(node)
+        unsigned.note(node, target)
     codes = _codes(node, w, shared, transposed=transposed, moved=moved)
     key = (w.value.name, w.node.inputs[1].name if w.node.inputs[1] else "")
     scale = shared.const(node.graph, ("scale", *key), f"{w.value.name}_scale", lambda: _small(m.scale))

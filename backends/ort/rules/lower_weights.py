@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -29,40 +31,50 @@ from graphpress.target import Fact, Target
 
 def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower the weights that ``node`` reads; whether there were any to lower."""
-    found = False
     if quantized.encodes(node) or quantized.decodes(node):
         return False
-    for slot, value in enumerate(node.inputs):
-        w = canonical.weight(value) or quantized.expanded(value)
-        if w is None:
-            if _between_static(node) and quantized.stored(value) and Fact.ROUNDS_FLOAT_WEIGHTS in target.facts:
-                _set_apart(node)
-            continue
-        fits = _between_static(node) and _fits(node, slot, w, target)
-        moved = fits and unsigned.overflows(w, target) and not _depthwise(node, w)
-        if fits and w.bits == 8 and not moved and not isinstance(w, Expanded):
-            continue
-        if moved:
-            unsigned.note(node)
-        if not fits and Fact.DEQUANTIZES_IN_EVERY_RUN not in target.facts:
-            continue
-        if not fits and _between_static(node) and Fact.ROUNDS_FLOAT_WEIGHTS in target.facts:
+    return sum(_slot(node, i, target, shared) for i in range(len(node.inputs))) > 0  # all of them
+
+
+def _slot(node: ir.Node, slot: int, target: Target, shared: emit.Shared) -> bool:
+    """Lower the weight in one input; whether there was one to lower."""
+    value = node.inputs[slot]
+    w = canonical.weight(value) or quantized.expanded(value)
+    apart = _between_static(node, target) and Fact.ROUNDS_FLOAT_WEIGHTS in target.facts
+    if w is None:
+        if apart and quantized.stored(value):
             _set_apart(node)
-        if not fits and isinstance(w, Expanded):
-            continue  # the body of what decodes it is folded at load
-        make = _unsigned_weight if moved else _widened_weight if fits else _restored
-        edit.set_input(node, slot, make(node, w, shared))
-        edit.remove_unused([value])
-        found = True
-    return found
+        return False
+    make = _form(node, slot, w, target)
+    if make is None:
+        return False
+    if make is _restored and apart:
+        _set_apart(node)
+    if make is _restored and isinstance(w, Expanded):
+        return False  # the body of what decodes it is folded at load
+    if make in (_unsigned_weight, _narrowed_weight):
+        unsigned.note(node, target)
+    edit.set_input(node, slot, make(node, w, shared))
+    edit.remove_unused([value])
+    return True
 
 
-def _between_static(node: ir.Node) -> bool:
-    """Whether a static activation goes in and a quantized one comes out (which a product can do without)."""
+def _form(node: ir.Node, slot: int, w: Weight, target: Target) -> Callable[..., ir.Value] | None:
+    """What makes of a weight what the target runs best; None where it may stay."""
+    if not (_between_static(node, target) and _fits(node, slot, w, target)):
+        return _restored if Fact.DEQUANTIZES_IN_EVERY_RUN in target.facts else None
+    if unsigned.overflows(w, target) and not _depthwise(node, w):
+        return _unsigned_weight if Fact.MULTIPLIES_UNSIGNED_EXACTLY in target.facts else _narrowed_weight
+    return None if w.bits == 8 and not isinstance(w, Expanded) else _widened_weight
+
+
+def _between_static(node: ir.Node, target: Target) -> bool:
+    """Whether a static activation goes in and a quantized one comes out, where the kernel cannot do without."""
     x = canonical.activation(node.inputs[0])
     if x is None or x.kind != "static":
         return False
-    return node.op_type in ("MatMul", "Gemm") or any(quantizers(v) for v in node.outputs)
+    optional = any(c.output == "optional" for c in target.find(node.op_type, "static"))
+    return optional or any(quantizers(v) for v in node.outputs)
 
 
 def _fits(node: ir.Node, slot: int, w: Weight, target: Target) -> bool:
@@ -95,6 +107,15 @@ def _unsigned_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     scale = edit.add_const(graph, w.scale, f"{name}_scale") if isinstance(w, Expanded) else w.node.inputs[1]
     out = emit.helper_node("DequantizeLinear", [codes, scale, zero], site, attributes)
     return edit.like(out, w.node.outputs[0])
+
+
+def _narrowed_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
+    graph, name = site.graph, w.value.name
+    assert isinstance(graph, ir.Graph)
+    made = shared.once(("narrow", id(graph), w.node.name), lambda: unsigned.narrowed(w.codes, w.zero, w.scale, w.axis))
+    codes, scale = (edit.add_const(graph, a, f"{name}_narrow") for a in made)
+    attributes = {} if w.axis is None else {"axis": w.axis}
+    return edit.like(emit.helper_node("DequantizeLinear", [codes, scale], site, attributes), w.node.outputs[0])
 
 
 def _widened_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:

@@ -44,24 +44,27 @@ class Qvgen(Distill):
     Attributes:
         rank: Of the branches at first.
         rate: Learning rate of the branches, in units of the weights'.
+        share: Of the steps, in which they fade; the rest trains the plain quantized model.
     """
 
     rank: int = 32
     rate: float = 1.0
+    share: float = 1.0
 
     blocks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 < self.rate < math.inf:
-            raise _wrong(f"rank {self.rank} and rate {self.rate} have to be positive")
+        if self.rank < 1 or not 0 < self.rate < math.inf or not 0 < self.share <= 1:
+            raise _wrong(f"rank {self.rank} and rate {self.rate} have to be positive, share {self.share} at most 1")
 
     def setup(self, scope: Scope) -> dict[str, TrainedRole]:
         self.ranks, steps = ranks(self.rank), scope.settings.steps
-        if steps is None or scope.settings.seconds is not None or steps < len(self.ranks):
+        period = int((steps or 0) * self.share) // len(self.ranks)
+        if period < 1 or scope.settings.seconds is not None:
             raise _wrong(
                 f"the branches fade in {len(self.ranks)} phases of equal steps", "Set steps, and leave out seconds."
             )
-        self.ctx, self.period, self.stage = scope.ctx, steps // len(self.ranks), 0
+        self.ctx, self.period, self.stage = scope.ctx, period, 0
         self.whole = typed(scope.model).clone()
         self.before = gone.Skeleton.of(self.whole)
         self.branches = self._attach(scope)

@@ -46,15 +46,15 @@ def w4a4(model: ir.Model) -> ir.Model:
 class Training:
     """One whose steps can be taken one at a time."""
 
-    def __init__(self, steps: int, rank: int = 8, lr: float = 2e-3, **settings: Any) -> None:
+    def __init__(self, steps: int, rank: int = 8, share: float = 1.0) -> None:
         self.teacher = chain()
         self.model = int4(self.teacher)
         ctx = context(self.teacher)
         self.scope = Scope(
             model=self.model, before=self.teacher, ctx=ctx, outputs=("y",), names=["w1", "b1", "w2", "w3"],
-            loss=make({"mse": {}}), settings=Settings(steps=steps, lr=lr, **settings),
+            loss=make({"mse": {}}), settings=Settings(steps=steps, lr=2e-3),
         )  # fmt: skip
-        self.method = Qvgen(rank=rank)
+        self.method = Qvgen(rank=rank, share=share)
         self.roles = self.method.setup(self.scope)
         assert ctx.data is not None
         self.trainer = Trainer(self.method, self.roles, Samples(ctx.data.bind(self.model), 16), self.scope.settings)
@@ -122,6 +122,13 @@ def test_the_rank_of_each_branch_follows_through_the_whole_training() -> None:
     wanted = [16] * 3 + [8] * 4 + [4] * 4 + [2] * 4 + [1] * 4 + [0] * 2
     limits = (8, 16, 4)  # what the matrices themselves can have
     assert [tuple(s) for s in seen] == [tuple(min(w, m) for m in limits) for w in wanted]
+
+
+def test_the_branches_may_fade_in_a_share_of_the_steps_and_the_rest_trains_without() -> None:
+    training = Training(steps=20, rank=2, share=0.5)  # 2 phases of 5 steps
+    for number in range(20):
+        training.trainer.step()
+        assert [bool(g.any()) for g in training.gammas()] == [number < 10] * 3
 
 
 def test_the_end_of_a_phase_cuts_first_and_then_splits_the_product_that_is_left_anew() -> None:
@@ -253,7 +260,7 @@ def test_what_it_cannot_do_is_refused(changes: dict[str, Any], model: Any, what:
         recover(model(teacher), replace(SHORT, **changes), context(teacher))
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"rate": 0.0}, {"rank": "many"}, {"ranks": 8}])
+@pytest.mark.parametrize("options", [{"rank": 0}, {"rate": 0.0}, {"rank": "many"}, {"share": 1.5}, {"ranks": 8}])
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(BadRequest, match="qvgen"):
         Recover(method={"qvgen": options})
