@@ -187,6 +187,12 @@ class CalibrationData:
         order = self._shuffled(seed)
         return self._pick(order[held_out:]), self._pick(order[:held_out])
 
+    def hold_back(self, samples: int, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
+        """(the rest, about ``samples`` held back: at least one, and whole batches); too few of them are both."""
+        exact = (self.binding.exact if self.binding is not None else None) or 1
+        held = max(samples // exact, 1) * exact
+        return self.split(held, seed) if len(self) >= 2 * held and len(self) > 1 else (self, self)
+
     def pick(self, samples: Sequence[int] | np.ndarray) -> CalibrationData:
         """The samples at these positions, each once, in their original order."""
         rows = np.arange(len(self)) if self.rows is None else self.rows

@@ -89,6 +89,4 @@ def weighted(losses: Sequence[float], batches: Sequence[Mapping[str, torch.Tenso
 
 def split(data: CalibrationData, share: float, seed: int) -> tuple[CalibrationData, CalibrationData]:
     """(to train on, held back): the second decides which parameters are kept. Too few samples are both."""
-    exact = (data.binding.exact if data.binding is not None else None) or 1
-    held = max(round(len(data) * share) // exact, 1) * exact
-    return data.split(held, seed) if len(data) >= 2 * held and len(data) > 1 else (data, data)
+    return data.hold_back(round(len(data) * share), seed)

@@ -165,6 +165,4 @@ class _LayerByLayer:
 
 def split(data: CalibrationData, seed: int) -> tuple[CalibrationData, CalibrationData]:
     """(to fit to, an eighth held out); the same twice where there are too few."""
-    exact = (data.binding.exact if data.binding else None) or 1
-    held = max(len(data) // 8 // exact, 1) * exact
-    return data.split(held, seed) if len(data) >= 2 * held and len(data) > 1 else (data, data)
+    return data.hold_back(len(data) // 8, seed)
