@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.errors import BadRequest, GraphpressError
 from graphpress.graph import edit
-from graphpress.observe import npz
+from graphpress.observe import statefile
 from graphpress.observe.observers import Observer
 from graphpress.types import Scheme
 
 _INTERVAL = 5.0  # seconds between two saves
-_KEY, _MARK = "graphpress.calibration", "mark"
+_KIND = "calibration state"
 
 
 def key(model: ir.Model, values: Mapping[str, Scheme], digest: str) -> str:
@@ -61,28 +60,21 @@ class Checkpoint:
         Raises:
             BadRequest: The file is something else; it is not touched.
         """
-        if not self.path.exists():
+        found = statefile.read(self.path, _KIND, self.key)
+        if found is None:
             return Mark()
-        try:
-            arrays = npz.read(self.path)
-            found = str(arrays[_KEY])
-        except (GraphpressError, KeyError) as e:
-            raise BadRequest(
-                "the file is no calibration state", where=str(self.path), fix="Delete it or name another."
-            ) from e
-        if found != self.key:
-            return Mark()
+        arrays, facts = found
         for i, seen in enumerate(watch.values()):
             prefix = f"{i}."
             seen.restore({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
-        return Mark(*map(int, arrays[_MARK]))
+        return Mark(**facts)
 
     def save(self, watch: Mapping[str, Observer], mark: Mark, *, now: bool = False) -> None:
         """Write the state if it is some seconds old, or ``now``; the old one stays until the new is complete."""
         if not now and time.monotonic() - self.saved < _INTERVAL:
             return
-        arrays = {_KEY: np.asarray(self.key), _MARK: np.asarray(dataclasses.astuple(mark))}
+        arrays: dict[str, np.ndarray] = {}
         for i, seen in enumerate(watch.values()):
             arrays |= {f"{i}.{name}": array for name, array in seen.state().items()}
-        npz.save(self.path, arrays)
+        statefile.write(self.path, _KIND, self.key, arrays, dataclasses.asdict(mark))
         self.saved = time.monotonic()

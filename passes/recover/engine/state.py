@@ -1,22 +1,23 @@
-"""The state of a training on disk: one safetensors file, tensors beside JSON, no pickle, never half written."""
+"""The state of a training on disk: of the one under way, and of what those before it ended with."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 from graphpress.errors import BadRequest
+from graphpress.observe import statefile
 
 if TYPE_CHECKING:
     import torch
 
 Facts: TypeAlias = dict[str, Any]
-_META, _RUN, _DONE = "graphpress.recovery", "run", "done"
+_KIND, _RUN, _DONE = "state of a recovery", "run", "done"
 _INTERVAL = 5.0  # seconds between two saves at least; and saving takes at most a twentieth of the time
 
 
@@ -54,11 +55,9 @@ class TrainingState:
         self._next += self.interval
         if not self.path.parent.is_dir():
             raise BadRequest("its folder does not exist", where=f"state {str(self.path)!r}")
-        if not self.path.exists():
+        if (found := _read(self.path, self.key)) is None:
             return
-        tensors, facts = _read(self.path)
-        if facts["key"] != self.key:
-            return
+        tensors, facts = found
         if facts["running"] is not None:
             name, said = facts["running"]
             self.running = name, Saved(under(tensors, _RUN), said)
@@ -92,8 +91,8 @@ class TrainingState:
             name, saved = self.running
             running = (name, saved.facts)
             tensors |= {f"{_RUN}:{k}": t for k, t in saved.tensors.items()}
-        facts = {"key": self.key, "running": running, "finished": [(n, s.facts) for n, s in self.finished.items()]}
-        _save(self.path, tensors, json.dumps(facts))
+        facts = {"running": running, "finished": [(n, s.facts) for n, s in self.finished.items()]}
+        _save(self.path, self.key, tensors, facts)
         now = time.monotonic()
         self._next = now + max(self.interval, 20 * (now - start))
 
@@ -103,26 +102,21 @@ def under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.T
     return {k.removeprefix(f"{prefix}:"): t for k, t in tensors.items() if k.startswith(f"{prefix}:")}
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], Facts]:
-    from safetensors import SafetensorError, safe_open
+def _read(path: Path, key: str) -> tuple[dict[str, torch.Tensor], Facts] | None:
+    import torch
 
-    try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()[_META])
-            return {k: file.get_tensor(k) for k in file.keys()}, facts  # noqa: SIM118, a file is no dict
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
-        raise BadRequest(
-            "the file is no state of a recovery", where=f"state {str(path)!r}", fix="Delete it or name another."
-        ) from e
+    found = statefile.read(path, _KIND, key)
+    if found is None:
+        return None
+    arrays, facts = found
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return tensors | {name: tensors[name].view(torch.bfloat16) for name in facts["bfloat16"]}, facts
 
 
-def _save(path: Path, tensors: Mapping[str, torch.Tensor], facts: str) -> None:
-    from safetensors.torch import save_file
+def _save(path: Path, key: str, tensors: Mapping[str, torch.Tensor], facts: Facts) -> None:
+    import torch
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        plain = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
-        save_file(plain, partial, {_META: facts})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    plain = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+    narrow = [k for k, t in plain.items() if t.dtype is torch.bfloat16]  # which numpy does not have
+    arrays = {k: (t.view(torch.int16) if k in narrow else t).numpy() for k, t in plain.items()}
+    statefile.write(path, _KIND, key, arrays, facts | {"bfloat16": narrow})

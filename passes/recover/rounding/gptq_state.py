@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.errors import BadRequest, GraphpressError
-from graphpress.observe import checkpoint, npz
+from graphpress.observe import checkpoint, statefile
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.passes.recover.rounding.grids import QuantizedLayer
 
 _INTERVAL = 5.0  # seconds between two saves
-_KEY = "graphpress.gptq"
+_KIND = "state of gptq"
 
 
 @dataclass
@@ -51,14 +50,10 @@ class State:
         return made
 
     def _load(self, path: Path) -> None:
-        try:
-            arrays = {name: np.array(a) for name, a in npz.read(path).items()}  # the file will be written anew
-            found = str(arrays.pop(_KEY))
-        except (GraphpressError, KeyError) as e:
-            raise BadRequest("the file is no state of gptq", where=str(path), fix="Delete it or name another.") from e
-        if found == self.key:
-            self.arrays = arrays
-            self.gains = {n.removeprefix("gain "): float(a) for n, a in arrays.items() if n.startswith("gain ")}
+        found = statefile.read(path, _KIND, self.key)
+        if found is not None:
+            self.arrays = {name: np.array(a) for name, a in found[0].items()}  # the file will be written anew
+            self.gains = {n: float(gain) for n, gain in found[1].items()}
 
     def restore(self, q: QuantizedLayer) -> bool:
         """Write what is known of a layer into it; whether anything is."""
@@ -88,5 +83,5 @@ class State:
     def save(self, *, now: bool = False) -> None:
         """Write the file if it is some seconds old, or ``now``; the old one stays until the new is complete."""
         if self.path is not None and (now or time.monotonic() - self.saved >= _INTERVAL):
-            npz.save(self.path, {_KEY: np.asarray(self.key), **self.arrays})
+            statefile.write(self.path, _KIND, self.key, self.arrays, self.gains)
             self.saved = time.monotonic()
