@@ -44,15 +44,14 @@ def _part(weight: np.ndarray, hessian: np.ndarray, n: int, m: int, method: str, 
 def wanda(rows: np.ndarray, hessian: np.ndarray, n: int, m: int) -> np.ndarray:
     """Keep the largest |w| times the norm of its input; [out, K]."""
     score = np.abs(rows) * np.sqrt(np.diagonal(hessian))
-    # Where inputs are dead all scores are 0: magnitude breaks the tie.
-    ties = 1e-12 * (score.max(initial=0.0) or 1.0) / (np.abs(rows).max(initial=0.0) or 1.0)
-    score += ties * np.abs(rows)
+    # Where inputs are dead all scores are 0: magnitude decides, below every score.
+    score = np.where(score == 0, -1 / (1 + np.abs(rows)), score)
     return np.where(masks.mask(score, n, m), rows, 0)
 
 
 def sparsegpt(rows: np.ndarray, hessian: np.ndarray, n: int, m: int, damping: float) -> np.ndarray:
     """Column by column: of every m the n that cost most to lose stay; later columns take up what is lost; [out, K]."""
-    block = max(m, 128 // m * m)
+    block = 128 // m * m
     return obs.solve(rows, hessian, _Chooser(n, m), damping=damping, block=block)
 
 

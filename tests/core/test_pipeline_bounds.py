@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import ml_dtypes
@@ -242,3 +243,42 @@ def test_passes_of_onnx_ir_that_do_not_work_in_place_are_refused() -> None:
 
     with pytest.raises(Unsupported, match="Copies"):
         Pipeline([Copies()]).run(kit.parse(MODEL))
+
+
+def test_one_quantized_operator_makes_a_quantized_model() -> None:
+    body = "q = QuantizeLinear(x, s) d = DequantizeLinear(q, s) y = Neg(d)"
+    assert stage_of(kit.parse(f"g (float[4] x, float s) => (float[4] y) {{ {body} }}")) is Stage.QDQ
+
+
+def test_nodes_that_a_pass_leaves_without_a_name_or_with_a_taken_one_get_their_own() -> None:
+    @dataclass(frozen=True)
+    class Renames(Pass):
+        name: ClassVar[str] = "renames"
+        to: str | None = None
+
+        def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+            for node in model.graph:
+                node.name = self.to
+
+    source = "g (float[4] x) => (float[4] y) { [one] h = Neg(x) [two] y = Abs(h) }"
+    for to in (None, "same"):
+        after, _ = Pipeline([Renames(to)]).run(kit.parse(source))
+        names = [n.name for n in after.graph]
+        assert all(names) and len(set(names)) == 2 and (to is None or names[0] == to)
+
+
+def test_a_reproducer_goes_into_a_folder_that_need_not_be_there_and_the_note_says_where(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "there"
+    with pytest.raises(PassError) as e:
+        Pipeline([Scale(2.0)], dump=folder).run(kit.parse(MODEL), context())
+    assert any(str(folder / "before.onnx") in note for note in e.value.__notes__)
+
+
+def test_the_probe_is_one_sample() -> None:
+    fed = []
+
+    def oracle(model: ir.Model, outputs: object = None):
+        return lambda feeds: fed.append(len(feeds["x"])) or kit.run(model, feeds)
+
+    Pipeline([Scale(1.0)]).run(kit.parse(MODEL), context(oracle=oracle))
+    assert fed == [1, 1]
