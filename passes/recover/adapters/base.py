@@ -201,9 +201,9 @@ def attached(model: ir.Model) -> list[Attached]:
     trained: dict[tuple[str, str], list[str]] = {}
     for kind, things in (("nodes", list(model.graph)), ("constants", list(model.graph.initializers.values()))):
         for thing in things:
-            if ADAPTED not in thing.metadata_props:
-                continue
             note = ADAPTED.get(thing)
+            if note is None:
+                continue
             key = note["adapter"], note["site"]
             found.setdefault(key, {"nodes": {}, "constants": {}})[kind][note["part"]] = thing.name or ""
             if note["trained"]:
