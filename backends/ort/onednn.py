@@ -21,6 +21,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from graphpress.errors import Unsupported
+from graphpress.observe import npz
 from graphpress.runner import Arrays
 from graphpress.target import Target
 
@@ -68,7 +69,7 @@ def primitives(model: ir.Model, target: Target, feeds: Arrays) -> tuple[Primitiv
     """
     with tempfile.TemporaryDirectory(prefix="graphpress-") as folder:
         ir.save(model, Path(folder) / "model.onnx")
-        np.savez(Path(folder) / "feeds.npz", **feeds)
+        npz.save(Path(folder) / "feeds.npz", feeds)
         options = {**target.provider_options, **({target.threads_option: "1"} if target.threads_option else {})}
         command = [sys.executable, "-m", __name__, folder, target.provider, json.dumps(options)]
         try:

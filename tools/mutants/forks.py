@@ -144,4 +144,9 @@ class Warm:
 
 def apart(work: Callable[[], None]) -> None:
     """Run ``work`` in a fork and wait for it, so that what it imports does not stay."""
-    _wait(_child(lambda: (work(), 0)[1], os.dup(1)), float("inf"))
+
+    def done() -> int:
+        work()
+        return 0
+
+    _wait(_child(done, os.dup(1)), float("inf"))
