@@ -15,7 +15,7 @@ from graphpress.report.tables import Table, percent, scheme
 
 
 @dataclass(frozen=True)
-class Row:
+class AuditRow:
     """One site.
 
     Attributes:
@@ -60,7 +60,7 @@ class Audit:
     target: str
     isa: str
     runtime: str
-    sites: tuple[Row, ...]
+    sites: tuple[AuditRow, ...]
     conversions: tuple[Conversion, ...]
     microseconds: float
     feeds: dict[str, str] = field(default_factory=dict)

@@ -22,7 +22,7 @@ Shapes: TypeAlias = list[tuple[str, tuple[int, ...]]]  # (element type, shape) o
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelRun:
     """A node as it ran: microseconds in one run (all executions of it), and its tensors in each execution."""
 
     name: str
@@ -31,7 +31,7 @@ class Kernel:
     calls: list[tuple[Shapes, Shapes]] = field(default_factory=list)
 
 
-def multiply_adds(node: ir.Node, kernel: Kernel) -> int:
+def multiply_adds(node: ir.Node, kernel: KernelRun) -> int:
     """Multiply-adds of all executions of ``node`` in one run; 0 for operators without a sum of products."""
     return sum(_one(node, inputs, outputs) for inputs, outputs in kernel.calls if inputs and outputs)
 

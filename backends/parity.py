@@ -29,7 +29,7 @@ _CLOSE = 1e-5  # of the largest magnitude: floats that differ by less are the sa
 
 
 @dataclass(frozen=True)
-class Row:
+class ParityRow:
     """One value that both runtimes give.
 
     Attributes:
@@ -56,10 +56,10 @@ class Parity:
     """All values of the main graph that torch makes, in its order."""
 
     target: str
-    rows: tuple[Row, ...]
+    rows: tuple[ParityRow, ...]
 
     @property
-    def codes(self) -> tuple[Row, ...]:
+    def codes(self) -> tuple[ParityRow, ...]:
         """The rows of integers of at most 16 bits: quantized values."""
         return tuple(r for r in self.rows if r.dtype.lstrip("U").startswith("INT") and r.dtype[-2:] not in ("32", "64"))
 
@@ -120,7 +120,7 @@ class _Lockstep(torch_fx.Interpreter):
     ) -> None:
         super().__init__(module)
         self.expected, self.types, self.device = expected, types, device
-        self.rows: list[Row] = []
+        self.rows: list[ParityRow] = []
 
     def run_node(self, n: torch_fx.Node) -> Any:
         result = super().run_node(n)
@@ -131,7 +131,7 @@ class _Lockstep(torch_fx.Interpreter):
         given = dtypes.to_numpy(result, kind)
         kernel = n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), Kernel)
         self.rows.append(
-            Row(n.meta.get(NODE) or name, name, kernel, kind or str(wanted.dtype), *_compare(given, wanted))
+            ParityRow(n.meta.get(NODE) or name, name, kernel, kind or str(wanted.dtype), *_compare(given, wanted))
         )
         return dtypes.from_numpy(np.ascontiguousarray(wanted), kind or "FLOAT").to(self.device, result.dtype)
 

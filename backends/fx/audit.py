@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphpress.backends import macs
-from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
+from graphpress.backends.audited import Audit, AuditRow, Conversion, made_up_feeds, size_only
 from graphpress.backends.fx.choice import DENSE, REFUSED
 from graphpress.backends.fx.kernels.base import Kernel
 from graphpress.backends.fx.lower import execute
@@ -46,7 +46,7 @@ _SMALL_TALK = (
 
 
 @dataclass
-class Ran:
+class Dispatched:
     """One fx node as it ran: operators that torch dispatched, seconds of the fastest run, shapes in and out."""
 
     ops: list[str] = field(default_factory=list)
@@ -97,14 +97,14 @@ class _Interpreter(fx.Interpreter):
     """Runs a module node by node and keeps what each did."""
 
     def __init__(
-        self, module: fx.GraphModule, around: Callable[[fx.Node, Ran], contextlib.AbstractContextManager[Any]]
+        self, module: fx.GraphModule, around: Callable[[fx.Node, Dispatched], contextlib.AbstractContextManager[Any]]
     ):
         super().__init__(module)
-        self.ran: dict[str, Ran] = {}
+        self.ran: dict[str, Dispatched] = {}
         self.around = around
 
     def run_node(self, n: fx.Node) -> Any:
-        ran = self.ran.setdefault(n.name, Ran())
+        ran = self.ran.setdefault(n.name, Dispatched())
         with self.around(n, ran):
             result = super().run_node(n)
         if not ran.outputs and n.op in ("call_function", "call_module", "call_method"):
@@ -113,7 +113,7 @@ class _Interpreter(fx.Interpreter):
         return result
 
 
-def _run(module: fx.GraphModule, arguments: list[Any]) -> dict[str, Ran]:
+def _run(module: fx.GraphModule, arguments: list[Any]) -> dict[str, Dispatched]:
     """Once to see what is dispatched, then for time as long as the budget lasts."""
     interpreter = _Interpreter(module, _dispatched)
     with torch.no_grad():
@@ -127,14 +127,14 @@ def _run(module: fx.GraphModule, arguments: list[Any]) -> dict[str, Ran]:
 
 
 @contextlib.contextmanager
-def _dispatched(node: fx.Node, ran: Ran) -> Iterator[None]:
+def _dispatched(node: fx.Node, ran: Dispatched) -> Iterator[None]:
     with _Seen() as seen:
         yield
     ran.ops = seen.ops
 
 
 @contextlib.contextmanager
-def _timed(node: fx.Node, ran: Ran) -> Iterator[None]:
+def _timed(node: fx.Node, ran: Dispatched) -> Iterator[None]:
     _wait()
     start = time.perf_counter()
     yield
@@ -154,7 +154,7 @@ def _shapes(values: Any) -> Shapes:
 
 
 class _Auditor:
-    def __init__(self, model: ir.Model, target: Target, module: fx.GraphModule, ran: dict[str, Ran]) -> None:
+    def __init__(self, model: ir.Model, target: Target, module: fx.GraphModule, ran: dict[str, Dispatched]) -> None:
         self.model, self.target, self.module, self.ran = model, target, module, ran
         self.nodes = {n.meta[NODE]: n for n in module.graph.nodes if NODE in n.meta}
         self.refused: dict[str, str] = module.meta.get(REFUSED, {})
@@ -174,18 +174,20 @@ class _Auditor:
             feeds={k: f"{np.asarray(v).dtype}{list(np.shape(v))}" for k, v in feeds.items()},
         )
 
-    def row(self, node: ir.Node) -> Row | None:
+    def row(self, node: ir.Node) -> AuditRow | None:
         made = self.nodes.get(node.name or "")
         if made is None or node.op_type in (*_CONVERSIONS, "Constant", "Shape") or quantized.decodes(node):
             return None
         ran = self.ran[made.name]
-        work = macs.multiply_adds(node, macs.Kernel(node.name or "", node.op_type, 0.0, [(ran.inputs, ran.outputs)]))
+        work = macs.multiply_adds(node, macs.KernelRun(node.name or "", node.op_type, 0.0, [(ran.inputs, ran.outputs)]))
         verdict, reason = self.verdict(node, made)
         share = ran.seconds / self.total
         if verdict == "float" and not work and share < _WORTH_A_ROW:
             return None
         scheme = node.metadata_props.get(SCHEME, "")
-        return Row(node.name or "", node.op_type, scheme, verdict, ran.kernel, reason, 1e6 * ran.seconds, share, work)
+        return AuditRow(
+            node.name or "", node.op_type, scheme, verdict, ran.kernel, reason, 1e6 * ran.seconds, share, work
+        )
 
     def verdict(self, node: ir.Node, made: fx.Node) -> tuple[str, str]:
         kernel = self.module.get_submodule(str(made.target)) if made.op == "call_module" else None

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from torch import fx
 
 from graphpress.backends.fx import bodies, host_nodes, modes, peepholes, precision, table, weights
-from graphpress.backends.fx.operands import Signature, signature
+from graphpress.backends.fx.operands import Operands, signature
 from graphpress.backends.fx.options import Chosen
 from graphpress.backends.fx.values import NODE, Values, identifier
 from graphpress.errors import GraphpressError, Unsupported
@@ -58,7 +58,7 @@ class Builder(Values):
         made.meta[NODE] = node.name
         return made
 
-    def _bind_outputs(self, node: ir.Node, made: fx.Node, spec: Signature) -> None:
+    def _bind_outputs(self, node: ir.Node, made: fx.Node, spec: Operands) -> None:
         for i, value in enumerate(node.outputs):
             if not value.name or not (spec.many and (value.uses() or value.is_graph_output())):
                 continue

@@ -12,7 +12,7 @@ from graphpress.backends import canonical
 from graphpress.backends.fx import sites
 from graphpress.backends.fx.kernels import activations, float8_linear, int8_conv, int8_linear, sparse24, weight_only
 from graphpress.backends.fx.options import Chosen, Kernels
-from graphpress.backends.fx.sites import Site
+from graphpress.backends.fx.sites import ProductSite
 from graphpress.errors import Unsupported
 from graphpress.graph import edit
 from graphpress.keys import SPARSITY
@@ -25,7 +25,7 @@ DENSE = "graphpress.dense"  # likewise: Kernels.dense
 def choose(model: ir.Model, target: Target, device: str) -> Kernels:
     """The kernels for a model, and why a quantized or pruned product has none."""
     found: dict[ir.Node, Chosen] = {}
-    placed: list[Site] = []
+    placed: list[ProductSite] = []
     refused: dict[str, str] = {}
     dense: dict[str, str] = {}
     for node in edit.nodes(model):
@@ -68,7 +68,7 @@ def _sparse(node: ir.Node, device: str) -> Chosen:
     return Chosen(node, sparse24.Sparse24Linear(rows, _tensor(bias)), source)
 
 
-def _chosen(site: Site, target: Target, device: str) -> Chosen:
+def _chosen(site: ProductSite, target: Target, device: str) -> Chosen:
     """A kernel for a site.
 
     Raises:
@@ -104,7 +104,7 @@ def _chosen(site: Site, target: Target, device: str) -> Chosen:
     return Chosen(node, int8_linear.StaticInt8Linear(**common, **ranges), site.x.codes)
 
 
-def _float8(site: Site, device: str) -> Chosen:
+def _float8(site: ProductSite, device: str) -> Chosen:
     """A product of 8-bit floats; activations by one calibrated scale."""
     given, w = site.input_parameters, site.weight
     if site.x is None or given is None or site.node.op_type == "Conv" or site.quantizer is not None:
@@ -119,7 +119,7 @@ def _float8(site: Site, device: str) -> Chosen:
     return Chosen(site.node, module, site.x.codes)
 
 
-def _weight(site: Site) -> dict[str, Any]:
+def _weight(site: ProductSite) -> dict[str, Any]:
     """Codes as int8 [out, in, ...], scale [] or [out] or [out, groups], zero point in its shape or None.
 
     Raises:
@@ -152,13 +152,13 @@ def _weight(site: Site) -> dict[str, Any]:
     }
 
 
-def _weight_only(site: Site, weight: dict[str, Any]) -> torch.nn.Module:
+def _weight_only(site: ProductSite, weight: dict[str, Any]) -> torch.nn.Module:
     if site.node.op_type == "Conv":
         raise Unsupported("torch has no convolution with low-bit weights")
     return weight_only.WeightOnlyLinear(**weight, bias=_tensor(site.bias), relu=site.relu, bits=site.weight.bits)
 
 
-def _ranges(site: Site) -> dict[str, Any]:
+def _ranges(site: ProductSite) -> dict[str, Any]:
     given, made = site.input_parameters, site.output_parameters
     assert given is not None
     types = {"uint8": torch.uint8, "int8": torch.int8}
@@ -170,7 +170,7 @@ def _ranges(site: Site) -> dict[str, Any]:
     return found
 
 
-def _geometry(site: Site) -> dict[str, Any]:
+def _geometry(site: ProductSite) -> dict[str, Any]:
     """Stride and so on of a convolution.
 
     Raises:

@@ -24,7 +24,7 @@ HOST = frozenset({"Ints", "Int", "Floats", "Float"})
 
 
 @dataclass(frozen=True)
-class Signature:
+class Operands:
     """One function of the table.
 
     Attributes:
@@ -48,11 +48,11 @@ class Signature:
         return self.inputs[slot] if slot < len(self.inputs) else self.rest
 
 
-_PLAIN = Signature((), (), "Tensor", frozenset(), frozenset(), many=False)
+_PLAIN = Operands((), (), "Tensor", frozenset(), frozenset(), many=False)
 
 
 @functools.cache
-def signature(function: Callable[..., Any]) -> Signature:
+def signature(function: Callable[..., Any]) -> Operands:
     """Read a function. torch's own have no annotations: tensors in, one tensor out."""
     if not inspect.isfunction(function) or not function.__module__.startswith("graphpress."):
         return _PLAIN
@@ -60,7 +60,7 @@ def signature(function: Callable[..., Any]) -> Signature:
     positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.POSITIONAL_ONLY]
     rest = next((_alias(p.annotation) for p in parameters if p.kind is p.VAR_POSITIONAL), "")
     keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return Signature(
+    return Operands(
         tuple(_alias(p.annotation) for p in positional),
         tuple(p.name for p in positional),
         rest,

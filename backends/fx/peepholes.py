@@ -14,7 +14,7 @@ from graphpress.graph import edit
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearCall:
     """``x W^T + b`` of a MatMul or Gemm; ``last`` gives it, an Add where the bias is one."""
 
     product: ir.Node
@@ -29,10 +29,10 @@ class Linear:
         values.bind(self.last.outputs[0], values.call(self.last, F.linear, args, {}, of=self.product))
 
 
-def find(graph: ir.Graph, values: Values) -> dict[ir.Node, Linear | None]:
+def find(graph: ir.Graph, values: Values) -> dict[ir.Node, LinearCall | None]:
     """What stands for some nodes of the graph, by the last of them; None for those not to be computed."""
     kernels, asked = values.options.kernels, values.options.asked
-    found: dict[ir.Node, Linear | None] = {}
+    found: dict[ir.Node, LinearCall | None] = {}
     for node in graph:
         weight = None if node in kernels.at or node in kernels.replaced else _weight(node)
         if weight is not None and id(weight) in values.local and (linear := _linear(node, weight, asked)) is not None:
@@ -43,20 +43,20 @@ def find(graph: ir.Graph, values: Values) -> dict[ir.Node, Linear | None]:
     return found
 
 
-def _linear(node: ir.Node, weight: ir.Value, asked: Collection[ir.Value]) -> Linear | None:
+def _linear(node: ir.Node, weight: ir.Value, asked: Collection[ir.Value]) -> LinearCall | None:
     out = weights.torch_shape(weight)[0]
     if node.op_type == "Gemm":
         plain = [edit.attribute(node, n, d) for n, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         fits = plain == [1.0, 1.0, 0] and (bias is None or _is_bias(bias, out))
-        return Linear(node, node, weight, bias) if fits else None
+        return LinearCall(node, node, weight, bias) if fits else None
     uses = list(node.outputs[0].uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not uses[0].node.domain and _hidden(node, asked):
         add = uses[0].node
         bias = add.inputs[1 - uses[0].idx]
         if add.graph is node.graph and bias is not None and _is_bias(bias, out):
-            return Linear(node, add, weight, bias)
-    return Linear(node, node, weight, None)
+            return LinearCall(node, add, weight, bias)
+    return LinearCall(node, node, weight, None)
 
 
 def _weight(node: ir.Node) -> ir.Value | None:

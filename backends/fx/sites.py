@@ -21,7 +21,7 @@ PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
 @dataclass(frozen=True)
-class Site:
+class ProductSite:
     """One product of quantized operands, or of float ones with a quantized weight.
 
     Attributes:
@@ -79,7 +79,7 @@ class Site:
         return float(scale.reshape(-1)[0]), 0 if zero is None else int(zero.reshape(-1)[0]), name
 
 
-def find(node: ir.Node) -> Site | None:
+def find(node: ir.Node) -> ProductSite | None:
     """The site of a product with a quantized weight; None where there is none."""
     if node.domain or node.op_type not in PRODUCTS or len(node.inputs) < 2 or node.graph is None:
         return None
@@ -108,7 +108,7 @@ def find(node: ir.Node) -> Site | None:
     biases = [v.producer() for n in (node, added) for v in n.inputs if v is not None]
     stored = [n for n in biases if quantized.decodes(n) and edit.is_constant(n.inputs[0])]
     readers = (weight.node, *stored, *(() if x is None else _readers(node.inputs[0], x)))
-    return Site(node, x, weight, bias, relu is not None, quantizer, tail, frozenset(covered), readers)
+    return ProductSite(node, x, weight, bias, relu is not None, quantizer, tail, frozenset(covered), readers)
 
 
 def _readers(value: ir.Value | None, x: Activation) -> list[ir.Node]:
@@ -121,7 +121,7 @@ def _readers(value: ir.Value | None, x: Activation) -> list[ir.Node]:
     return found
 
 
-def replaced(sites: Iterable[Site]) -> set[ir.Node]:
+def replaced(sites: Iterable[ProductSite]) -> set[ir.Node]:
     """The nodes that need not be computed any more: what kernels stand for, and what only these read."""
     found = list(sites)
     gone = {node for site in found for node in site.covered}

@@ -9,11 +9,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from graphpress.backends import canonical, macs
-from graphpress.backends.audited import Audit, Conversion, Row, made_up_feeds, size_only
-from graphpress.backends.macs import Kernel
+from graphpress.backends.audited import Audit, AuditRow, Conversion, made_up_feeds, size_only
+from graphpress.backends.macs import KernelRun
 from graphpress.backends.ort import origin, told, unsigned
 from graphpress.backends.ort.groups import quantizers, static_violation
-from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, Ran
+from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, ExecutedNode
 from graphpress.backends.ort.profile import CONTROL, Profile, profile
 from graphpress.backends.ort.rules import lower_float
 from graphpress.errors import BadRequest
@@ -63,13 +63,13 @@ class _Auditor:
         self.macs = {n.name: macs.multiply_adds(n, k) for n in self.nodes if (k := written.kernels.get(n.name or ""))}
         self.total = sum(k.microseconds for k in ran.kernels.values() if k.op not in CONTROL) or 1.0
         self.by_output = {o: r for r in self.traced for o in r.node.output if o}
-        self.readers: dict[str, list[Ran]] = {}
+        self.readers: dict[str, list[ExecutedNode]] = {}
         for r in self.traced:
             for name in r.node.input:
                 self.readers.setdefault(name, []).append(r)
 
     def audit(self, feeds: Arrays) -> Audit:
-        owned: dict[str, list[Ran]] = {}
+        owned: dict[str, list[ExecutedNode]] = {}
         for r in self.traced:
             for name in dict.fromkeys(_site(n) for n in r.covers):
                 owned.setdefault(name, []).append(r)
@@ -84,7 +84,7 @@ class _Auditor:
             feeds={k: f"{v.dtype}{list(v.shape)}" for k, v in feeds.items()},
         )
 
-    def row(self, node: ir.Node, ran: list[Ran]) -> Row | None:
+    def row(self, node: ir.Node, ran: list[ExecutedNode]) -> AuditRow | None:
         mine = [r for r in ran if self.owner(r) == node.name]
         main = max(mine or ran, key=lambda r: (bool(_INTEGER.match(r.node.op_type)), self.time(r)))
         spent = sum(self.time(r) for r in mine)
@@ -94,20 +94,20 @@ class _Auditor:
             return None
         scheme = node.metadata_props.get(SCHEME, "")
         kernel, reason = main.node.op_type, size_only(node, reason, "ONNX Runtime")
-        return Row(node.name or "", node.op_type, scheme, verdict, kernel, reason, spent, spent / self.total, work)
+        return AuditRow(node.name or "", node.op_type, scheme, verdict, kernel, reason, spent, spent / self.total, work)
 
-    def owner(self, r: Ran) -> str:
+    def owner(self, r: ExecutedNode) -> str:
         """The site that a kernel's time goes to: of all it computes the one with most multiply-adds."""
         assert r.base is not None
         heaviest = max(r.covers, key=lambda n: self.macs.get(n.name, 0), default=r.base)
         return _site(heaviest if self.macs.get(heaviest.name, 0) else r.base)
 
-    def time(self, r: Ran) -> float:
-        kernel: Kernel | None = self.times.get(r.node.name)
+    def time(self, r: ExecutedNode) -> float:
+        kernel: KernelRun | None = self.times.get(r.node.name)
         elsewhere = r.base is not None and r.base.name not in self.executed  # a branch not taken, its kernel's namesake
         return 0.0 if kernel is None or kernel.op in CONTROL or elsewhere else kernel.microseconds
 
-    def verdict(self, node: ir.Node, main: Ran) -> tuple[str, str]:
+    def verdict(self, node: ir.Node, main: ExecutedNode) -> tuple[str, str]:
         op = main.node.op_type
         if op == "MatMulNBits":
             level = next((a.i for a in main.node.attribute if a.name == "accuracy_level"), 0)
@@ -136,7 +136,7 @@ class _Auditor:
         outputs = any(quantizers(v) for v in node.outputs)
         return SCHEME in node.metadata_props or (inputs and (outputs or not self.noted))
 
-    def moves_integers(self, node: ir.Node, main: Ran) -> bool:
+    def moves_integers(self, node: ir.Node, main: ExecutedNode) -> bool:
         moves = any(c.output == "same" for c in self.target.find(node.op_type, "static"))
         source = self.by_output.get(main.node.input[0]) if main.node.input else None
         before = canonical.activation(node.inputs[0]) if node.inputs else None

@@ -19,7 +19,7 @@ _ABSORBED = ("Relu", "Clip")
 
 
 @dataclass
-class Ran:
+class ExecutedNode:
     """A node of the optimised graph, the node of ours that it stands for (``base``), and all that it computes."""
 
     node: onnx.NodeProto
@@ -27,7 +27,7 @@ class Ran:
     covers: list[ir.Node] = field(default_factory=list)
 
 
-def trace(model: ir.Model, graph: onnx.GraphProto) -> list[Ran]:
+def trace(model: ir.Model, graph: onnx.GraphProto) -> list[ExecutedNode]:
     """Every node of the optimised graph, subgraphs included, with what it computes of ``model``.
 
     Names are tried first, then outputs, which fusions keep. From there the walk goes back over nodes that no other
@@ -35,7 +35,7 @@ def trace(model: ir.Model, graph: onnx.GraphProto) -> list[Ran]:
     """
     names = {n.name: n for n in edit.nodes(model)}
     makers = {o.name: n for n in edit.nodes(model) for o in n.outputs if o.name}
-    ran = [Ran(n) for n in all_nodes(graph)]
+    ran = [ExecutedNode(n) for n in all_nodes(graph)]
     for r in ran:
         r.base = _base(r.node, names, makers)
     claimed = {id(r.base) for r in ran if r.base is not None}
@@ -75,7 +75,7 @@ def _behind_quantizer(node: ir.Node) -> ir.Node:
     return source or node
 
 
-def _covered(r: Ran, makers: dict[str, ir.Node], claimed: set[int]) -> Iterator[ir.Node]:
+def _covered(r: ExecutedNode, makers: dict[str, ir.Node], claimed: set[int]) -> Iterator[ir.Node]:
     assert r.base is not None
     made = [makers[o] for o in map(plain, r.node.output) if o in makers]
     pending = [r.base, *(_behind_quantizer(n) for n in made), *_ahead(r.base)]

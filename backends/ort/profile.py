@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphpress.backends.macs import Kernel, Shapes
+from graphpress.backends.macs import KernelRun, Shapes
 from graphpress.backends.ort.session import Session, SessionOptions, open_session
 from graphpress.runner import Arrays
 from graphpress.target import Target
@@ -35,7 +35,7 @@ class Profile:
     """``graph`` is ONNX Runtime's graph (weights left out); ``kernels`` goes by node name."""
 
     graph: onnx.GraphProto
-    kernels: dict[str, Kernel]
+    kernels: dict[str, KernelRun]
 
 
 def profile(model: ir.Model, feeds: Arrays, *, optimise: bool = True, target: Target | None = None) -> Profile:
@@ -79,7 +79,7 @@ def _run(session: Session, feeds: Arrays, *, repeat: bool) -> None:
         session(feeds)
 
 
-def _kernels(events: list[dict[str, Any]]) -> dict[str, Kernel]:
+def _kernels(events: list[dict[str, Any]]) -> dict[str, KernelRun]:
     """Kernels by node name: the fastest run of each, the first one left out where there are more."""
     ends = sorted(e["ts"] + e["dur"] for e in events if e.get("name") == "model_run")
     runs: list[dict[str, list[dict[str, Any]]]] = [defaultdict(list) for _ in ends]
@@ -92,10 +92,10 @@ def _kernels(events: list[dict[str, Any]]) -> dict[str, Kernel]:
     return {name: _kernel(name, [run[name] for run in timed if name in run]) for name in names}
 
 
-def _kernel(name: str, runs: list[list[dict[str, Any]]]) -> Kernel:
+def _kernel(name: str, runs: list[list[dict[str, Any]]]) -> KernelRun:
     fastest = min(sum(e["dur"] for e in run) for run in runs)
     calls = [(_shapes(e, "input_type_shape"), _shapes(e, "output_type_shape")) for e in runs[0]]
-    return Kernel(name, runs[0][0]["args"]["op_name"], float(fastest), calls)
+    return KernelRun(name, runs[0][0]["args"]["op_name"], float(fastest), calls)
 
 
 def _shapes(event: dict[str, Any], key: str) -> Shapes:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from graphpress.backends import canonical, macs
-from graphpress.backends.audited import Audit, Row, size_only
+from graphpress.backends.audited import Audit, AuditRow, size_only
 from graphpress.backends.ort import onednn, unsigned
 from graphpress.backends.ort.onednn import Primitive
 from graphpress.backends.ort.profile import profile
@@ -68,11 +68,13 @@ def _fastest(model: ir.Model, target: Target, feeds: Arrays) -> float:
     return 1e6 * best
 
 
-def _elements(kernel: macs.Kernel) -> int:
+def _elements(kernel: macs.KernelRun) -> int:
     return sum(math.prod(outputs[0][1]) for _, outputs in kernel.calls if outputs)
 
 
-def _row(node: ir.Node, work: tuple[int, int], told: tuple[Primitive, ...], target: Target, total: float) -> Row | None:
+def _row(
+    node: ir.Node, work: tuple[int, int], told: tuple[Primitive, ...], target: Target, total: float
+) -> AuditRow | None:
     scheme = node.metadata_props.get(SCHEME, "")
     if not work[1] and not scheme:
         return None
@@ -80,12 +82,12 @@ def _row(node: ir.Node, work: tuple[int, int], told: tuple[Primitive, ...], targ
     kinds = Counter(p.verdict for p in mine)
     if len(kinds) != 1:
         reason = size_only(node, _SILENT.format(provider=target.provider), target.provider)
-        return Row(node.name or "", node.op_type, scheme, "untold", target.provider, reason, 0.0, 0.0, work[1])
+        return AuditRow(node.name or "", node.op_type, scheme, "untold", target.provider, reason, 0.0, 0.0, work[1])
     verdict, reason = _judged(node, next(iter(kinds)))
     spent = sum(p.microseconds for p in mine) / len(mine)
     kernel = f"onednn::{mine[0].kind} {mine[0].implementation}"
     reason = size_only(node, reason, target.provider)
-    return Row(node.name or "", node.op_type, scheme, verdict, kernel, reason, spent, spent / total, work[1])
+    return AuditRow(node.name or "", node.op_type, scheme, verdict, kernel, reason, spent, spent / total, work[1])
 
 
 def _judged(node: ir.Node, verdict: str) -> tuple[str, str]:

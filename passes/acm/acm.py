@@ -18,7 +18,7 @@ from graphpress.observe.moments import Moments, collect_moments
 from graphpress.ops.acm import OP
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.passes.acm import site
-from graphpress.passes.acm.cut import Learners, block_learners, projection_learners
+from graphpress.passes.acm.cut import CutLearners, block_learners, projection_learners
 from graphpress.passes.structure.layers import ffn
 from graphpress.types import Numerics, Stage
 
@@ -128,7 +128,7 @@ class Acm(Pass, Ignores):
         replace(found, made, price, {"activation": kind, "gated": int(gated), "min_learners": least, "int8": 0})
 
 
-def replace(found: ffn.Found, made: Learners, price: ir.Value, attributes: dict[str, str | int]) -> ir.Node:
+def replace(found: ffn.Found, made: CutLearners, price: ir.Value, attributes: dict[str, str | int]) -> ir.Node:
     """Let an ACM compute what ``found`` computed; it takes over the name of its last product."""
     last = found.down if isinstance(found, ffn.Block) else found.layer
     node, old, x = last.node, found.output, found.input

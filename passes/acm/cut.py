@@ -11,7 +11,7 @@ from graphpress.passes.structure.layers.linear import Linear
 
 
 @dataclass(frozen=True)
-class Learners:
+class CutLearners:
     """Weights of all N learners: w1 [N, width, inner], b1 [N, inner], w2 [N, hidden, out], b2 [out]; float32."""
 
     w1: np.ndarray
@@ -33,7 +33,7 @@ def order(block: Block, power: np.ndarray | None) -> np.ndarray:
     return np.argsort(-strength * power, kind="stable")
 
 
-def block_learners(block: Block, count: int, fraction: float, power: np.ndarray | None) -> Learners:
+def block_learners(block: Block, count: int, fraction: float, power: np.ndarray | None) -> CutLearners:
     """The block's units dealt to ``count`` learners, the most important to the first.
 
     With ``fraction`` 1 all are dealt and the learners together are the block, to the last bit but for the order of
@@ -46,7 +46,7 @@ def block_learners(block: Block, count: int, fraction: float, power: np.ndarray 
     b1 = [_deal(_bias(v)[None, chosen], count, size)[:, 0] for v in gated]
     w2 = np.zeros((count * size, block.out), np.float32)
     w2[: len(chosen)] = block.down.weight()[:, chosen].T
-    return Learners(
+    return CutLearners(
         np.concatenate(w1, -1), np.concatenate(b1, -1), w2.reshape(count, size, block.out), _bias(block.down)
     )
 
@@ -61,7 +61,7 @@ def projection_size(width: int, out: int, count: int, fraction: float) -> int:
     return max(1, round(fraction / count * width * out / (width + out)))
 
 
-def projection_learners(layer: Linear, count: int, fraction: float, moment: np.ndarray | None) -> Learners:
+def projection_learners(layer: Linear, count: int, fraction: float, moment: np.ndarray | None) -> CutLearners:
     """A projection as products of two thin matrices: the best directions of its output to the first learner.
 
     Args:
@@ -75,7 +75,7 @@ def projection_learners(layer: Linear, count: int, fraction: float, moment: np.n
     w1, w2 = np.zeros((weight.shape[0], count * size)), np.zeros((count * size, weight.shape[1]))
     scale = np.sqrt(values[:kept])
     w1[:, :kept], w2[:kept] = inverse @ left[:, :kept] * scale, scale[:, None] * right[:kept]
-    return Learners(
+    return CutLearners(
         _deal(w1, count, size), np.zeros((count, size), np.float32),
         w2.reshape(count, size, -1).astype(np.float32), _bias(layer),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from graphpress.errors import BadRequest
 from graphpress.graph import edit, opsets
 from graphpress.keys import SCHEME
 from graphpress.ops.acm import INPUTS
-from graphpress.passes.acm.site import Site, sites
+from graphpress.passes.acm.site import AcmSite, sites
 from graphpress.passes.quantizers.affine import AFFINE
 from graphpress.types import Numerics, Scheme, Stage, per_group
 
@@ -57,7 +57,7 @@ class QuantizeLearners(Pass):
             s.node.metadata_props[SCHEME] = f"weight int8 {s.learners}_learners; activation int8 per_token sym dynamic"
             report.changed += 1
 
-    def _store(self, s: Site, name: str) -> None:
+    def _store(self, s: AcmSite, name: str) -> None:
         value = s.value(name)
         array = s.array(name)
         scheme = Scheme("int8", per_group(1, array.shape[1]), observer=self.observer)

@@ -18,7 +18,7 @@ PARAMETERS = ("gate", "gate_bias", "w1", "b1", "w2", "b2")
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class AcmSite:
     """One ``graphpress::ACM`` node with constant weights; with Q -> DQ before a weight, what went into those."""
 
     node: ir.Node
@@ -99,13 +99,13 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
     return tuple(tensor.shape.numpy())
 
 
-def sites(model: ir.Model) -> list[Site]:
+def sites(model: ir.Model) -> list[AcmSite]:
     """The ACMs of the main graph with constant weights, in its order."""
-    found = [Site(n) for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "ACM")]
+    found = [AcmSite(n) for n in model.graph if (n.domain, n.op_type) == (DOMAIN, "ACM")]
     return [s for s in found if all(edit.is_constant(s.value(p)) for p in PARAMETERS)]
 
 
-def share(found: list[Site], means: list[float]) -> float:
+def share(found: list[AcmSite], means: list[float]) -> float:
     """Share of all learners that is taken, each counted with its work, where a token takes ``means`` on average."""
     work = sum(s.learner_macs * m for s, m in zip(found, means, strict=True))
     return work / max(sum(s.learner_macs * s.learners for s in found), 1)

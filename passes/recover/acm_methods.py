@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest
 from graphpress.keys import ORIGIN
-from graphpress.passes.acm.site import PARAMETERS, Site
+from graphpress.passes.acm.site import PARAMETERS, AcmSite
 from graphpress.passes.acm.usage import open_price
 from graphpress.passes.recover import acm_terms as terms
 from graphpress.passes.recover.acm_terms import PRICE, Layer
@@ -37,7 +37,7 @@ class Alone(Method):
         places: What each layer reads and gives there.
     """
 
-    sites: Sequence[Site]
+    sites: Sequence[AcmSite]
     places: Sequence[tuple[str, str]]
 
     trained: ClassVar[tuple[str, ...]]
@@ -158,7 +158,7 @@ class Whole(Distill):
         diversity: See there.
     """
 
-    sites: Sequence[Site]
+    sites: Sequence[AcmSite]
     learners_only: bool
     gate_rate: float
     budget: float
@@ -193,7 +193,7 @@ class Whole(Distill):
         return self.terms.add(self.judge(seen), seen)
 
 
-def places(sites: Sequence[Site], teacher: ir.Model) -> list[tuple[str, str]]:
+def places(sites: Sequence[AcmSite], teacher: ir.Model) -> list[tuple[str, str]]:
     """(what it reads, what it gives) of the layer that each ACM stands for.
 
     Raises:

@@ -17,7 +17,7 @@ from graphpress.observe import checkpoint
 from graphpress.observe.data import CalibrationData
 from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site
-from graphpress.passes.acm.site import Site
+from graphpress.passes.acm.site import AcmSite
 from graphpress.passes.acm.usage import Meter, Usage, exhibit, fit_prices
 from graphpress.passes.recover.acm_methods import Gates, Learners, Whole, places
 from graphpress.passes.recover.acm_terms import BUDGET, PRICE
@@ -144,7 +144,7 @@ class _Phases:
     options: TrainAcm
     model: ir.Model
     ctx: Context
-    sites: list[Site]
+    sites: list[AcmSite]
     data: CalibrationData
     teacher: ir.Model
 

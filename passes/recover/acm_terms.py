@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphpress.ops import acm_torch
-from graphpress.passes.acm.site import Site
+from graphpress.passes.acm.site import AcmSite
 from graphpress.passes.recover.losses.base import Seen, Tensors
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Layer:
         gives: The teacher's value behind it.
     """
 
-    site: Site
+    site: AcmSite
     parameters: Mapping[str, torch.nn.Parameter]
     reads: str
     gives: str

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphpress.backends.audited import Row
+from graphpress.backends.audited import AuditRow
 from graphpress.backends.ort import audit, lower, probe
 from graphpress.errors import BadRequest
 from graphpress.target import Target
@@ -57,7 +57,7 @@ def network() -> ir.Model:
     )
 
 
-def _rows(model: ir.Model) -> dict[str, Row]:
+def _rows(model: ir.Model) -> dict[str, AuditRow]:
     return {r.node: r for r in audit(lower(model, TARGET), TARGET, kit.random_feeds(model)).sites}
 
 

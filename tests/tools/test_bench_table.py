@@ -11,11 +11,11 @@ import pytest
 from graphpress.errors import BadRequest
 from graphpress.tools.bench.markdown import missed, render
 from graphpress.tools.bench.results import Results, machine, resume
-from graphpress.tools.bench.row import Row, measure
+from graphpress.tools.bench.row import BenchRow, measure
 from graphpress.tools.bench.table import main, rows
 from graphpress.tools.bench.task import Task
 
-GOOD = Row(
+GOOD = BenchRow(
     "resnet20",
     "w8a8",
     "classifier",
@@ -31,10 +31,10 @@ GOOD = Row(
 
 
 def test_render() -> None:
-    tied = Row(
+    tied = BenchRow(
         "codelm", "w8a8", "language", metric="nats/byte", before={"nats/byte": 1.00535}, after={"nats/byte": 1.0123}
     )
-    refused = Row("vad", "w4a16", status="refused", reason="node 'a|b':\nno")
+    refused = BenchRow("vad", "w4a16", status="refused", reason="node 'a|b':\nno")
     assert render(Results("a machine", [GOOD, tied, refused])) == (
         "Measured on a machine. Latency as a share of the float model's, in interleaved runs.\n\n"
         "**w8a8**\n\n"
@@ -66,7 +66,7 @@ def test_render() -> None:
     ],
 )  # fmt: skip
 def test_bars(change: dict, says: list[str]) -> None:
-    row = Row.from_json(GOOD.to_json() | change)
+    row = BenchRow.from_json(GOOD.to_json() | change)
     assert missed([row]) == [f"{row.model}, {row.recipe}: {s}" for s in says]
 
 
@@ -83,7 +83,7 @@ def test_an_error_is_a_row(error: Exception, status: str, reason: str, tmp_path:
 
     row = measure(Task("net", "speech", fail, dict, lambda *_: {}, lambda _: {}), "w8a8", tmp_path)
     assert (row.model, row.recipe, row.kind, row.status, row.reason) == ("net", "w8a8", "speech", status, reason)
-    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+    assert BenchRow.from_json(json.loads(json.dumps(row.to_json()))) == row
 
 
 def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     results = resume(path)
     assert (results.machine, results.rows) == (machine(), [])
     results.add(GOOD)
-    results.add(Row("resnet20", "w8a8", status="crash"))
+    results.add(BenchRow("resnet20", "w8a8", status="crash"))
     results.save(path)
     again = resume(path)
     assert [(r.model, r.status) for r in again.rows] == [("resnet20", "crash")]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from graphpress.tools.bench.results import Results
-from graphpress.tools.bench.row import Row
+from graphpress.tools.bench.row import BenchRow
 
 _HEAD = "| model | metric | float | compressed | size MB | batch 1 | batch 32 | compile s | integer MACs |"
 _RULE = "|---|---|---|---|---|---|---|---|---|"
@@ -26,7 +26,7 @@ def render(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _line(row: Row) -> str:
+def _line(row: BenchRow) -> str:
     model = row.model if row.status == "ok" else f"{row.model} ({_STATUS[row.status]})"
     cells = [
         model,
@@ -40,7 +40,7 @@ def _line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _figure(row: Row, scores: Mapping[str, float]) -> str:
+def _figure(row: BenchRow, scores: Mapping[str, float]) -> str:
     return _number(scores.get(row.metric), ".4f" if row.kind == "language" else ".2f")
 
 
@@ -48,22 +48,22 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None or math.isnan(value) else format(value, form)
 
 
-def _size(row: Row) -> str:
+def _size(row: BenchRow) -> str:
     if row.bytes is None:
         return "-"
     before, after = row.bytes
     return f"{before / 1e6:.2f} → {after / 1e6:.2f}"
 
 
-def _latency(row: Row, batch: str) -> str:
+def _latency(row: BenchRow, batch: str) -> str:
     return f"{row.latency[batch]['ratio']:.2f}x" if batch in row.latency else "-"
 
 
-def _reason(row: Row) -> str:
+def _reason(row: BenchRow) -> str:
     return f"- {row.model}, {row.recipe}: {_STATUS[row.status]}: {' '.join(row.reason.split())[:300]}"
 
 
-def missed(rows: Sequence[Row]) -> list[str]:
+def missed(rows: Sequence[BenchRow]) -> list[str]:
     """What falls short of the project's bars, one sentence each.
 
     W8A8 costs at most 0.3 points on a classifier (MobileNets 1.0), runs 95 % of a CNN's multiply-adds on integer
@@ -73,7 +73,7 @@ def missed(rows: Sequence[Row]) -> list[str]:
     return [f"{r.model}, {r.recipe}: {short}" for r in rows for short in _shortfalls(r)]
 
 
-def _shortfalls(row: Row) -> Iterator[str]:
+def _shortfalls(row: BenchRow) -> Iterator[str]:
     if row.status in ("refused", "crash"):
         yield row.status
     elif row.recipe == "w8a8" and row.kind in ("classifier", "detector"):
@@ -82,7 +82,7 @@ def _shortfalls(row: Row) -> Iterator[str]:
         yield from _slow(row, "1", 0.5)
 
 
-def _cnn(row: Row) -> Iterator[str]:
+def _cnn(row: BenchRow) -> Iterator[str]:
     if row.kind == "classifier":
         allowed = 1.0 if row.model.startswith("mobilenet") else 0.3
         lost = row.before[row.metric] - row.after[row.metric]
@@ -93,6 +93,6 @@ def _cnn(row: Row) -> Iterator[str]:
     yield from _slow(row, "32", 0.6)
 
 
-def _slow(row: Row, batch: str, allowed: float) -> Iterator[str]:
+def _slow(row: BenchRow, batch: str, allowed: float) -> Iterator[str]:
     if batch in row.latency and (ratio := row.latency[batch]["ratio"]) > allowed:
         yield f"{ratio:.2f}x of float's time at batch {batch}, allowed {allowed}"

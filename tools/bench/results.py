@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graphpress.errors import BadRequest
-from graphpress.tools.bench.row import THREADS, Row
+from graphpress.tools.bench.row import THREADS, BenchRow
 
 _FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")  # those that integer kernels go by
 
@@ -20,7 +20,7 @@ class Results:
     """Rows in the order they were measured, and the machine they were measured on."""
 
     machine: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[BenchRow] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path) -> Results:
@@ -31,7 +31,7 @@ class Results:
         """
         try:
             data = json.loads(path.read_text())
-            return cls(data["machine"], [Row.from_json(r) for r in data["rows"]])
+            return cls(data["machine"], [BenchRow.from_json(r) for r in data["rows"]])
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise BadRequest("is not a file of results", where=str(path), fix="Choose another --out.") from e
 
@@ -42,7 +42,7 @@ class Results:
         temporary.write_text(text + "\n")
         temporary.replace(path)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: BenchRow) -> None:
         """Add a row in place of an older one of the same model and recipe."""
         self.rows = [r for r in self.rows if (r.model, r.recipe) != (row.model, row.recipe)] + [row]
 

@@ -36,7 +36,7 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class Result:
+class RoundTrip:
     """What became of one file."""
 
     file: str
@@ -48,13 +48,13 @@ class _Failed(Exception):
     """ONNX Runtime does not take the model; the message is stripped of paths and names."""
 
 
-def check(path: Path, name: str = "") -> Result:
+def check(path: Path, name: str = "") -> RoundTrip:
     """Load ``path``, save it and compare."""
     name = name or path.name
     try:
         model = onnx_file.load(path)
     except GraphpressError as e:
-        return Result(name, REFUSED, str(e).replace(f"{path}: ", "").replace(str(path), path.name))
+        return RoundTrip(name, REFUSED, str(e).replace(f"{path}: ", "").replace(str(path), path.name))
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model.onnx"
         onnx_file.save(model, saved)
@@ -65,8 +65,8 @@ def check(path: Path, name: str = "") -> Result:
         try:
             after = _open(saved)
         except _Failed as e:
-            return Result(name, DIFFERS, f"only the saved file is refused: {e}")
-        return Result(name, *_compare(before, after))
+            return RoundTrip(name, DIFFERS, f"only the saved file is refused: {e}")
+        return RoundTrip(name, *_compare(before, after))
 
 
 def _open(path: Path) -> ort.InferenceSession:
@@ -89,14 +89,14 @@ def _reason(error: Exception, path: Path | None = None) -> str:
     return " ".join(text.split())[:240]
 
 
-def _same_refusal(name: str, saved: Path, cause: str) -> Result:
+def _same_refusal(name: str, saved: Path, cause: str) -> RoundTrip:
     try:
         _open(saved)
     except _Failed as e:
         if str(e) == cause:
-            return Result(name, RUNTIME, cause)
-        return Result(name, DIFFERS, f"refused for {cause!r}, then for {str(e)!r}")
-    return Result(name, DIFFERS, f"only the original is refused: {cause}")
+            return RoundTrip(name, RUNTIME, cause)
+        return RoundTrip(name, DIFFERS, f"refused for {cause!r}, then for {str(e)!r}")
+    return RoundTrip(name, DIFFERS, f"only the original is refused: {cause}")
 
 
 def _compare(before: ort.InferenceSession, after: ort.InferenceSession) -> tuple[str, str]:
@@ -138,7 +138,7 @@ def files(zoo: Path) -> list[Path]:
     return sorted(zoo.rglob("*.onnx"))
 
 
-def table(results: Iterable[Result]) -> str:
+def table(results: Iterable[RoundTrip]) -> str:
     """The results as markdown: the count of each status, then every file that is not simply equal, then the others."""
     results = sorted(results, key=lambda r: (list(MEANING).index(r.status), r.file))
     count = collections.Counter(r.status for r in results)

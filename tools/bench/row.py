@@ -22,7 +22,7 @@ THREADS = 2
 
 
 @dataclass
-class Row:
+class BenchRow:
     """What came of one model and one recipe.
 
     Attributes:
@@ -52,16 +52,16 @@ class Row:
     note: str = ""
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Row:
+    def from_json(cls, data: Mapping[str, Any]) -> BenchRow:
         return cls(**data)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def measure(task: Task, recipe: str, folder: Path, seconds: float = 2.0) -> Row:
+def measure(task: Task, recipe: str, folder: Path, seconds: float = 2.0) -> BenchRow:
     """Compile, score, weigh and time. Errors become the row's status; ``folder`` keeps the new model."""
-    row = Row(task.name, recipe, task.kind, higher=task.higher, note=task.note)
+    row = BenchRow(task.name, recipe, task.kind, higher=task.higher, note=task.note)
     try:
         _measure(task, row, folder, seconds)
     except GraphpressError as e:
@@ -72,7 +72,7 @@ def measure(task: Task, recipe: str, folder: Path, seconds: float = 2.0) -> Row:
     return row
 
 
-def _measure(task: Task, row: Row, folder: Path, seconds: float) -> None:
+def _measure(task: Task, row: BenchRow, folder: Path, seconds: float) -> None:
     import graphpress as gp
 
     source, out, data = task.file(folder), folder / f"{task.name}.{row.recipe}.onnx", task.data()

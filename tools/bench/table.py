@@ -18,19 +18,23 @@ from graphpress.errors import GraphpressError
 from graphpress.tools.bench.children import lines
 from graphpress.tools.bench.markdown import missed, render
 from graphpress.tools.bench.results import Results, resume
-from graphpress.tools.bench.row import Row
+from graphpress.tools.bench.row import BenchRow
 from graphpress.tools.bench.zoo import add_options, tasks
 
 RECIPES = "w8a8,w8a8-dynamic,w8a16,w4a16,w4a8"
 
 
-def rows(command: Sequence[str], model: str, recipes: Sequence[str], limit: float) -> Iterator[Row]:
+def rows(command: Sequence[str], model: str, recipes: Sequence[str], limit: float) -> Iterator[BenchRow]:
     """A row for each recipe from a process of its own, which ``command`` starts.
 
     A process that dies or is silent for ``limit`` seconds costs the row it was at; another one measures the rest.
     """
     for recipe, found in lines(command, model, recipes, limit):
-        yield Row.from_json(found) if isinstance(found, dict) else Row(model, recipe, status="crash", reason=found)
+        yield (
+            BenchRow.from_json(found)
+            if isinstance(found, dict)
+            else BenchRow(model, recipe, status="crash", reason=found)
+        )
 
 
 def measure(args: argparse.Namespace, results: Results, keep: Path) -> None:

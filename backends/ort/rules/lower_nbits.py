@@ -39,7 +39,7 @@ ROUNDS_ACTIVATIONS = 4
 
 
 @dataclass(frozen=True)
-class Packed:
+class BlockedCodes:
     """MatMulNBits' layout: uint8 [N, blocks, block * bits / 8], float32 [N, blocks], uint8 [N, blocks * bits / 8].
 
     ``zero`` is None where every zero point is the default 2 ** (bits - 1).
@@ -77,7 +77,7 @@ def block_size(m: Matrix, bits: int, level: int) -> int:
     return next(iter(fitting or sizes[-1:]), 0) if whole else next(iter(sizes), 0)
 
 
-def pack(m: Matrix, bits: int, signed: bool, block: int) -> Packed:
+def pack(m: Matrix, bits: int, signed: bool, block: int) -> BlockedCodes:
     """Codes in MatMulNBits' layout; signed ones move up by 2 ** (bits - 1). Scales are repeated for smaller blocks."""
     k, n = m.codes.shape
     blocks, middle = -(-k // block), 1 << (bits - 1)
@@ -88,7 +88,7 @@ def pack(m: Matrix, bits: int, signed: bool, block: int) -> Packed:
     scale = np.repeat(m.scale.T, repeat, axis=1)[:, :blocks].astype(np.float32)
     zero = np.repeat(m.zero.T + shift, repeat, axis=1)[:, :blocks].astype(np.uint8)
     packed = pack_bits(codes, bits).reshape(n, blocks, block * bits // 8)
-    return Packed(packed, np.ascontiguousarray(scale), None if (zero == middle).all() else pack_bits(zero, bits))
+    return BlockedCodes(packed, np.ascontiguousarray(scale), None if (zero == middle).all() else pack_bits(zero, bits))
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -115,9 +115,9 @@ def _emit(
         block,
         edit.attribute(node, "transB", 0),
     )
-    made: list[Packed] = []
+    made: list[BlockedCodes] = []
 
-    def packed() -> Packed:
+    def packed() -> BlockedCodes:
         if not made:
             made.append(pack(m, w.bits, w.dtype.is_signed(), block))
         return made[0]

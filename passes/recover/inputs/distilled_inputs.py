@@ -26,7 +26,7 @@ _LEAST_RATE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class StatisticsSource:
     """One input of the graph and what its samples look like.
 
     Attributes:
@@ -83,7 +83,7 @@ class Distilled:
 
 
 def distil(
-    module: Module, sources: Sequence[Source], known: Sequence[Learned], search: Search, batches: int,
+    module: Module, sources: Sequence[StatisticsSource], known: Sequence[Learned], search: Search, batches: int,
     seed: int, progress: Progress,
 ) -> Distilled:  # fmt: skip
     """``batches`` batches of inputs, each found on its own from the standard normal distribution.
@@ -131,7 +131,12 @@ class _Batch:
     """One batch on its way: z, in standard deviations from the mean of its input, for every input."""
 
     def __init__(
-        self, module: Module, sources: Sequence[Source], target: _Loss, search: Search, generator: torch.Generator
+        self,
+        module: Module,
+        sources: Sequence[StatisticsSource],
+        target: _Loss,
+        search: Search,
+        generator: torch.Generator,
     ) -> None:
         import torch
 

@@ -14,7 +14,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.recover.engine.student import Excerpt, build
-from graphpress.passes.recover.inputs.distilled_inputs import Distilled, Search, Source, distil
+from graphpress.passes.recover.inputs.distilled_inputs import Distilled, Search, StatisticsSource, distil
 from graphpress.passes.recover.inputs.learned import Learned, learned
 from graphpress.types import Numerics, Stage
 
@@ -121,7 +121,7 @@ class ZeroQ(Pass):
             raise BadRequest(f"the inputs fix different batch sizes: {sorted(fixed)}", where=_WHERE, fix=_FIX)
         return int(fixed.pop()) if fixed else min(self.batch, self.samples)
 
-    def _source(self, value: ir.Value, size: int) -> Source:
+    def _source(self, value: ir.Value, size: int) -> StatisticsSource:
         where = f"{_WHERE}, input {value.name!r}"
         if value.dtype is not ir.DataType.FLOAT:
             what = f"it holds {value.dtype.name if value.dtype else 'numbers of an unknown type'}, not float32"
@@ -131,7 +131,7 @@ class ZeroQ(Pass):
         middle, spread = (low + high) / 2, (high - low) / 2 / _HALF_RANGE
         mean, std = _channels(self.mean, middle, shape, "mean"), _channels(self.std, spread, shape, "std")
         ends = (low, high) if self.range else (mean - self.reach * std, mean + self.reach * std)
-        return Source(value.name or "", shape, mean, std, *(np.asarray(e, np.float32) for e in ends))
+        return StatisticsSource(value.name or "", shape, mean, std, *(np.asarray(e, np.float32) for e in ends))
 
     def _sample_shape(self, value: ir.Value, where: str) -> tuple[int, ...]:
         if value.shape is None or len(value.shape) < 2:

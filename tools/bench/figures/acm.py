@@ -104,7 +104,7 @@ def _layer() -> ir.Model:
 
 
 @dataclass(frozen=True)
-class Task:
+class AcmTask:
     """A dense model and how good a runner of one like it is: ``loss`` is lower for better."""
 
     name: str
@@ -124,7 +124,7 @@ class Task:
         return ort.execute(ort.lower(made, Target.load("ort-cpu")))
 
 
-def _compare(tasks: Sequence[Task], progress: Progress) -> Iterator[Figure]:
+def _compare(tasks: Sequence[AcmTask], progress: Progress) -> Iterator[Figure]:
     """A model with all budgets against a smaller static layer for each, trained as long; means over the tasks."""
     first = tasks[0]
     dense, mine, other = 0.0, dict.fromkeys(BUDGETS, 0.0), dict.fromkeys(BUDGETS, 0.0)
@@ -153,7 +153,7 @@ def code_model(zoo: Path, progress: Progress, steps: Mapping[str, int] = STEPS) 
     valid = np.load(folder / "valid.npz")["ids"].astype(np.int64)
     dense, _ = Pipeline(Recipe.load("clean").passes).run(load(folder / "codelm.onnx"))
     data = {"ids": _source(valid, _CHUNKS)}
-    task = Task("code model", dense, data, partial(_nats, valid), "nats per byte", 0.03,
+    task = AcmTask("code model", dense, data, partial(_nats, valid), "nats per byte", 0.03,
                 {**steps, "samples": _SAMPLES})  # fmt: skip
     yield from _compare([task], progress)
 
@@ -193,7 +193,7 @@ def digits(progress: Progress) -> Iterator[Figure]:
     yield from _compare([_digits(fold) for fold in range(FOLDS)], progress)
 
 
-def _digits(fold: int) -> Task:
+def _digits(fold: int) -> AcmTask:
     import torch
 
     module, (train_x, test_x, test_y) = trained(fold)
@@ -207,4 +207,4 @@ def _digits(fold: int) -> Task:
         return 100 * float((out.argmax(-1) != test_y).mean())
 
     options = {"learner_steps": 200, "gate_steps": 200, "steps": 400, "batch": 64, "samples": 256}
-    return Task(f"digits ViT, {FOLDS} folds", dense, {given: train_x}, points, "points", 1.0, options)
+    return AcmTask(f"digits ViT, {FOLDS} folds", dense, {given: train_x}, points, "points", 1.0, options)

@@ -32,7 +32,7 @@ _TOKENS, _JUDGED = 64, 64  # of the code model: bytes in a sequence; texts of 25
 
 
 @dataclass(frozen=True)
-class Trial:
+class QvgenTrial:
     """A model with what it is trained and judged on; ``loss`` of a runner is lower for better."""
 
     name: str
@@ -62,7 +62,7 @@ def measure(zoo: Path, progress: Progress = quiet) -> Iterator[Figure]:
     yield _figure([_code(zoo / "llm/codelm", seed) for seed in SEEDS], "int4", progress)
 
 
-def _figure(trials: list[Trial], weight: str, progress: Progress) -> Figure:
+def _figure(trials: list[QvgenTrial], weight: str, progress: Progress) -> Figure:
     """Means over the seeds."""
     one = trials[0]
     beside = {"qvgen": {"rank": one.rank, "share": 0.5}}
@@ -77,7 +77,7 @@ def _figure(trials: list[Trial], weight: str, progress: Progress) -> Figure:
     )  # fmt: skip
 
 
-def _digits(seed: int) -> Trial:
+def _digits(seed: int) -> QvgenTrial:
     """Each seed leaves another third out of training, and is judged on it."""
     import torch
 
@@ -92,14 +92,14 @@ def _digits(seed: int) -> Trial:
         return float(np.square(runner({given: test})[end] - wanted).mean() / np.square(wanted).mean())
 
     options = {"steps": 160, "lr": 3e-4, "batch_size": 16, "samples": 512}
-    return Trial("digits ViT, distance to the float logits", dense, {given: train}, distance, 8, options, seed)
+    return QvgenTrial("digits ViT, distance to the float logits", dense, {given: train}, distance, 8, options, seed)
 
 
-def _code(folder: Path, seed: int) -> Trial:
+def _code(folder: Path, seed: int) -> QvgenTrial:
     """Trained without labels on pieces of the calibration text."""
     valid, text = (np.load(folder / f"{part}.npz")["ids"].astype(np.int64) for part in ("valid", "calib"))
     dense, _ = Pipeline(Recipe.load("clean").passes).run(load(folder / "codelm.onnx"))
     judged = np.split(valid[:_JUDGED], 8)
     options = {"steps": 40, "lr": 3e-4, "batch_size": 4, "samples": 192, "losses": {"kl": {}}}
     pieces = {"ids": text[:, :256].reshape(-1, _TOKENS)}
-    return Trial("code model, nats per byte", dense, pieces, lambda runner: nats(runner, judged), 8, options, seed)
+    return QvgenTrial("code model, nats per byte", dense, pieces, lambda runner: nats(runner, judged), 8, options, seed)

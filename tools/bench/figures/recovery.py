@@ -22,7 +22,7 @@ MOST = 300.0  # seconds that a training may take
 
 
 @dataclass(frozen=True)
-class Case:
+class RecoveryCase:
     """A model, a format, and how it is trained.
 
     Attributes:
@@ -41,15 +41,15 @@ class Case:
 _HEAD = ["node_linear_42"]  # the code model's, left float as in the issue's simulation
 _LOGITS = {"losses": {"kl": {}}, "seconds": MOST, "steps": 150, "batch_size": 4}
 CASES = (
-    Case("codelm", "W3A16", {"mode": "weight", "weight": "int3", "ignore": _HEAD}, _LOGITS),
-    Case(
+    RecoveryCase("codelm", "W3A16", {"mode": "weight", "weight": "int3", "ignore": _HEAD}, _LOGITS),
+    RecoveryCase(
         "codelm", "W4A4 by token",
         {"mode": "dynamic", "weight": "int4", "activation": "int4", "activation_granularity": "per_token",
          "ignore": _HEAD}, _LOGITS,
     ),
-    Case("resnet20", "W4A8", {"mode": "static", "weight": "int4", "observer": "mse"},
+    RecoveryCase("resnet20", "W4A8", {"mode": "static", "weight": "int4", "observer": "mse"},
          {"losses": {"kl": {}}, "seconds": MOST, "steps": 300, "batch_size": 32}),
-    Case("resnet20", "W4A8, block by block", {"mode": "static", "weight": "int4", "observer": "mse"},
+    RecoveryCase("resnet20", "W4A8, block by block", {"mode": "static", "weight": "int4", "observer": "mse"},
          {"mode": "blocks", "seconds": MOST, "steps": 60, "batch_size": 32}),
 )  # fmt: skip
 
@@ -62,7 +62,7 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
             yield _figure(case, task, gp.load(task.file(Path(folder))), progress)
 
 
-def _figure(case: Case, task: Task, source: ir.Model, progress: Progress) -> Figure:
+def _figure(case: RecoveryCase, task: Task, source: ir.Model, progress: Progress) -> Figure:
     rounded, _ = _made(task, source, [{"quantize": case.quantize}], progress)
     trained, report = _made(task, source, [{"quantize": case.quantize}, {"recover": case.recover}], progress)
     original, before, after = (_score(task, source, m) for m in (source, rounded, trained))
