@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import onnx_ir as ir
 
+from graphpress.backends.ort.unsigned import SHIFT
 from graphpress.graph import edit
 from graphpress.graph.quantized import Expanded
 from graphpress.keys import BY
@@ -103,6 +104,16 @@ def widened(site: ir.Node, codes: ir.Value) -> ir.Value:
     assert codes.dtype is not None
     wide = ir.DataType.INT8 if codes.dtype.is_signed() else ir.DataType.UINT8
     return edit.like(helper_node("Cast", [codes], site, {"to": wide}), codes, wide)
+
+
+def moved_at_load(site: ir.Node, codes: ir.Value) -> ir.Value:
+    """int8 codes as uint8, 128 more; moved once, when ONNX Runtime loads, so that the file keeps their zeros packed."""
+    graph = site.graph
+    assert isinstance(graph, ir.Graph)
+    wide = helper_node("Cast", [codes], site, {"to": ir.DataType.INT32})
+    shift = edit.add_const(graph, np.array(SHIFT, np.int32), f"{codes.name}_shift")
+    moved = helper_node("Cast", [helper_node("Add", [wide, shift], site)], site, {"to": ir.DataType.UINT8})
+    return edit.like(moved, codes, ir.DataType.UINT8)
 
 
 def looked_up(site: ir.Node, w: Expanded) -> ir.Value:

@@ -19,6 +19,7 @@ from graphpress.backends.ort import emit, unsigned
 from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit, quantized
 from graphpress.graph.quantized import Expanded
+from graphpress.keys import SPARSITY
 from graphpress.ops import dynamic_quantize_token
 from graphpress.target import Target
 
@@ -104,6 +105,8 @@ def _codes(node: ir.Node, w: Weight, shared: emit.Shared, *, transposed: bool, m
     """The codes as [K, N]; below 8 bits they stay packed in the file and ONNX Runtime widens them once, at load."""
     assert isinstance(node.graph, ir.Graph)
     value = w.value
+    if moved and SPARSITY in node.metadata_props:
+        return emit.moved_at_load(node, _codes(node, w, shared, transposed=transposed, moved=False))
     if moved:
         key = ("unsigned", transposed, w.value.name)
         right = w.codes.T if transposed else w.codes

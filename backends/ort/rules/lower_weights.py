@@ -26,6 +26,7 @@ from graphpress.backends.ort.groups import matching, quantizers
 from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit, quantized
 from graphpress.graph.quantized import Expanded
+from graphpress.keys import SPARSITY
 from graphpress.target import Fact, Target
 
 
@@ -101,7 +102,10 @@ def _set_apart(site: ir.Node) -> None:
 def _unsigned_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     graph, name = site.graph, w.value.name
     assert isinstance(graph, ir.Graph)
-    codes = shared.const(graph, ("unsigned", name), f"{name}_unsigned", lambda: unsigned.moved(w.codes))
+    if SPARSITY in site.metadata_props and w.value.is_initializer():
+        codes = emit.moved_at_load(site, w.value)
+    else:
+        codes = shared.const(graph, ("unsigned", name), f"{name}_unsigned", lambda: unsigned.moved(w.codes))
     zero = edit.add_const(graph, unsigned.moved(w.zero), f"{name}_middle")
     attributes = {} if w.axis is None else {"axis": w.axis}
     scale = edit.add_const(graph, w.scale, f"{name}_scale") if isinstance(w, Expanded) else w.node.inputs[1]
