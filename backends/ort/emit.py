@@ -116,18 +116,6 @@ def moved_at_load(site: ir.Node, codes: ir.Value) -> ir.Value:
     return edit.like(moved, codes, ir.DataType.UINT8)
 
 
-def looked_up(site: ir.Node, w: Expanded) -> ir.Value:
-    """The int8 integers that codes of another format stand for; ONNX Runtime looks them up once, at load."""
-    graph, kind = site.graph, Storage.of_codes(w.value.dtype)
-    assert isinstance(graph, ir.Graph) and kind is not None
-    book = edit.add_const(graph, w.levels, f"{w.value.name}_levels")
-    wide = helper_node("Cast", [w.value], site, {"to": ir.DataType.INT8 if kind.low else ir.DataType.UINT8})
-    index = helper_node("Cast", [wide], site, {"to": ir.DataType.INT64})
-    if kind.low:
-        index = helper_node("Sub", [index, edit.add_const(graph, np.array(kind.low), "lowest")], site)
-    return edit.like(helper_node("Gather", [book, index], site), w.value, ir.DataType.INT8)
-
-
 class Shared:
     """What one lowering makes only once, so that weights and quantizers used twice are stored and computed once."""
 
@@ -146,3 +134,17 @@ class Shared:
         if key in self._made and self._made[key].name not in graph.initializers:
             del self._made[key]
         return self.once(key, lambda: edit.add_const(graph, make(), name))
+
+
+def looked_up(site: ir.Node, w: Expanded, shared: Shared) -> ir.Value:
+    """The int8 integers that codes of another format stand for; ONNX Runtime looks them up once, at load.
+
+    Weights of the same levels share one book, whose negative codes count from its end as Gather has it: on small
+    models, files grow by what stands beside the codes.
+    """
+    graph, kind = site.graph, Storage.of_codes(w.value.dtype)
+    assert isinstance(graph, ir.Graph) and kind is not None
+    levels = np.roll(w.levels, kind.low)
+    book = shared.const(graph, ("levels", levels.tobytes()), "levels", lambda: levels)
+    index = helper_node("Cast", [w.value], site, {"to": ir.DataType.INT32})
+    return edit.like(helper_node("Gather", [book, index], site), w.value, ir.DataType.INT8)

@@ -9,7 +9,11 @@ import pytest
 
 from graphpress.backends.ort import audit, lower, unsigned
 from graphpress.graph import edit
+from graphpress.keys import SPARSITY
+from graphpress.ops import packing
+from graphpress.ops.sparse_weight import OP as PACKED
 from graphpress.target import Target
+from tests import kit
 from tests.backends.given import parse
 
 PLAIN, VNNI, ARM = (Target.load("ort-cpu", isa) for isa in ("x86-64", "x86-64+vnni", "arm64"))
@@ -81,6 +85,42 @@ def test_dynamic_products_are_the_integers_that_they_mean() -> None:
     x[0, 0], x[0, 1] = 255, 0  # a scale of 1 and a zero point of 0: codes are the numbers
     made = run(lower(model, PLAIN), x)["y"]
     np.testing.assert_array_equal(made.astype(np.int64), x.astype(np.int64) @ w.astype(np.int64))
+
+
+DYNAMIC = """g (float[3, 96] x, float w, float ws) => (float[3, N] y) {
+    c, s, z = DynamicQuantizeLinear(x)
+    xd = DequantizeLinear(c, s, z)
+    f = DequantizeLinear<axis = AXIS>(w, ws)
+    [op] y = OP(xd, f)
+}"""
+
+
+def sparse(rows: int, columns: int, seed: int) -> np.ndarray:
+    """[K, N] codes of the outermost values, 2 of 4 of them zero along K, where their places differ by column."""
+    rng = np.random.default_rng(seed)
+    kept = np.argsort(rng.random((rows // 4, 4, columns)), axis=1) < 2
+    signs = rng.choice(np.array([-127, 127], np.int8), (rows, columns))
+    return np.where(kept.reshape(rows, columns), signs, 0).astype(np.int8)
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Gemm<transB = 1>"])
+def test_packed_weights_are_moved_at_load_and_their_products_are_exact(op: str) -> None:
+    """The file keeps half of the codes and their places; sums of the moved ones are those of plain integers."""
+    columns, turned = 64, "trans" in op
+    w = sparse(K, columns, seed=1)
+    text = DYNAMIC.replace("N]", f"{columns}]").replace("AXIS", "0" if turned else "1").replace("OP", op)
+    model = parse(text, w=np.ascontiguousarray(w.T) if turned else w, ws=np.ones(columns, np.float32))
+    edit.find(model, "op").metadata_props[SPARSITY] = "2:4"
+    assert packing.pack(model, model.graph.initializers["w"], 1 if turned else 0, 2) == w.size * 5 // 8
+    lowered = lower(model, PLAIN)
+    assert kit.ops(lowered).count("MatMulIntegerToFloat") == kit.ops(lowered).count(PACKED.name) == 1
+    largest = max(v.const_value.nbytes for v in lowered.graph.initializers.values() if v.const_value is not None)
+    assert largest == w.size // 2  # no dense copy stands beside the packed codes
+    x = np.random.default_rng(0).integers(200, 256, (3, K)).astype(np.float32)
+    x[0, 0], x[0, 1] = 255, 0  # a scale of 1 and a zero point of 0: codes are the numbers
+    want = x.astype(np.int64) @ w.astype(np.int64)
+    assert np.abs(want).max() > 2**15  # sums that saturate in 16 bits
+    np.testing.assert_array_equal(run(lowered, x)["y"].astype(np.int64), want)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def _codes(node: ir.Node, w: Weight, shared: emit.Shared, *, transposed: bool, m
         right = w.codes.T if transposed else w.codes
         return shared.const(node.graph, key, f"{w.value.name}_unsigned", lambda: unsigned.moved(right))
     if isinstance(w, Expanded):
-        value = emit.looked_up(node, w)
+        value = emit.looked_up(node, w, shared)
         return emit.helper_node("Transpose", [value], node, {"perm": [1, 0]}) if transposed else value
     if transposed:
         value = shared.const(

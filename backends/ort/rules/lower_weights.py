@@ -127,7 +127,7 @@ def _widened_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     assert isinstance(graph, ir.Graph)
     scale = w.node.inputs[1]
     if isinstance(w, Expanded):
-        codes, scale = emit.looked_up(site, w), edit.add_const(graph, w.scale, f"{w.value.name}_scale")
+        codes, scale = emit.looked_up(site, w, shared), edit.add_const(graph, w.scale, f"{w.value.name}_scale")
     else:
         codes = emit.widened(site, w.value) if w.symmetric else _centred(site, w)
     assert codes.dtype is not None
