@@ -11,9 +11,10 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
-from graphpress.passes.clean.evaluate import evaluate, result_size
+from graphpress.graph.evaluate import evaluate
 from graphpress.passes.clean.known_dims import known_dims
 from graphpress.passes.clean.lift_constants import freeze
+from graphpress.passes.clean.result_size import result_size
 from graphpress.types import Numerics
 
 # Their result is a rearranged weight: it keeps the weight's name.
@@ -69,7 +70,7 @@ class FoldConstants(Pass):
             report.skip(node, f"the result would have {size:,} elements, the limit is {self.limit:,}")
             return False
         try:
-            results = evaluate(node, inputs, opset)
+            results = _typed(node, evaluate(node, inputs, opset))
         except ValueError as e:
             report.skip(node, f"not computable: {e}")
             return False
@@ -85,6 +86,13 @@ class FoldConstants(Pass):
             edit.remove_unused([weight])
             consts[0].name = name
         return True
+
+
+def _typed(node: ir.Node, results: list[np.ndarray]) -> list[np.ndarray]:
+    for value, array in zip(node.outputs, results, strict=True):
+        if value.dtype is not None and ir.DataType.from_numpy(array.dtype) != value.dtype:
+            raise ValueError(f"the reference gives {array.dtype}, the graph says {value.dtype}")
+    return results
 
 
 def _fold_sizes(scope: edit.Scope, node: ir.Node) -> bool:

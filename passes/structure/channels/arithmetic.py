@@ -19,7 +19,7 @@ from graphpress.passes.structure.channels.ask import (
     Port,
     Said,
 )
-from graphpress.passes.structure.channels.lanes import Lanes, along, operand, unbroken, varying
+from graphpress.passes.structure.channels.lanes import Lanes, along, on_one_axis, operand, varying
 from graphpress.passes.structure.layers.linear import FLOATS, Linear, linear
 
 
@@ -87,7 +87,7 @@ def _even(ask: Ask, lanes: Lanes, value: ir.Value | None) -> bool:
     if value is None:
         return True
     lacks = operand(lanes, value)[1]
-    return all(a in lacks or unbroken(lanes, ask.extent, a) for a in varying(lanes)) and bool(lacks)
+    return bool(lacks) and on_one_axis(lanes, ask.extent, lacks)
 
 
 def where(ask: Ask) -> Answer:
@@ -243,7 +243,7 @@ def attention(ask: Ask) -> Answer:
         lanes = lanes.reshape(1, 1, heads, -1).transpose(0, 2, 1, 3) if not ask.lanes.size % heads else lanes
     if lanes.ndim != 4 or varying(lanes) not in ([1, 3], [3]) or (lanes.shape[1] > 1 and None in counts):
         return "its values are not laid out as batch, heads, tokens, channels of known sizes"
-    if not unbroken(lanes, ask.extent, 1):
+    if not on_one_axis(lanes, ask.extent, [3]):
         return "the channels that mix are of more than one head of an Attention"
     ties = {port: _of_heads(lanes, counts, port, ask) for port in group}
     return Said(ties, apart=((lanes, [1]),) if lanes.shape[1] > 1 else ())

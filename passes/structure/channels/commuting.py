@@ -6,7 +6,7 @@ An operator that is not here keeps its channels as they are, with that as the re
 from __future__ import annotations
 
 from graphpress.passes.structure.channels import arithmetic as math
-from graphpress.passes.structure.channels import layouts
+from graphpress.passes.structure.channels import moving
 from graphpress.passes.structure.channels.ask import Answer, Ask, Move, Rule
 
 PERMUTE, SLICE, SCALE, SIGN, ROTATE = Move
@@ -54,16 +54,16 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(("MaxPool", "GlobalMaxPool", "LpPool", "GlobalLpPool"), Rule(math.pool, _POSITIVE)),
     "Resize": Rule(math.pool, _ORDER),
     **dict.fromkeys(("Shape", "Size"), Rule(math.asks, _FIXED, "tells how many channels there are")),
-    "Transpose": Rule(layouts.transposed, _ALL),
-    **dict.fromkeys(("Flatten", "Squeeze", "Unsqueeze"), Rule(layouts.reshaped, _ALL)),
-    "Reshape": Rule(layouts.reshaped, _FIXED, "may name the number of channels in a constant"),
-    "Expand": Rule(layouts.expanded, _FIXED, "may name the number of channels in a constant"),
-    "Concat": Rule(layouts.joined, _ALL),
-    "Split": Rule(layouts.split, _ALL),
-    "Slice": Rule(layouts.sliced, _ALL),
-    "Gather": Rule(layouts.gathered, _ALL),
-    "GatherND": Rule(layouts.gathered_nd, _ALL),
-    "Pad": Rule(layouts.padded, _ALL),
+    "Transpose": Rule(moving.moved, _ALL),
+    **dict.fromkeys(("Flatten", "Squeeze", "Unsqueeze"), Rule(moving.reshaped, _ALL)),
+    "Reshape": Rule(moving.reshaped, _FIXED, "may name the number of channels in a constant"),
+    "Expand": Rule(moving.moved, _FIXED, "may name the number of channels in a constant"),
+    "Concat": Rule(moving.moved, _ALL),
+    "Split": Rule(moving.moved, _ALL),
+    "Slice": Rule(moving.moved, _ALL),
+    "Gather": Rule(moving.moved, _ALL),
+    "GatherND": Rule(moving.moved, _ALL),
+    "Pad": Rule(moving.moved, _ALL),
 }  # fmt: skip
 
 

@@ -8,9 +8,9 @@ in runs of ``extent``, number ``extent * r + i`` is the i-th of run r.
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 Lanes: TypeAlias = np.ndarray
 Dim: TypeAlias = int | str | None
-_FACTOR = re.compile(r"\d+|[A-Za-z_]\w*")
+_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29)  # stand for sizes that have a name
 
 
 def dims(value: ir.Value | None) -> list[Dim] | None:
@@ -78,145 +78,78 @@ def slim(lanes: Lanes) -> Lanes:
     return lanes
 
 
-def unbroken(lanes: Lanes, extent: int, axis: int | None = None) -> bool:
-    """Whether runs are whole: in all of the lanes, or in each slab across ``axis``."""
-    if extent == 1:
+def on_one_axis(lanes: Lanes, extent: int, axes: Sequence[int] | None = None) -> bool:
+    """Whether every run is whole and lies along a single axis (one of ``axes``), the same for all."""
+    if extent == 1 or not (lanes >= 0).any():
         return True
-    slabs = [lanes] if axis is None else np.split(lanes, lanes.shape[axis], axis)
-    for slab in slabs:
-        numbers, counts = np.unique(slab[slab >= 0], return_counts=True)
-        known = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-        runs = {n // extent for n in known}
-        if any(len({known.get(r * extent + i) for i in range(extent)}) > 1 for r in runs):
-            return False
-    return True
+    for axis in varying(lanes) if axes is None else axes:
+        rows = np.moveaxis(lanes, axis, -1).reshape(-1, lanes.shape[axis])
+        row, place = np.nonzero(rows >= 0)
+        run, member = np.divmod(rows[row, place], extent)
+        _, which = np.unique(row * (run.max() + 1) + run, return_inverse=True)
+        counts = np.bincount(which * extent + member, minlength=extent * (which.max() + 1)).reshape(-1, extent)
+        if (counts == counts[:, :1]).all():
+            return True
+    return False
 
 
-def on_one_axis(lanes: Lanes, extent: int) -> bool:
-    """Whether every run lies along a single axis, the same for all."""
-    axes = varying(lanes)
-    return len(axes) < 2 or any(all(unbroken(lanes, extent, b) for b in axes if b != a) for a in axes)
+def told_apart(lanes: Lanes, extent: int) -> tuple[Lanes, int]:
+    """(lanes in which runs of one number at several places have numbers of their own, from where on they repeat).
+
+    Modulo the second the numbers are what they were.
+    """
+    flat, period = lanes.reshape(-1), extent * (int(lanes.max(initial=0)) // extent + 1)
+    return np.where(flat < 0, flat, flat + period * appearance(flat)).reshape(lanes.shape), period
 
 
-def picked(lanes: Lanes, axis: int, index: np.ndarray, full: int) -> tuple[Lanes, Lanes]:
-    """(what ``index`` [n] takes along an axis of size ``full``, what is left with -1 in its places)."""
-    wide = np.repeat(lanes, full, axis) if lanes.shape[axis] == 1 else lanes
-    left = wide.copy()
-    left[(slice(None),) * axis + (index,)] = -1
-    return wide.take(index, axis), left
-
-
-def put_back(lanes: Lanes, axis: int, index: np.ndarray, full: int) -> Lanes:
-    """The inverse of taking ``index``: lanes of the whole axis, -1 elsewhere."""
-    shape = [full if a == axis else n for a, n in enumerate(lanes.shape)]
-    found = np.full(shape, -1, np.int64)
-    found[(slice(None),) * axis + (index,)] = lanes
+def appearance(flat: np.ndarray) -> np.ndarray:
+    """For each place how often its number stood before it, [places]."""
+    order = np.argsort(flat, kind="stable")
+    _, starts, counts = np.unique(flat[order], return_index=True, return_counts=True)
+    found = np.empty(len(flat), np.int64)
+    found[order] = np.arange(len(flat)) - np.repeat(starts, counts)
     return found
 
 
 def reshape(lanes: Lanes, before: Sequence[Dim], after: Sequence[Dim]) -> Lanes | None:
     """Lanes after a Reshape, Flatten, Squeeze or Unsqueeze; None where they mix with an axis of unknown size.
 
-    Axes are matched in blocks of equal products. In a block with an open size the lanes may stand on known sizes at its
-    end: they repeat with their period.
+    Numbers stand for sizes that are not known; where several fit, all of them must give the same.
     """
-    inner: list[int] = []
-    wide: list[int] = []
-    new: list[int] = []
-    for a, b, c, d in _blocks(before, after):
-        part = _block(lanes.shape[a:b], before[a:b], after[c:d])
-        if part is None:
-            count = int(np.prod(_known_end(after[c:d])))
-            lanes = _period(lanes, a, b, count)
-            part = _block(lanes.shape[a:b], [*before[a : b - 1], count], after[c:d])
-        if part is None:
+    found: list[Lanes] = []
+    for old, new in _sizes([n if n > 1 else d for n, d in zip(lanes.shape, before, strict=True)], after):
+        made = slim(np.broadcast_to(lanes, old).reshape(new))
+        if any(not isinstance(after[a], int) for a in varying(made)) or not np.array_equal(made, (found or [made])[0]):
             return None
-        inner, wide, new = inner + part[0], wide + part[1], new + part[2]
-    return slim(np.broadcast_to(lanes.reshape(inner), wide).reshape(new))
+        found.append(made)
+    return found[0] if found else None
 
 
-def _known_end(shape: Sequence[Dim]) -> list[int]:
-    """The sizes behind the last one that is open."""
-    found = list(itertools.takewhile(lambda n: isinstance(n, int), reversed(shape)))
-    return [n for n in reversed(found) if isinstance(n, int)]
+def _sizes(before: Sequence[Dim], after: Sequence[Dim]) -> Iterator[tuple[list[int], list[int]]]:
+    """Shapes of one number of elements that two shapes with open sizes may stand for."""
+    factors = [{f for dim in shape if dim is not None for f in _factors(dim)} for shape in (before, after)]
+    numbers = dict(zip(sorted(f for f in factors[0] & factors[1] if not f.isdigit()), _PRIMES, strict=False))
+    known = [[_number(dim, numbers) for dim in shape] for shape in (before, after)]
+    counts = [math.prod(n for n in shape if n is not None) for shape in known]
+    gaps = [[a for a, n in enumerate(shape) if n is None] for shape in known]
+    total = math.lcm(*counts) * (3 if all(gaps) else 1)
+    if any(not g and n != total for g, n in zip(gaps, counts, strict=True)) or not total:
+        return
+    for chosen in itertools.product(*(g or [-1] for g in gaps)):  # one open axis has all that is left
+        old, new = (
+            [n or (total // count if a == at else 1) for a, n in enumerate(shape)]
+            for shape, count, at in zip(known, counts, chosen, strict=True)
+        )
+        yield old, new
 
 
-def _period(lanes: Lanes, a: int, b: int, count: int) -> Lanes:
-    """Axes [a, b) as one of ``count`` elements, where the lanes repeat after so many."""
-    total = int(np.prod(lanes.shape[a:b]))
-    if count < 1 or total % count:
-        return lanes
-    parts = lanes.reshape(*lanes.shape[:a], total // count, count, *lanes.shape[b:])
-    first = parts.take([0], a)
-    return (
-        first.reshape(*lanes.shape[:a], *[1] * (b - a - 1), count, *lanes.shape[b:])
-        if (parts == first).all()
-        else lanes
-    )
+def _factors(dim: int | str) -> list[str]:
+    """What a dimension is a product of: numbers and names; another expression as a whole."""
+    factors = str(dim).replace(" ", "").split("*")
+    return factors if all(re.fullmatch(r"\d+|[A-Za-z_]\w*", f) for f in factors) else [f"({dim})"]
 
 
-def _block(
-    own: Sequence[int], before: Sequence[Dim], after: Sequence[Dim]
-) -> tuple[list[int], list[int], list[int]] | None:
-    """Sizes of the lanes of one block as they are, as they are spread, and as they become."""
-    known = [n for n in (*before, *after) if isinstance(n, int)]
-    if all(n == 1 for n in own):
-        return [1], [1], [1] * len(after)
-    if len(known) == len(before) + len(after):
-        return list(own), [n for n in before if isinstance(n, int)], [n for n in after if isinstance(n, int)]
-    first = next(i for i, n in enumerate(own) if n > 1)
-    tail, count, start = _known_end(before[first:]), 1, len(after)
-    for n in reversed(_known_end(after)):
-        if count % np.prod(tail):
-            count, start = count * n, start - 1
-    fits = len(tail) == len(before) - first and all(n in (1, full) for n, full in zip(own[first:], tail, strict=True))
-    if not fits or count % np.prod(tail):
-        return None
-    made = [1] * start + [n for n in after[start:] if isinstance(n, int)]
-    return [1, *own[first:]], [count // int(np.prod(tail)), *tail], made
-
-
-def _blocks(before: Sequence[Dim], after: Sequence[Dim]) -> list[tuple[int, int, int, int]]:
-    """Axes [a, b) that become [c, d): the smallest such runs from the front, then from the back; one block between."""
-    front, a, c = _matched(before, after)
-    back, x, y = _matched(before[a:][::-1], after[c:][::-1])
-    n, k = len(before), len(after)
-    tail = [(n - q, n - p, k - s, k - r) for p, q, r, s in back][::-1]
-    between = [(a, n - x, c, k - y)] if a < n - x or c < k - y else []
-    return [*front, *between, *tail]
-
-
-def _matched(before: Sequence[Dim], after: Sequence[Dim]) -> tuple[list[tuple[int, int, int, int]], int, int]:
-    found: list[tuple[int, int, int, int]] = []
-    a = c = 0
-    while step := _next(before[a:], after[c:]):
-        found.append((a, a + step[0], c, c + step[1]))
-        a, c = a + step[0], c + step[1]
-    return found, a, c
-
-
-def _next(left: Sequence[Dim], right: Sequence[Dim]) -> tuple[int, int] | None:
-    """The fewest axes of both with one product."""
-    pairs = [(i, j) for i in range(len(left) + 1) for j in range(len(right) + 1) if i + j]
-    for i, j in sorted(pairs, key=lambda p: (p[0] + p[1], abs(p[0] - p[1]))):
-        product = _product(left[:i])
-        if product is not None and product == _product(right[:j]):
-            return i, j
-    return None
-
-
-def _product(shape: Sequence[Dim]) -> tuple[int, frozenset[tuple[str, int]]] | None:
-    """The number of elements as (number, names with their powers); None where a dimension is unknown."""
-    number, names = 1, Counter[str]()
-    for dim in shape:
-        if dim is None:
-            return None
-        factors = str(dim).replace(" ", "").split("*")
-        if not all(_FACTOR.fullmatch(f) for f in factors):
-            factors = [f"({dim})"]
-        for factor in factors:
-            if factor.isdigit():
-                number *= int(factor)
-            else:
-                names[factor] += 1
-    return number, frozenset(names.items())
+def _number(dim: Dim, numbers: dict[str, int]) -> int | None:
+    """What stands for a dimension, or None where it is open."""
+    found = [int(f) if f.isdigit() else numbers.get(f) for f in _factors(dim)] if dim is not None else [None]
+    return None if None in found else math.prod(n for n in found if n is not None)

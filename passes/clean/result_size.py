@@ -1,4 +1,4 @@
-"""Compute one node on constant inputs with the reference implementation of its operator in ``onnx.reference``.
+"""How large the result of a node on constant inputs would be.
 
 Only operators are computed that are deterministic, cheap, and whose result size is known before: folding must neither
 hang nor allocate what the runtime would not.
@@ -6,10 +6,8 @@ hang nor allocate what the runtime would not.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -87,45 +85,3 @@ def result_size(node: ir.Node, inputs: Inputs) -> int | None:
 
 def _divides_by_zero(node: ir.Node, given: list[Array]) -> bool:
     return node.op_type in ("Div", "Mod") and given[1].dtype.kind in "iu" and not given[1].all()
-
-
-def evaluate(node: ir.Node, inputs: Inputs, opset: int) -> list[Array]:
-    """The outputs of ``node``.
-
-    Raises:
-        ValueError: The reference implementation has no result for it.
-    """
-    with np.errstate(all="ignore"):
-        try:
-            results = [_unsqueeze(node, inputs)] if node.op_type == "Unsqueeze" else _kernel(node, opset).run(*inputs)
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as e:
-            raise ValueError(f"{type(e).__name__}: {e}") from e
-    arrays = [np.asarray(r) for r in results]
-    for value, array in zip(node.outputs, arrays, strict=True):
-        if value.dtype is not None and ir.DataType.from_numpy(array.dtype) != value.dtype:
-            raise ValueError(f"the reference gives {array.dtype}, the graph says {value.dtype}")
-    return arrays
-
-
-def _unsqueeze(node: ir.Node, inputs: Inputs) -> Array:
-    """The reference counts negative axes from a rank that grows while it works."""
-    assert inputs[0] is not None
-    axes = inputs[1].ravel() if len(inputs) > 1 and inputs[1] is not None else node.attributes["axes"].as_ints()
-    return np.expand_dims(inputs[0], tuple(int(a) for a in axes))
-
-
-def _kernel(node: ir.Node, opset: int) -> Any:
-    proto = ir.serde.serialize_node(node)
-    settings = {"log": _silent, "verbose": 0, "new_ops": None, "opsets": {"": opset}}
-    return _implementation(node.op_type, opset)(proto, settings)
-
-
-@functools.cache
-def _implementation(op_type: str, opset: int) -> type:
-    from onnx.reference.ops import load_op  # slow to load and not always needed
-
-    return load_op("", op_type, opset)
-
-
-def _silent(*_: Any) -> None:
-    """The reference's log goes nowhere."""
