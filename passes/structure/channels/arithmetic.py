@@ -323,11 +323,12 @@ def summed_along(ask: Ask) -> Answer:
 
 def reduce(ask: Ask) -> Answer:
     """Over other axes; over all of the channels it gives the same in any order."""
-    shape, axes = ask.shape(), ask.ints(1, "axes")
-    if shape is None or (axes is None and ask.input(1) is not None):
+    shape, given = ask.shape(), ask.input(1) is not None
+    axes = edit.constant(ask.input(1)) if given else edit.attribute(ask.node, "axes")
+    if shape is None or (axes is None and given):
         return f"{ask.node.op_type} may reduce the channels"
     rank = len(shape)
-    gone = sorted({a % rank for a in (range(rank) if axes is None else axes)})
+    gone = sorted({int(a) % rank for a in (range(rank) if axes is None else np.ravel(axes))})
     short = ask.at_output and not edit.attribute(ask.node, "keepdims", 1)
     lanes = np.expand_dims(ask.lanes, tuple(gone)) if short else ask.lanes
     over = [a for a in varying(lanes) if a in gone]

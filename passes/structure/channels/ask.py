@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from graphpress.graph import edit
 from graphpress.passes.structure.channels.lanes import Dim, Lanes, dims, varying
 
 IN, OUT = "in", "out"
@@ -122,14 +121,6 @@ class Ask:
     def shape(self, slot: int | None = 0) -> list[Dim] | None:
         """Dimensions of an input, or (None) of the first output."""
         return dims(self.node.outputs[0] if slot is None else self.input(slot))
-
-    def ints(self, slot: int, name: str) -> list[int] | None:
-        """The constant integers at an input, or of the attribute that it was before; None where there are none."""
-        if self.input(slot) is not None:
-            array = edit.constant(self.input(slot))
-            return None if array is None else [int(v) for v in array.reshape(-1)]
-        given = edit.attribute(self.node, name)
-        return None if given is None else [int(v) for v in given]
 
     def through(self, other: Lanes, held: Iterable[Holder] = (), **more: object) -> Said:
         """Input 0 and output 0 hold the same channels: ``other`` are the lanes at the one that was not asked for."""

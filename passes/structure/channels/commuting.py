@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from graphpress.passes.structure.channels import arithmetic as math
 from graphpress.passes.structure.channels import moving
-from graphpress.passes.structure.channels.ask import Answer, Ask, Move, Rule
+from graphpress.passes.structure.channels.ask import OUT, Answer, Ask, Move, Rule
 
 PERMUTE, SLICE, SCALE, SIGN, ROTATE = Move
 _ORDER = frozenset({PERMUTE, SLICE})
@@ -75,6 +75,8 @@ def answer(ask: Ask) -> Answer:
         return f"{op} acts on the channels in a way that is not known, one by one, or mixes them"
     if ask.move not in rule.moves:
         return f"{op} {rule.why}"
+    if ask.port[0] == OUT and ask.port[1] and op != "Split":
+        return f"it is a further output of {op}"
     if ask.move is SLICE and len(ask.axes) > 1:
         return f"{op} holds them on several axes at once"
     return rule.locate(ask)

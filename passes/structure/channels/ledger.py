@@ -13,7 +13,7 @@ from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.keys import SPARSITY
 from graphpress.passes.structure.channels.ask import Holder
-from graphpress.passes.structure.channels.lanes import Lanes, varying
+from graphpress.passes.structure.channels.lanes import Lanes, appearance, told_apart, varying
 
 _LARGE = 1 << 24  # elements; more than that are not held in float64 at once where they can be taken in parts
 Change: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -171,13 +171,9 @@ def turn(matrix: np.ndarray) -> Change:
 def runs(lanes: np.ndarray, extent: int) -> np.ndarray:
     """The places of runs, one after another, each in the order of its channels: their k-th appearances are one run."""
     places = np.flatnonzero(lanes >= 0)
-    order = np.argsort(lanes[places], kind="stable")
-    numbers, starts = np.unique(lanes[places][order], return_index=True)
-    times = np.empty(len(places), np.int64)
-    times[order] = np.arange(len(places)) - np.repeat(starts, np.diff(np.append(starts, len(places))))
-    first = {n: places[order[s]] for n, s in zip(numbers.tolist(), starts.tolist(), strict=True)}
-    rank = np.array([first[n - n % extent] for n in lanes[places].tolist()])
-    return np.asarray(places[np.lexsort((lanes[places], times, rank))])
+    run, member = np.divmod(told_apart(lanes[places], extent)[0], extent)
+    _, first, which = np.unique(run, return_index=True, return_inverse=True)
+    return np.asarray(places[np.lexsort((member, first[which]))])
 
 
 def sources(flat: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -188,13 +184,8 @@ def sources(flat: np.ndarray, new: np.ndarray) -> np.ndarray:
         new: For each channel the one that takes its places; a permutation of those that stand equally often.
     """
     order = np.argsort(flat, kind="stable")
-    numbers, starts = np.unique(flat[order], return_index=True)
-    rank = np.empty(len(flat), np.int64)
-    rank[order] = np.arange(len(flat)) - np.repeat(starts, np.diff(np.append(starts, len(flat))))
-    start = np.zeros(len(new), np.int64)
-    start[numbers] = starts
-    found: np.ndarray = order[start[new[flat]] + rank]
-    return found
+    start = np.searchsorted(flat[order], np.arange(len(new)))
+    return np.asarray(order[start[new[flat]] + appearance(flat)])
 
 
 def reorder(new: np.ndarray) -> Change:

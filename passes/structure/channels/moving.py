@@ -1,13 +1,13 @@
 """Operators that move, copy, cut and join data: their rule is the operator itself, run on the numbers of channels.
 
 Forwards it runs on lanes. Backwards it runs on the places of its inputs, which tells where each element of the output
-comes from. Axes of unknown size, along which lanes never vary, get a small one; for computed indices stand two choices
+comes from. Axes of unknown size, along which lanes never vary, get a small one; for what is computed stand two values
 that must give the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,22 +15,21 @@ import onnx_ir as ir
 from graphpress.graph import edit
 from graphpress.graph.evaluate import evaluate
 from graphpress.passes.structure.channels.ask import IN, ORDER, OUT, Answer, Ask, Move, Port, Said
-from graphpress.passes.structure.channels.lanes import Lanes, dims, on_one_axis, reshape, slim, told_apart, varying
+from graphpress.passes.structure.channels.lanes import Lanes, on_one_axis, reshape, slim, told_apart, varying
 
-_CUT = "a part of the channels that mix is cut off"
+_NOTHING, _HOLE, _FIRST = 0, 1, 2  # in what an operator runs on: of no input, -1 of the lanes, channel 0
 _OPEN, _MOST, _END, _NEWEST = 7, 1 << 12, np.iinfo(np.int64).max, 23
-# What stands for a computed operand: the first or the last of an axis, all of it, each of it.
-_STANDS = {("Gather", 1): (0, -1), ("GatherND", 1): (0, -1), ("Slice", 1): (0, -1), ("Slice", 2): (_END, _END),
-           ("Slice", 4): (1, 1)}  # fmt: skip
-_NOTHING, _HOLE, _FIRST = 0, 1, 2  # in what an operator runs on: no part of any input, -1 of the lanes, channel 0
+_STANDS = {  # for computed operands: the first or the last of an axis, all of it, each of it
+    ("Gather", 1): (0, -1), ("GatherND", 1): (0, -1), ("Slice", 1): (0, -1), ("Slice", 2): (_END, _END),
+    ("Slice", 4): (1, 1),
+}  # fmt: skip
 
 
 def reshaped(ask: Ask) -> Answer:
     """Reshape, Flatten, Squeeze, Unsqueeze."""
-    before, after = ask.shape(), ask.shape(None)
+    before, after = (ask.shape(None), ask.shape()) if ask.at_output else (ask.shape(), ask.shape(None))
     if before is None or after is None:
         return "the shapes around its Reshape are not known"
-    before, after = (after, before) if ask.at_output else (before, after)
     made = reshape(ask.lanes, before, after)
     if made is None and ask.extent > 1:  # runs that fall together turn alike
         made = reshape(np.where(ask.lanes < 0, -1, ask.lanes % ask.extent), before, after)
@@ -42,150 +41,134 @@ def reshaped(ask: Ask) -> Answer:
 def moved(ask: Ask) -> Answer:
     """Transpose, Expand, Concat, Split, Slice, Gather, GatherND, Pad."""
     op = ask.node.op_type
-    if ask.port[0] == IN and ask.port[1] and op != "Concat":
+    if not ask.at_output and ask.port[1] and op != "Concat":
         return f"{op} reads the values as indices"
-    if op == "Pad" and (why := _padding(ask)):
-        return why
+    if op == "Pad" and ask.move not in ORDER and edit.attribute(ask.node, "mode", "constant") == "constant":
+        filler = edit.constant(ask.input(2)) if ask.input(2) else edit.attribute(ask.node, "value", 0.0)
+        if filler is None or np.any(filler):
+            return "Pad puts one number other than 0 beside all channels"
     try:
-        if ask.at_output:
-            return _backwards(ask)
-        said = _forwards(ask, _widened(ask))
-        return said if ask.move is not Move.SLICE or isinstance(said, str) else _counted(ask, said)
-    except ValueError as e:
-        return f"{op} moves the channels in a way that is not known: {e}"
+        return (_backwards if ask.at_output else _forwards)(ask)
+    except ValueError as e:  # of the operator itself too
+        return f"{op} {e}"
 
 
-def _padding(ask: Ask) -> str:
-    """Zeros, which stay zeros under factors and turns, or anything beside channels that change places."""
-    filler = edit.attribute(ask.node, "value", 0.0) if ask.input(2) is None else edit.constant(ask.input(2))
-    zeros = edit.attribute(ask.node, "mode", "constant") != "constant" or (filler is not None and not np.any(filler))
-    return "" if zeros or ask.move in ORDER else "Pad puts one number other than 0 beside all channels"
+def _forwards(ask: Ask) -> Said:
+    axis, own = ask.port[1], np.broadcast_to(ask.lanes, _shapes(ask)[ask.port[1]])
+    made, op = _made(ask, own), ask.node.op_type
+    beside = [bool((m == _NOTHING).any()) for m in made]  # Concat, Pad: something else stands along the same axis
+    if op == "Concat" and ask.move is Move.ROTATE and any(beside):
+        raise ValueError("puts other channels beside these")
+    if ask.move is Move.SLICE and op not in ("Transpose", "Concat"):
+        first, (axis,) = ask.lanes.reshape(-1)[0], ask.axes
+        left = _made(ask, own.compress(ask.lanes.reshape(-1) != first, axis))
+        same = (np.array_equal(a[a != first + _FIRST], b.reshape(-1)) for a, b in zip(made, left, strict=True))
+        if any(beside) or not all(same):  # without a channel it is to give the same without that channel
+            raise ValueError("counts the channels")
+    ties: dict[Port, Lanes] = {(OUT, k): _lanes(m) for k, m in enumerate(made)}
+    if op == "Concat" and not any(beside):
+        ties |= {(IN, i): ties[OUT, 0] for i in range(len(ask.node.inputs))}
+    return Said({ask.port: ask.lanes} | ties, free=op == "Pad")
 
 
-def _forwards(ask: Ask, own: Lanes) -> Said | str:
-    """Where the channels are in the outputs, when ``own`` is what is in the input."""
-    unique, period = told_apart(own, ask.extent) if ask.move is Move.ROTATE else (own, _END)
-    shapes = _shapes(ask)
-    arrays = [np.full(s, _NOTHING) if i != ask.port[1] else _marked(unique) for i, s in enumerate(shapes)]
-    ties: dict[Port, Lanes] = {ask.port: slim(own)}
-    for k, outs in enumerate(zip(*_run(ask, arrays), strict=True)):
-        if ask.move is Move.ROTATE and not all(on_one_axis(out - _FIRST, ask.extent) for out in outs):
-            return _CUT
-        first, *others = (_filled(np.where(out < _FIRST, out, (out - _FIRST) % period + _FIRST)) for out in outs)
-        if not all(np.array_equal(first, other) for other in others):
-            return f"{ask.node.op_type} picks single channels at places that are computed"
-        if ask.node.op_type == "Concat" and ask.move is Move.ROTATE and (first == _NOTHING).any():
-            return "Concat puts other channels beside these"
-        ties[OUT, k] = _lanes(first)
-        if ask.node.op_type == "Concat" and not (first == _NOTHING).any():  # beside them, along another axis
-            ties |= {(IN, i): ties[OUT, k] for i in range(len(ask.node.inputs))}
-    return Said(ties, free=ask.node.op_type == "Pad")
+def _made(ask: Ask, own: Lanes) -> list[np.ndarray]:
+    """Each output, when ``own`` is in the input that is asked for."""
+    given, restored = _given(ask, own)
+    arrays = [given if i == ask.port[1] else np.full(s, _NOTHING) for i, s in enumerate(_shapes(ask))]
+    choices = [[_filled(restored(out)) for out in outs] for outs in _run(ask, arrays)]
+    if not all(map(np.array_equal, choices[0], choices[-1])):
+        raise ValueError("picks single channels at a place that is computed")
+    return choices[0]
 
 
-def _backwards(ask: Ask) -> Answer:
+def _backwards(ask: Ask) -> Said:
     """Where the channels of an output come from: those elements alone, or also the others beside them, alike."""
-    shapes, found = _shapes(ask), []
-    ends = np.cumsum([int(np.prod(s)) for s in shapes])
-    places = [np.arange(e - np.prod(s), e).reshape(s) + 1 for s, e in zip(shapes, ends, strict=True)]
+    shapes = _shapes(ask)
+    ends = np.cumsum([np.prod(s, dtype=np.int64) for s in shapes])
+    places = [p.reshape(s) for p, s in zip(np.split(np.arange(ends[-1]) + 1, ends[:-1]), shapes, strict=True)]
+    choices = []
     for outs in _run(ask, places):
         source = outs[ask.port[1]]
-        lanes = np.broadcast_to(ask.lanes, source.shape)
-        unique, period = told_apart(lanes, ask.extent) if ask.move is Move.ROTATE else (lanes, _END)
-        taken = np.full(int(ends[-1]) + 1, _NOTHING)
-        taken[source.ravel()[::-1]] = _marked(unique).ravel()[::-1]  # of several copies the first
-        parts = [p.reshape(s) for p, s in zip(np.split(taken[1:], ends[:-1]), shapes, strict=True)]
-        if not all(on_one_axis(part - _FIRST, ask.extent) for part in parts):
-            return _CUT
-        found.append([np.where(p < _FIRST, p, (p - _FIRST) % period + _FIRST) for p in parts])
-    alone = [_choice(ask, parts, slim) for parts in found]
-    alike = [_choice(ask, parts, _filled) for parts in found]
-    said = [c[0] for c in (alike, alone) if c[0] is not None and all(_equal(c[0], other) for other in c)]
-    if not said:
-        return f"{ask.node.op_type} makes the channels"
-    if len(said) == 1 or ask.move in ORDER or _equal(said[0], said[1]):
-        return Said(said[0])
-    return Said({}, either=tuple(Said(ties) for ties in said))
+        given, restored = _given(ask, np.broadcast_to(ask.lanes, source.shape))
+        taken = np.full(ends[-1] + 1, _NOTHING)
+        taken[source.ravel()[::-1]] = given.ravel()[::-1]  # of several copies the first
+        parts = zip(np.split(taken[1:], ends[:-1]), shapes, strict=True)
+        choices.append([restored(part.reshape(s)) for part, s in parts])
+    found: list[dict[Port, Lanes]] = []
+    for close in (_filled, slim):
+        one, other = ({(IN, i): _lanes(close(p)) for i, p in enumerate(parts)} for parts in (choices[0], choices[-1]))
+        if _equal(one, other) and _tellable(ask, one) and not (found and _equal(one, found[0])):
+            found.append(one)
+    if not found:
+        raise ValueError("makes the channels, of one number or at a place that is computed")
+    ways = [Said(ties | {ask.port: ask.lanes}) for ties in found]
+    return ways[0] if len(ways) == 1 or ask.move in ORDER else Said({}, either=tuple(ways))
 
 
-def _choice(ask: Ask, parts: list[np.ndarray], closed) -> dict[Port, Lanes] | None:
-    """The ties of the inputs; None where channels were to vary along an axis of unknown size."""
-    ties = {(IN, i): _lanes(closed(part)) for i, part in enumerate(parts)}
-    for (_, slot), lanes in ties.items():
-        shape = ask.shape(slot) or [None] * lanes.ndim
-        if any(not isinstance(shape[a], int) for a in varying(lanes)):
-            return None
-        if lanes.size < parts[slot].size and edit.is_constant(ask.input(slot)) and ask.node.op_type == "Expand":
-            return None
-    return ties | {ask.port: ask.lanes}
+def _tellable(ask: Ask, ties: dict[Port, Lanes]) -> bool:
+    """Whether lanes vary along axes of known size only, and a constant holds a number for each channel."""
+    shapes = [ask.shape(slot) or [] for _, slot in ties]
+    open_ = any(
+        not isinstance(shape[a], int) for shape, t in zip(shapes, ties.values(), strict=True) for a in varying(t)
+    )
+    spread = ask.node.op_type == "Expand" and edit.is_constant(ask.input(0)) and ties[IN, 0].size < ask.lanes.size
+    return not open_ and not spread
 
 
-def _equal(a: dict[Port, Lanes], b: dict[Port, Lanes] | None) -> bool:
-    return b is not None and all(np.array_equal(lanes, b[port]) for port, lanes in a.items())
+def _equal(a: dict[Port, Lanes], b: dict[Port, Lanes]) -> bool:
+    return all(np.array_equal(lanes, b[port]) for port, lanes in a.items())
 
 
-def _counted(ask: Ask, said: Said) -> Answer:
-    """An operator does not count the channels if without the first it gives the same without the first."""
-    if ask.node.op_type in ("Transpose", "Concat"):
-        return said
-    first, (axis,) = ask.lanes.reshape(-1)[0], ask.axes
-    left = _forwards(ask, _widened(ask).compress(ask.lanes.reshape(-1) != first, axis))
-    outs = [port for port in said.ties if port[0] == OUT]
-    if isinstance(left, str) or any((said.ties[p] < 0).any() for p in outs):
-        return f"{ask.node.op_type} counts the channels"
-    same = all(np.array_equal(w[w != first], left.ties[p].ravel()) for p in outs if (w := said.ties[p].ravel()).size)
-    return said if same else f"{ask.node.op_type} counts the channels"
+def _given(ask: Ask, lanes: Lanes) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """What an operator runs on, and how its result is read, in which runs must be whole."""
+    own, period = told_apart(lanes, ask.extent) if ask.extent > 1 else (lanes, _END)
+
+    def restored(out: np.ndarray) -> np.ndarray:
+        if not on_one_axis(out - _FIRST, ask.extent):
+            raise ValueError("picks single channels: a part of those that mix is cut off")
+        return np.where(out < _FIRST, out, (out - _FIRST) % period + _FIRST)
+
+    return np.where(own < 0, _HOLE, own + _FIRST), restored
 
 
 def _run(ask: Ask, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    """The outputs of the operator on arrays in place of its data: once, or for two choices of what is computed."""
-    operands: list[list[np.ndarray | None]] = [[], []]
-    for slot, value in enumerate(ask.node.inputs):
-        for choice, given in enumerate(operands):
-            given.append(arrays[slot] if slot < len(arrays) else _operand(ask, slot, value, choice))
-    if ask.node.op_type == "Pad":
-        operands = [[x if i != 2 else None for i, x in enumerate(given)] for given in operands]
-    graph = ask.node.graph
+    """The outputs of the operator on arrays in place of its data: once, or twice where an operand is computed."""
+    node, graph = ask.node, ask.node.graph
+    rest = range(len(arrays), len(node.inputs) if node.op_type != "Pad" else 2)  # what Pad puts beside them is nothing
+    computed = any(ask.input(slot) is not None and not edit.is_constant(ask.input(slot)) for slot in rest)
     version = graph.opset_imports.get("", _NEWEST) if isinstance(graph, ir.Graph) else _NEWEST
-    computed = any(v is not None and not edit.is_constant(v) for v in ask.node.inputs[len(arrays) :])
-    found = [evaluate(ask.node, given, version) for given in operands[: 1 + computed]]
-    for value, out in zip(ask.node.outputs, found[0], strict=False):
-        if (shape := dims(value)) is not None and len(shape) != out.ndim:
-            raise ValueError("its result has another rank than the graph says")
+    found = [
+        evaluate(node, [*arrays, *(_operand(ask, slot, choice) for slot in rest)], version)
+        for choice in range(1 + computed)
+    ]
+    shape = ask.shape(None)
+    if shape is not None and len(shape) != found[0][0].ndim:
+        raise ValueError("gives another rank than the graph says")
     return found
 
 
-def _operand(ask: Ask, slot: int, value: ir.Value | None, choice: int) -> np.ndarray | None:
-    if value is None or (array := edit.constant(value)) is not None:
-        return None if value is None else array
+def _operand(ask: Ask, slot: int, choice: int) -> np.ndarray | None:
+    if ask.input(slot) is None or edit.is_constant(ask.input(slot)):
+        return edit.constant(ask.input(slot))
     if ask.node.op_type == "Expand":
         return np.array([d if isinstance(d, int) else 1 for d in ask.shape(None) or ()])
-    shape, stands = dims(value), _STANDS.get((ask.node.op_type, slot))
+    shape, stands = ask.shape(slot), _STANDS.get((ask.node.op_type, slot))
     if shape is None or stands is None:
-        raise ValueError(f"its input {slot} is computed")
+        raise ValueError("moves them to a place that is computed")
     return np.full([d if isinstance(d, int) else _OPEN for d in shape], stands[choice])
 
 
 def _shapes(ask: Ask) -> list[list[int]]:
-    """Of the data inputs, with a size for every open axis that holds all constant indices."""
-    node = ask.node
-    count = len(node.inputs) if node.op_type == "Concat" else 1
-    known = [array for v in node.inputs[count:] if (array := edit.constant(v)) is not None and array.dtype.kind == "i"]
-    open_ = 1 + max([_OPEN, *(int(n) for a in known for n in np.abs(a.reshape(-1)) if n < _MOST)])
+    """Of the data inputs; an axis of unknown size gets one that holds all constant indices."""
+    count = len(ask.node.inputs) if ask.node.op_type == "Concat" else 1
     shapes = [ask.shape(i) for i in range(count)]
-    if not ask.at_output:
-        shapes[ask.port[1]] = [n if n > 1 else d for n, d in zip(ask.lanes.shape, ask.shape(ask.port[1]) or [None] * ask.lanes.ndim, strict=True)]
-    if any(s is None for s in shapes):
-        raise ValueError("the shape of an input is not known")
-    columns = [[d for d in column if isinstance(d, int)] for column in zip(*(s for s in shapes if s), strict=True)]
-    return [[d if isinstance(d, int) else (columns[a] or [open_])[0] for a, d in enumerate(s)] for s in shapes if s]
-
-
-def _widened(ask: Ask) -> Lanes:
-    return np.broadcast_to(ask.lanes, _shapes(ask)[ask.port[1]])
-
-
-def _marked(lanes: Lanes) -> np.ndarray:
-    return np.where(lanes < 0, _HOLE, lanes + _FIRST)
+    if any(s is None or len(s) != len(shapes[0] or ()) for s in shapes):
+        raise ValueError("reads a value of unknown shape")
+    constants = [c for v in ask.node.inputs[count:] if (c := edit.constant(v)) is not None and c.dtype.kind == "i"]
+    some = 1 + max([_OPEN, *(int(n) for c in constants for n in np.abs(c.reshape(-1)) if n < _MOST)])
+    columns = list(zip(*(s or () for s in shapes), strict=True))
+    known = [next((d for d in column if isinstance(d, int)), some) for column in columns]
+    return [[d if isinstance(d, int) else n for d, n in zip(s or (), known, strict=True)] for s in shapes]
 
 
 def _lanes(marked: np.ndarray) -> Lanes:

@@ -1,0 +1,115 @@
+"""Random chains of operators between two layers: what the engine lets through leaves the numbers as they were.
+
+Sizes are known or open; the reference implementation of ONNX runs both models in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.passes.rotating import weighted
+from tests.passes.structure import rule_cases as cases
+from tests.passes.structure.rule_cases import ANY, PERMUTE, ROTATE, SCALE, SIGN, SLICE, Sizes, ints
+
+EXACT = 1e-9  # of the largest output, in float64
+EXAMPLES = 12
+WEIGHTS = {"w": "6 {C}", "v": "{C} 5", "u": "{C} {C}", "b": "{C}", "g": "{C}"}
+
+
+def block(text: str) -> Callable[[int, Sizes], str]:
+    """Text from {h} to {k}; names that begin with _ are its own, $name[1, 2] are constants."""
+
+    def made(step: int, s: Sizes) -> str:
+        swapped = [*range(1, s.c), 0]
+        names = {"H": s.h, "D": s.d, "C": s.c, "LAST": s.c - 1, "PICK": ", ".join(map(str, swapped))}
+        return text.replace("_", f"m{step}").format(h=f"k{step}", k=f"k{step + 1}", **names)
+
+    return made
+
+
+BLOCKS = {
+    "heads": block("_r = Reshape ({h}, _n) _t = Transpose <perm = [0, 2, 1, 3]> (_r) "
+                   "_x = Transpose <perm = [0, 2, 1, 3]> (_t) {k} = Reshape (_x, _z)"),
+    "interleaved": block("_r = Reshape ({h}, _n) _t = Transpose <perm = [0, 1, 3, 2]> (_r) {k} = Reshape (_t, _z)"),
+    "halves swapped": block("_l, _r = Split <axis = -1, num%outputs = 2> ({h}) {k} = Concat <axis = -1> (_r, _l)"),
+    "channels picked": block("{k} = Gather <axis = 2> ({h}, _p)"),
+    "tokens beside": block("_t = Neg ({h}) {k} = Concat <axis = 1> ({h}, _t)"),
+    "tokens picked": block("{k} = Gather <axis = 1> ({h}, _q)"),
+    "one token": block("_t = Gather <axis = 1> ({h}, _0) {k} = Unsqueeze (_t, _1)"),
+    "tokens cut": block("{k} = Slice ({h}, _1, _e, _1)"),
+    "tokens padded": block("{k} = Pad ({h}, _d)"),
+    "channels cut and padded": block("_t = Slice ({h}, _1, _e, _2) {k} = Pad (_t, _y)"),
+    "copies": block("_t = Unsqueeze ({h}, _1) _s = Expand (_t, _c) {k} = ReduceMean <keepdims = 0> (_s, _1)"),
+    "flat": block("_t = Flatten <axis = 2> ({h}) {k} = Unsqueeze (_t, _o)"),
+    "a bias": block("{k} = Add ({h}, b)"),
+    "a gain": block("{k} = Mul ({h}, g)"),
+    "a bend": block("{k} = Relu ({h})"),
+    "a curve": block("{k} = Tanh ({h})"),
+    "a norm": block("{k} = LayerNormalization <axis = -1> ({h}, g, b)"),
+    "a layer": block("{k} = MatMul ({h}, u)"),
+    "shares": block("{k} = Softmax ({h})"),
+    "a branch": block("_t = MatMul ({h}, u) {k} = Add ({h}, _t)"),
+}  # fmt: skip
+LISTS = {
+    "n": "0, 0, {H}, {D}", "z": "0, 0, {C}", "p": "{PICK}", "q": "-1, 0, -1", "1": "1", "2": "2", "e": "100", "o": "0",
+    "d": "0, 1, 0, 0, 0, 0", "y": "0, 0, 1, 0, 0, 0", "c": "1, 2, 1, 1",
+}  # fmt: skip
+
+
+def chain(names: list[str], s: Sizes, open_: bool) -> ir.Model:
+    """x -> layer -> the blocks -> layer y."""
+    text = "k0 = MatMul (x, w) "
+    for step, name in enumerate(names):
+        body = BLOCKS[name](step, s)
+        of_step = {n: v.format(H=s.h, D=s.d, C=s.c, PICK=", ".join(map(str, [*range(1, s.c), 0])))
+                   for n, v in LISTS.items() if f"m{step}{n})" in body or f"m{step}{n}," in body}  # fmt: skip
+        made = [ints(f"m{step}{n}", *map(int, v.split(","))) for n, v in of_step.items()]
+        one = f"m{step}0 = Constant <value_int = 0> () " if f"m{step}0)" in body else ""
+        text += "".join(made) + one + body.replace("%", "_") + " "
+    text += f"y = MatMul (k{len(names)}, v)"
+    sizes = {n: tuple(int(z) for z in shape.format(C=s.c).split()) for n, shape in WEIGHTS.items()}
+    used = {n: z for n, z in sizes.items() if f" {n})" in text or f" {n}," in text}
+    tokens = "B, S" if open_ else f"{s.b}, {s.t}"
+    return weighted(text, used, f"float[{tokens}, 6] x")
+
+
+@pytest.mark.parametrize("move", ANY, ids=lambda m: m.name)
+def test_what_passes_a_chain_changes_no_number(move: object) -> None:
+    passed: list[bool] = []
+
+    @settings(max_examples=EXAMPLES, derandomize=True, deadline=None)
+    @given(
+        names=st.lists(st.sampled_from(LIKELY[move]), min_size=1, max_size=4),
+        sizes=st.builds(Sizes, st.integers(1, 2), st.sampled_from([6, 8]), st.integers(2, 3), st.sampled_from([2, 4])),
+        open_=st.booleans(),
+        seed=st.integers(0, 99),
+    )
+    def check(names: list[str], sizes: Sizes, open_: bool, seed: int) -> None:
+        model = chain(names, sizes, open_)
+        passed.append(cases.why_not(model, move) == "")
+        if not passed[-1]:
+            return
+        before, after = cases.moved(model, move, seed)
+        feeds = {"x": np.random.default_rng(5).normal(size=(sizes.b, sizes.t, 6))}
+        wanted, got = (cases.outputs(m, feeds) for m in (before, after))
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=EXACT * np.abs(wanted).max())
+
+    check()
+    assert sum(passed) >= len(passed) // 3  # or nothing would be shown
+
+
+CUTS = {"halves swapped", "channels picked", "channels cut and padded", "interleaved"}
+BENT = {"a gain", "a bend", "a curve", "a norm", "shares"}
+LIKELY = {
+    PERMUTE: [*BLOCKS],
+    SLICE: [n for n in BLOCKS if n not in CUTS | {"heads", "a norm", "shares", "copies"}],
+    SCALE: [n for n in BLOCKS if n not in {"a curve", "shares"}],
+    SIGN: [n for n in BLOCKS if n not in {"a curve", "shares", "a bend"}],
+    ROTATE: [n for n in BLOCKS if n not in CUTS | BENT],
+}
