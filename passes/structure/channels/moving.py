@@ -38,7 +38,7 @@ def reshaped(ask: Ask) -> Answer:
     return ask.through(made) if on_one_axis(made, ask.extent) else "a Reshape breaks up the channels that mix"
 
 
-def moved(ask: Ask) -> Answer:
+def rearranged(ask: Ask) -> Answer:
     """Transpose, Expand, Concat, Split, Slice, Gather, GatherND, Pad."""
     op = ask.node.op_type
     if not ask.at_output and ask.port[1] and op != "Concat":

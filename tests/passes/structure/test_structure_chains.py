@@ -19,16 +19,14 @@ from tests.passes.structure.rule_cases import ANY, PERMUTE, ROTATE, SCALE, SIGN,
 
 EXACT = 1e-9  # of the largest output, in float64
 EXAMPLES = 12
-WEIGHTS = {"w": "6 {C}", "v": "{C} 5", "u": "{C} {C}", "b": "{C}", "g": "{C}"}
+WEIGHTS = {"w": "6 {C}", "v": "{C} 5", "b": "{C}", "g": "{C}"}
 
 
-def block(text: str) -> Callable[[int, Sizes], str]:
-    """Text from {h} to {k}; names that begin with _ are its own, $name[1, 2] are constants."""
+def block(text: str) -> Callable[[int], str]:
+    """Text from {h} to {k}; names that begin with _ are its own: _w is a weight, the others are values or ``LISTS``."""
 
-    def made(step: int, s: Sizes) -> str:
-        swapped = [*range(1, s.c), 0]
-        names = {"H": s.h, "D": s.d, "C": s.c, "LAST": s.c - 1, "PICK": ", ".join(map(str, swapped))}
-        return text.replace("_", f"m{step}").format(h=f"k{step}", k=f"k{step + 1}", **names)
+    def made(step: int) -> str:
+        return text.replace("_", f"m{step}").replace("%", "_").format(h=f"k{step}", k=f"k{step + 1}")
 
     return made
 
@@ -52,9 +50,9 @@ BLOCKS = {
     "a bend": block("{k} = Relu ({h})"),
     "a curve": block("{k} = Tanh ({h})"),
     "a norm": block("{k} = LayerNormalization <axis = -1> ({h}, g, b)"),
-    "a layer": block("{k} = MatMul ({h}, u)"),
+    "a layer": block("{k} = MatMul ({h}, _w)"),
     "shares": block("{k} = Softmax ({h})"),
-    "a branch": block("_t = MatMul ({h}, u) {k} = Add ({h}, _t)"),
+    "a branch": block("_t = MatMul ({h}, _w) {k} = Add ({h}, _t)"),
 }  # fmt: skip
 LISTS = {
     "n": "0, 0, {H}, {D}", "z": "0, 0, {C}", "p": "{PICK}", "q": "-1, 0, -1", "1": "1", "2": "2", "e": "100", "o": "0",
@@ -66,14 +64,15 @@ def chain(names: list[str], s: Sizes, open_: bool) -> ir.Model:
     """x -> layer -> the blocks -> layer y."""
     text = "k0 = MatMul (x, w) "
     for step, name in enumerate(names):
-        body = BLOCKS[name](step, s)
+        body = BLOCKS[name](step)
         of_step = {n: v.format(H=s.h, D=s.d, C=s.c, PICK=", ".join(map(str, [*range(1, s.c), 0])))
                    for n, v in LISTS.items() if f"m{step}{n})" in body or f"m{step}{n}," in body}  # fmt: skip
         made = [ints(f"m{step}{n}", *map(int, v.split(","))) for n, v in of_step.items()]
         one = f"m{step}0 = Constant <value_int = 0> () " if f"m{step}0)" in body else ""
-        text += "".join(made) + one + body.replace("%", "_") + " "
+        text += "".join(made) + one + body + " "
     text += f"y = MatMul (k{len(names)}, v)"
     sizes = {n: tuple(int(z) for z in shape.format(C=s.c).split()) for n, shape in WEIGHTS.items()}
+    sizes |= {f"m{step}w": (s.c, s.c) for step in range(len(names))}
     used = {n: z for n, z in sizes.items() if f" {n})" in text or f" {n}," in text}
     tokens = "B, S" if open_ else f"{s.b}, {s.t}"
     return weighted(text, used, f"float[{tokens}, 6] x")
