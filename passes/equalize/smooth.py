@@ -13,7 +13,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
-from graphpress.observe.moments import stream
+from graphpress.observe.inner import stream
 from graphpress.passes.equalize.factors import OutputError, SeenRows, factors
 from graphpress.passes.structure.channels.ask import WRITER, Move
 from graphpress.passes.structure.channels.follow import Carried, follow

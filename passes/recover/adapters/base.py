@@ -21,8 +21,8 @@ from graphpress import catalog
 from graphpress.context import Context
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.graph import edit
-from graphpress.graph.cut import cut
 from graphpress.keys import ADAPTED
+from graphpress.observe.inner import InnerValues
 from graphpress.passes.structure.layers.linear import Linear
 
 
@@ -244,4 +244,4 @@ def evaluated(model: ir.Model, value: ir.Value, ctx: Context) -> np.ndarray:
     execute, name = ctx.oracle or ctx.run, value.name or ""
     if execute is None:
         raise BadRequest("nothing may be executed", where=f"value {name!r}", fix="Give Context(run=..).")
-    return execute(cut(model, [], [name]))({})[name]
+    return InnerValues.of(model, [name], execute, given=[], floats=False)({})[name]

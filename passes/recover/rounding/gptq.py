@@ -15,7 +15,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.observe.data import CalibrationData
-from graphpress.observe.moments import Moments, Rows, Sum
+from graphpress.observe.moments import Moments, Rows, Sum, add_up
 from graphpress.passes.recover.rounding import grids
 from graphpress.passes.recover.rounding.columns import round_layer
 from graphpress.passes.recover.rounding.gptq_state import State
@@ -132,9 +132,7 @@ class _LayerByLayer:
         parts = [{r: Sum() for r in rows} for _ in range(2)]
         values = prefix.values(list(dict.fromkeys(r.value for r in rows)))
         for part, batches in zip(parts, (islice(values, self.fitted), values), strict=True):
-            for batch in batches:
-                for r, total in part.items():
-                    total.update(r, batch[r.value])
+            add_up(part, batches)
         for r in rows:
             seen, unseen = (part[r] for part in parts)
             yield seen.moments(), (unseen if unseen.count else seen).moments()
