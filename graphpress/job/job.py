@@ -16,7 +16,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.job import engine
 from graphpress.job import latency as latencies
-from graphpress.job.gate import compare, judge
+from graphpress.job.gate import compare_outputs, judge
 from graphpress.job.metric import Evaluate, top1
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
@@ -150,7 +150,7 @@ class Job:
             return
         size = (self.held_out.binding.exact if self.held_out.binding else None) or GATE_BATCH
         batches = self.progress(self.held_out.batches(size), "gate", -(-len(self.held_out) // size))
-        outputs, samples = compare(self.original(), runner, batches)
+        outputs, samples = compare_outputs(self.original(), runner, batches)
         report.gate = judge(outputs, samples, recipe.gate)
         if self.held_out is self.data:
             report.gate.left_out = "too few samples to hold any out: the gate saw the calibration samples"
@@ -208,7 +208,7 @@ class Job:
         if report.gate.passed:
             self.diagnose(compiled, report)
         if feeds is not None:
-            report.latency = latencies.compare(self.original(), self.engine.execute(compiled.lowered), feeds)
+            report.latency = latencies.compare_latency(self.original(), self.engine.execute(compiled.lowered), feeds)
 
 
 def context(

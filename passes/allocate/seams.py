@@ -81,7 +81,7 @@ def states(parts: Parts, seam: Seam) -> dict[str, ir.Model] | None:
     return found
 
 
-def difference(seam: Seam, took: Mapping[str, float], alone: Mapping[str, float]) -> Seamed:
+def seam_costs(seam: Seam, took: Mapping[str, float], alone: Mapping[str, float]) -> Seamed:
     """From the times of the states, and of each operator in codes less that in floats."""
     source, others = alone[seam.source], sum(alone[r] for r in seam.nodes[1:])
     more = {state: ms - took[FLOAT] for state, ms in took.items()}

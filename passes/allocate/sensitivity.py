@@ -23,9 +23,9 @@ from graphpress.observe.checkpoint import key
 from graphpress.observe.inner import WORKERS, InnerValues
 from graphpress.passes.allocate import fisher
 from graphpress.passes.allocate.divergence import OutputKind, divergence, kinds
-from graphpress.passes.allocate.metric import evaluated, number
+from graphpress.passes.allocate.edges import Probe, Values
+from graphpress.passes.allocate.evaluated import evaluated, number
 from graphpress.passes.allocate.parts import Parts
-from graphpress.passes.allocate.probe import Probe, Values
 from graphpress.passes.allocate.space import Schemes
 from graphpress.passes.allocate.store import Cache
 from graphpress.passes.quantize.apply_plan import ApplyPlan

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
+from graphpress.passes.clean.constants import graph_nodes, ints
 from graphpress.passes.clean.known_dims import known_dims
-from graphpress.passes.clean.operands import graph_nodes, ints
 from graphpress.types import Numerics
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")

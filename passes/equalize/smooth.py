@@ -68,7 +68,7 @@ class Smooth(Pass):
         ctx.need("data", "smooth", "needs to see activations", "leave smooth out of the recipe")
         if self.alpha != "auto" and not 0 <= self.alpha <= 1:
             raise BadRequest(f"{self.alpha} is not between 0 and 1", where="smooth: option 'alpha'")
-        places = find(model, report)
+        places = find_places(model, report)
         seen = self._observe(model, ctx, places) if places else {}
         for place in ctx.progress(places, "smooth", len(places)):
             rows = seen.get(place.value.name or "")
@@ -142,7 +142,7 @@ class Place:
     carried: Carried
 
 
-def find(model: ir.Model, report: PassReport) -> list[Place]:
+def find_places(model: ir.Model, report: PassReport) -> list[Place]:
     """Places in order of the graph; a Skip for each layer that has none."""
     by_value: dict[ir.Value, list[Linear]] = {}
     for layer in layers(list(edit.nodes(model))):

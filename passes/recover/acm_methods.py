@@ -199,7 +199,7 @@ def places(sites: Sequence[AcmSite], teacher: ir.Model) -> list[tuple[str, str]]
     Raises:
         BadRequest: The teacher has no such layer.
     """
-    anatomy = ffn.find(teacher.graph)
+    anatomy = ffn.layer_blocks(teacher.graph)
     layers: list[ffn.Found] = [*anatomy.projections, *anatomy.blocks]
     known = {f.name: f for f in layers}
     found = []

@@ -189,13 +189,13 @@ def compare_models(folder: Path) -> Any:
     Raises:
         BadRequest: There is none.
     """
-    from graphpress.tools.conformance import models
+    from graphpress.tools.conformance import whole_models
 
     files = sorted(folder.rglob("*.onnx"))
     if not files:
         raise BadRequest("holds no ONNX file", where=str(folder), fix="Give a folder of models.")
     with terminal.progress() as progress:
-        return models.run(progress(files, "models", len(files)), folder)
+        return whole_models.run(progress(files, "models", len(files)), folder)
 
 
 def demo(out: Path, as_json: bool) -> int:

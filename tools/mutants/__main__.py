@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from graphpress.tools.check import rooms
-from graphpress.tools.mutants import forks, table
+from graphpress.tools.mutants import forks, formulas
 from graphpress.tools.mutants.mutants import Mutant, mutants
 
 LEAST = 0.9
@@ -30,14 +30,14 @@ def main() -> int:
     options = parser.parse_args()
     root = Path.cwd()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    chosen = [f for f in table.load(root) if not options.files or f.file in options.files]
+    chosen = [f for f in formulas.load(root) if not options.files or f.file in options.files]
     if not chosen:
-        parser.error(f"not in {table.TABLE}: {', '.join(options.files)}")
+        parser.error(f"not in {formulas.TABLE}: {', '.join(options.files)}")
     options.out.mkdir(parents=True, exist_ok=True)
     return 1 if sum(_in_a_fork(root, formula, options) for formula in chosen) else 0
 
 
-def _in_a_fork(root: Path, formula: table.Formula, options: argparse.Namespace) -> bool:
+def _in_a_fork(root: Path, formula: formulas.Formula, options: argparse.Namespace) -> bool:
     """Whether this file fails."""
     found = options.out / f"{formula.file.replace('/', '.')}.json"
     found.unlink(missing_ok=True)
@@ -47,7 +47,7 @@ def _in_a_fork(root: Path, formula: table.Formula, options: argparse.Namespace) 
     return not json.loads(found.read_text(encoding="utf-8"))["fine"]
 
 
-def _judge(root: Path, formula: table.Formula, options: argparse.Namespace, found: Path) -> None:
+def _judge(root: Path, formula: formulas.Formula, options: argparse.Namespace, found: Path) -> None:
     (source,) = (s for s in rooms.sources(root) if s.path == root / formula.file)
     planted = formula.planted_in(source.text)
     made = [] if options.planted else mutants(source.text)
@@ -77,7 +77,7 @@ def _judge(root: Path, formula: table.Formula, options: argparse.Namespace, foun
     found.write_text(json.dumps(_record(formula, fates, fine), indent=1), encoding="utf-8")
 
 
-def _record(formula: table.Formula, fates: list[tuple[Mutant, str]], fine: bool) -> dict[str, object]:
+def _record(formula: formulas.Formula, fates: list[tuple[Mutant, str]], fine: bool) -> dict[str, object]:
     rows = [
         {"line": m.line, "kind": m.kind, "old": m.old, "new": m.new, "fate": fate, "reason": formula.reason(m)}
         for m, fate in fates

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cosmic_ray.mutating import mutate_code
 
-from graphpress.tools.mutants.operators import operators
+from graphpress.tools.mutants.changes import operators
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from graphpress.job import engine
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import model as tables
 from graphpress.passes.allocate import seams
-from graphpress.passes.allocate.latency import LatencyMeter, Times
+from graphpress.passes.allocate.edges import Probe
+from graphpress.passes.allocate.meter import LatencyMeter, Times
 from graphpress.passes.allocate.parts import Parts, bare
-from graphpress.passes.allocate.probe import Probe
 from graphpress.passes.allocate.problem import OUTSIDE, Problem
 from graphpress.passes.allocate.sensitivity import Sensitivity
 from graphpress.passes.allocate.store import Cache
@@ -166,7 +166,7 @@ def test_what_two_operators_take_together_and_not_alone_is_laid_on_the_value_bet
     }  # fmt: skip
     # Alone 9 ms faster and 4 ms faster; together in floats 1 ms less than the sum of 10 and 10.
     took = {seams.FLOAT: 19.0, seams.UP: 17.0, seams.DOWN: 12.0, seams.KEPT: 7.0}
-    got = seams.difference(found["r1"], took, {"first": -9.0, "second": -4.0})
+    got = seams.seam_costs(found["r1"], took, {"first": -9.0, "second": -4.0})
     assert got == seams.Seamed(up=2.0, down=2.0, kept=1.0)
     times = fixed()
     times.seams["r1"] = got

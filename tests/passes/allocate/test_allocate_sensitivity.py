@@ -14,7 +14,7 @@ from graphpress.errors import BadRequest
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import fisher
 from graphpress.passes.allocate.divergence import OutputKind, divergence, kinds
-from graphpress.passes.allocate.probe import Probe
+from graphpress.passes.allocate.edges import Probe
 from graphpress.passes.allocate.sensitivity import Measurer, Sensitivity
 from graphpress.passes.allocate.store import Cache
 from graphpress.passes.quantize.apply_plan import ApplyPlan

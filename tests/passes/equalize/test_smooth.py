@@ -15,7 +15,7 @@ from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.equalize import factors as search
-from graphpress.passes.equalize.smooth import Place, Smooth, find
+from graphpress.passes.equalize.smooth import Place, Smooth, find_places
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.structure.layers.linear import layers
 from tests import kit
@@ -99,7 +99,7 @@ def smooth(made: ir.Model, x: np.ndarray, **options: Any) -> tuple[ir.Model, Pas
 def test_the_function_stays(kind: str, alpha: float) -> None:
     body, readers = CARRIERS[kind]
     made, unseen = made_of(body), {"x": data(seed=9)}
-    (place,) = [p for p in find(made, PassReport()) if [r.weight_value.name for r in p.readers] == readers]
+    (place,) = [p for p in find_places(made, PassReport()) if [r.weight_value.name for r in p.readers] == readers]
     after, _ = smooth(made, data(), alpha=alpha)
     wanted, got = (kit.run(m, unseen) for m in (made, after))
     for name in wanted:
@@ -144,7 +144,7 @@ def inner(made: ir.Model, feeds: dict[str, np.ndarray], name: str) -> np.ndarray
 def test_heads_that_share_values_share_the_louder_factor() -> None:
     """Query heads 0 and 1 read values 0, heads 2 and 3 values 1; a channel of values has one factor for both copies."""
     made = made_of(CARRIERS["attention, shared values"][0])
-    (place,) = find(made, PassReport())[-1:]
+    (place,) = find_places(made, PassReport())[-1:]
     np.testing.assert_array_equal(labels(place), [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]])
     after, _ = smooth(made, data(), alpha=0.7)
     seen = np.abs(inner(made, {"x": data()}, "o").reshape(-1, 16)).max(axis=0)[labels(place)].max(axis=0)
