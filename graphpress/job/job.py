@@ -17,7 +17,8 @@ from graphpress.errors import BadRequest
 from graphpress.job import engine
 from graphpress.job import latency as latencies
 from graphpress.job.gate import compare_outputs, judge
-from graphpress.job.metric import Evaluate, top1
+from graphpress.job.metric import Evaluate, check_labels, top1
+from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
 from graphpress.pipeline import Pipeline
@@ -92,7 +93,9 @@ class Job:
         held = max(min(self.recipe.gate.samples, len(data) // 5) // exact, 1) * exact
         held = held if len(data) >= max(2 * exact, 5) else 0
         self.data, self.held_out = data.split(held, self.seed) if held else (data, data)
-        if evaluate is None and data.labels is not None:
+        named = {value.name for value in self.model.graph.inputs}
+        if evaluate is None and LABELS not in named and (labels := data.labels) is not None:
+            check_labels(labels, self.model)
             self.evaluate = top1(self.held_out)
 
     def context(self) -> Context:

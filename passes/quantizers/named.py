@@ -23,7 +23,8 @@ def named(text: str) -> Quantizer:
     name, _, rest = text.partition(":")
     known, where = catalog.quantizers(), f"quantizer {text!r}"
     if name not in known:
-        raise BadRequest(f"there is no quantizer {name!r}", where=where, fix=nearest(name, known))
+        fix = nearest(name, known) if name.isalnum() else "Options stand behind a colon: power:exponent=0.5."
+        raise BadRequest(f"there is no quantizer {name!r}", where=where, fix=fix)
     cls = known[name]
     fields = [f.name for f in dataclasses.fields(cls)]
     options = {}
