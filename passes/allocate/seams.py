@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphpress.graph.cut import cut
+from graphpress.graph.movement import interval
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import Parts, bare
 from graphpress.passes.allocate.space import Schemes
@@ -117,7 +118,7 @@ def settled(node: ir.Node) -> list[ir.Value]:
 
 def passes(node: ir.Node) -> bool:
     """Whether integers go through as they are."""
-    return operators.moved(node) or operators.interval(node) is not None
+    return operators.moved(node) or interval(node) is not None
 
 
 def readers(value: ir.Value, owner: Container[str]) -> Iterator[str]:
