@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +14,8 @@ import pytest
 from onnx import numpy_helper
 
 from graphpress.tools.cli.app import app, guarded
+from tests import warm
 
-COMMAND = Path(sys.executable).with_name("graphpress")
 RNG = np.random.default_rng(0)
 
 
@@ -365,25 +362,19 @@ def test_a_folder_that_may_not_be_written(here: Path) -> None:
         place = Path("/proc/graphpress")  # root may write anywhere else
     else:
         place = Path("locked/out")
-    done = run("compile", "m.onnx", "--recipe", "w8a16", "--out", str(place))
+    done = warm.graphpress("compile", "m.onnx", "--recipe", "w8a16", "--out", str(place), cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"graphpress: {place}: cannot be written[^\n]+Choose another --out\.\n", done.stderr), (
         done.stderr
     )
 
 
-def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
-
-
 def test_a_file_size_limit_in_a_real_process(here: Path) -> None:
     """Writing past RLIMIT_FSIZE fails as a full disk does: in the middle of a file."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    limited = f"import resource, sys\nsys.dont_write_bytecode = True\n{limit}\n{warm.CLI}"
     before = listing(Path())
-    done = run("compile", "m.onnx", "--recipe", "w8a16", "--out", "out", preexec_fn=limit)
+    done = warm.python(limited, "compile", "m.onnx", "--recipe", "w8a16", "--out", "out", cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"graphpress: [^\n]+\n", done.stderr), done.stderr
     assert listing(Path()) == before
@@ -391,7 +382,7 @@ def test_a_file_size_limit_in_a_real_process(here: Path) -> None:
 
 def test_a_refusal_in_a_real_process(here: Path) -> None:
     Path("m.onnx").write_bytes(b"text")
-    done = run("compile", "m.onnx", "--recipe", "w8a8", "--out", "out")
+    done = warm.graphpress("compile", "m.onnx", "--recipe", "w8a8", "--out", "out", cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"graphpress: m\.onnx: [^\n]+\n", done.stderr), done.stderr
     assert not Path("out").exists()
