@@ -16,6 +16,7 @@ from pathlib import Path
 from graphpress.tools.check import rooms
 from graphpress.tools.mutants import forks, formulas
 from graphpress.tools.mutants.mutants import Mutant, mutants
+from graphpress.tools.mutants.warm import ALIVE, LATE, NEVER_RUN, Warm
 
 LEAST = 0.9
 
@@ -54,14 +55,15 @@ def _judge(root: Path, formula: formulas.Formula, options: argparse.Namespace, f
     of = len(made)
     if options.sample and of > options.sample:
         made = sorted(random.Random(0).sample(made, options.sample), key=lambda m: m.line)
-    warm = forks.Warm(source.module, source.path, formula.selection)
+    warm = Warm(source.module, source.path, source.text, formula.selection)
     began = time.monotonic()
     failed = warm.warm_up()
-    if failed or warm.judge(source.text) != forks.ALIVE:
+    if failed:
         print(f"{formula.file}: its tests fail as they are\n{failed}")
         return
-    fates = [(m, warm.judge(m.code)) for m in [*planted, *made]]
-    alive = [m for m, fate in fates if fate == forks.ALIVE]
+    judged = [*planted, *made]
+    fates = list(zip(judged, warm.fates([(m.line, m.code) for m in judged]), strict=True))
+    alive = [m for m, fate in fates if fate in (ALIVE, NEVER_RUN)]
     unlisted = [m for m in alive if formula.reason(m) is None]
     share = 1 - len(alive) / max(1, len(fates))
     fine = share >= LEAST and not unlisted
@@ -69,7 +71,7 @@ def _judge(root: Path, formula: formulas.Formula, options: argparse.Namespace, f
         f"{formula.file}: {len(fates) - len(alive)} of {len(fates)} killed ({share:.1%}), "
         f"{len(alive) - len(unlisted)} live with a reason, {len(unlisted)} without"
         f"{f'; a sample of {of}' if len(made) < of else ''}; "
-        f"{sum(fate == forks.LATE for _, fate in fates)} by time; {time.monotonic() - began:.0f} s"
+        f"{sum(fate == LATE for _, fate in fates)} by time; {time.monotonic() - began:.0f} s"
     )
     for mutant in unlisted:
         print(f"  {mutant.line} {mutant.kind}\n    - {mutant.old}\n    + {mutant.new}")
