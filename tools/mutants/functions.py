@@ -1,4 +1,4 @@
-"""Functions of a module exchanged in place: those whose code differs between two texts of it."""
+"""What differs between two texts of a module, put in place without importing it anew: functions, constants."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def spans(code: str) -> list[range]:
 def changed(path: str, old: str, new: str) -> Changed | None:
     """The outermost functions of ``new`` that are not as in ``old``; None where more than functions differs."""
     return _changed(compile(old, path, "exec"), compile(new, path, "exec"))
+
+
+def assigned(old: str, new: str) -> ast.Module | None:
+    """The statement that gives a constant of the module another value, where nothing else differs."""
+    pairs = list(zip(ast.parse(old).body, ast.parse(new).body, strict=False))
+    other = [b for a, b in pairs if ast.dump(a) != ast.dump(b)]
+    if len(other) != 1 or not isinstance(other[0], ast.Assign | ast.AnnAssign):
+        return None
+    return ast.Module(other, [])
 
 
 def _changed(old: types.CodeType, new: types.CodeType) -> Changed | None:

@@ -2,8 +2,9 @@
 
 Starting Python with torch and ONNX Runtime takes ten times as long as the few tests that pin one file. Where only
 functions differ they are exchanged in a fork that has collected the tests already, and only the tests that reach the
-function run, those that reach the line first. Else (constants, defaults, decorated functions) the fork imports the
-mutated text and all that imports it anew, and runs all tests. Nothing is written to the checkout.
+function run, those that reach the line first. A constant is set anew. Else (defaults, classes, decorated functions, and
+a constant that is not missed) the fork imports the mutated text and all that imports it anew, and runs all tests.
+Nothing is written to the checkout.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -126,23 +127,32 @@ class Warm:
         plugins.run(self.tests, self.scratch, plugins.Instead(work))
 
     def _exchanged(
-        self, line: int, code: str, living: dict[functions.Key, list[types.FunctionType]],
-        run: Run,
-    ) -> str:  # fmt: skip
+        self, line: int, code: str, living: Mapping[functions.Key, list[types.FunctionType]], run: Run
+    ) -> str:
         span = next((s for s in self.spans if line in s), None)
+        if span is None:
+            return self._assigned(code, run)
         new = functions.changed(str(self.path), self.text, code)
-        if span is None or not new or self.imported & set(span) or any(key not in living for key, _ in new):
+        if not new or self.imported & set(span) or any(key not in living for key, _ in new):
             return _AGAIN
         chosen = [name for name in self._order(line) if self.reach[name][1] & set(span)]
-        if not chosen:
-            return NEVER_RUN
+        return self._fate(lambda: functions.exchange(living, new), chosen, run) if chosen else NEVER_RUN
 
+    def _assigned(self, code: str, run: Run) -> str:
+        """Of another constant; another file may have read it while it was imported."""
+        statement = functions.assigned(self.text, code)
+        if statement is None:
+            return _AGAIN
+        places = sys.modules[self.module].__dict__
+        fate = self._fate(lambda: exec(compile(statement, str(self.path), "exec"), places), self._order(0), run)
+        return _AGAIN if fate == ALIVE else fate
+
+    def _fate(self, change: Callable[[], None], chosen: Sequence[str], run: Run) -> str:
         def work() -> int:
-            functions.exchange(living, new)
+            change()
             return run(chosen)
 
-        seconds = sum(self.reach[name][0] for name in chosen)
-        status = forks.wait(forks.start(work), 5 + 4 * seconds)
+        status = forks.wait(forks.start(work), 5 + 4 * sum(self.reach[name][0] for name in chosen))
         return LATE if status is None else ALIVE if status == 0 else KILLED
 
     def _order(self, line: int) -> list[str]:
