@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cosmic_ray.mutating import mutate_code
@@ -34,9 +34,9 @@ class Mutant:
 def mutants(code: str) -> list[Mutant]:
     """Every mutant that means something else, in order of lines.
 
-    Left out, as no test of numbers could or should see them: annotations, decorators, imports, assertions, and the
-    arguments of what is raised (an error's wording). Neither could they tell -1 from another negative size in reshape,
-    and that an option's default is 128, not 127, is a choice.
+    Left out, as no test of numbers could or should see them: annotations, decorators, imports, assertions (``strict``
+    of zip is one), and the arguments of what is raised (an error's wording). Neither could they tell -1 from another
+    negative size in reshape, and that an option's default is 128, not 127, is a choice.
     """
     quiet = list(_quiet(code))
     seen = {code}
@@ -100,16 +100,23 @@ def _quiet(code: str) -> Iterator[tuple[int, int]]:
         return starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
 
     for node in ast.walk(ast.parse(code)):
-        match node:
-            case ast.Assert() | ast.Import() | ast.ImportFrom():
-                yield span(node)
-            case ast.Raise(exc=ast.Call(args=args, keywords=keywords)):
-                yield from (span(a) for a in (*args, *(k.value for k in keywords)))
-            case ast.Call(func=ast.Attribute(attr="reshape"), args=args):
-                yield from (span(a) for a in args if isinstance(a, ast.UnaryOp))
-            case ast.FunctionDef(returns=returns, decorator_list=decorators):
-                yield from (span(d) for d in (*decorators, *filter(None, [returns])))
-            case ast.ClassDef(body=body, decorator_list=decorators):
-                yield from (span(d) for d in (*decorators, *_sizes(body)))
-            case ast.arg(annotation=ast.expr() as annotation) | ast.AnnAssign(annotation=annotation):
-                yield span(annotation)
+        yield from (span(n) for n in _left_out(node))
+
+
+def _left_out(node: ast.AST) -> Sequence[ast.expr | ast.stmt]:
+    match node:
+        case ast.Assert() | ast.Import() | ast.ImportFrom():
+            return [node]
+        case ast.Raise(exc=ast.Call(args=args, keywords=keywords)):
+            return [*args, *(k.value for k in keywords)]
+        case ast.Call(func=ast.Name("zip"), keywords=keywords):
+            return [k.value for k in keywords]
+        case ast.Call(func=ast.Attribute(attr="reshape"), args=args):
+            return [a for a in args if isinstance(a, ast.UnaryOp)]
+        case ast.FunctionDef(returns=returns, decorator_list=decorators):
+            return [*decorators, *filter(None, [returns])]
+        case ast.ClassDef(body=body, decorator_list=decorators):
+            return [*decorators, *_sizes(body)]
+        case ast.arg(annotation=ast.expr() as annotation) | ast.AnnAssign(annotation=annotation):
+            return [annotation]
+    return []

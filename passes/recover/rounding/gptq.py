@@ -117,7 +117,7 @@ class _LayerByLayer:
                 state.save()
         finally:
             state.save(now=True)
-        self.report.metrics["error against rounding to nearest"] = round(float(np.mean(self.gains or [1.0])), 4)
+        self.report.metrics["error against rounding to nearest"] = round(float(np.mean(self.gains)), 4)
 
     def wave(self, layers: Sequence[QuantizedLayer], prefix: Prefix, state: State) -> None:
         """Settle layers that do not depend on one another."""

@@ -126,6 +126,7 @@ def test_inputs_that_do_not_correlate_leave_rounding_to_nearest_and_say_so() -> 
     after, report = gptq(start, x, Gptq(observer="keep", samples=128))
     np.testing.assert_array_equal(weights(after)[q.name], q.rounded(q.params()))
     assert "no worse" in report.skips[0].why
+    assert report.metrics["error against rounding to nearest"] == 1.0
 
 
 def test_never_worse_on_samples_held_out() -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from graphpress.backends import ort
 from graphpress.context import Context
+from graphpress.contracts import PassReport
+from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantize.quantize import Quantize
@@ -38,14 +40,21 @@ def reach(w: np.ndarray, axis: int) -> np.ndarray:
 
 def settled(w: np.ndarray, x: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """(weights, scales of groups) that GPTQ makes of ``x @ w``."""
+    return made_of(w, x, **options)[:2]
+
+
+def made_of(w: np.ndarray, x: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray, PassReport]:
+    """The same, and the report."""
     text = f"g (float[N, {SIZE}] x, float[{SIZE}, {ROWS}] w) => (float[N, {ROWS}] y) {{ [layer] y = MatMul(x, w) }}"
     made = quantizing.model(text, {"w": w})
     quantize = Quantize(mode="weight", weight="int4", weight_granularity="per_group", group_size=GROUP)
     ctx = Context(data=CalibrationData.from_arrays({"x": x}), run=ort.execute)
-    after, _ = kit.apply(made, quantize, Gptq(samples=len(x), **options), ctx=ctx)
+    after, _ = kit.apply(made, quantize, ctx=ctx)
+    report = PassReport()
+    Gptq(samples=len(x), **options).run(after, ctx, report)
     encode = edit.find(after, "layer").inputs[1].producer().inputs[0].producer()
     value, scale = (np.asarray(edit.constant(v), np.float64) for v in encode.inputs[:2])
-    return value, scale.reshape(-1, ROWS)
+    return value, scale.reshape(-1, ROWS), report
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -88,20 +97,70 @@ def least_squares(w: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return now, np.stack(scales)
 
 
-def test_a_group_gets_its_scale_when_it_is_reached() -> None:
-    """Held out are too few to tell: all samples are seen by both."""
+def parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(samples that are fitted to, samples held out), float64."""
+    made = quantizing.model(f"g (float[N, {SIZE}] x) => (float[N, {SIZE}] y) {{ y = Relu(x) }}", {})
+    pair = split(CalibrationData.from_arrays({"x": x}).bind(made).take(len(x), 0), 0)
+    fit, held = (np.concatenate([f["x"] for f in p.batches(len(x))]).astype(np.float64) for p in pair)
+    return fit, held
+
+
+def test_a_group_gets_its_scale_when_it_is_reached_and_the_report_says_what_was_won() -> None:
     w, x = correlated()
-    x = np.tile(x[:50], (8, 1))  # each sample eight times: what is held out is seen as well
-    data = CalibrationData.from_arrays({"x": x}).bind(
-        quantizing.model(f"g (float[N, {SIZE}] x) => (float[N, {SIZE}] y) {{ y = Relu(x) }}", {})
-    )
-    (fit,) = (f["x"].astype(np.float64) for f in split(data.take(400, 0), 0)[0].batches(400))
+    fit, held = parts(x)
+    assert len(held) == len(x) // 8
     h = fit.T @ fit
     h += 0.3 * h.diagonal().mean() * np.eye(SIZE)
-    value, scale = settled(w, x, act_order=False, observer="minmax", damping=0.3)
+    value, scale, report = made_of(w, x, act_order=False, observer="minmax", damping=0.3)
     expected, scales = least_squares(w, h)
     np.testing.assert_allclose(scale, scales, rtol=1e-5)
     assert np.isclose(value, expected, rtol=1e-4, atol=1e-6).mean() > 0.995  # but for ties
+    nearest = rounded(w.astype(np.float64), np.repeat(reach(w.reshape(-1, GROUP, ROWS), 1), GROUP, 0))
+    before, after = (float(np.square(held @ (v - w)).sum()) for v in (nearest, value))
+    assert report.metrics["error against rounding to nearest"] == round(after / before, 4)
+
+
+@pytest.mark.parametrize(("samples", "held"), [(1, 0), (7, 1), (8, 1), (15, 1), (16, 2), (64, 8)])
+def test_an_eighth_is_held_out(samples: int, held: int) -> None:
+    seen, unseen = parts(np.arange(samples * SIZE, dtype=np.float32).reshape(samples, SIZE))
+    both = sorted([*seen[:, 0], *unseen[:, 0]])
+    assert (len(seen), len(unseen)) == ((samples - held, held) if held else (samples, samples))
+    assert not held or both == [float(SIZE * i) for i in range(samples)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "refused"),
+    [
+        ("samples", 0, True), ("samples", 1, False), ("batch_size", 0, True), ("batch_size", 1, False),
+        ("block", 0, True), ("block", 1, False), ("damping", -0.01, True), ("damping", 0, False),
+        ("damping", 1, False), ("damping", 1.01, True),
+    ],
+)  # fmt: skip
+def test_limits_of_options(option: str, value: float, refused: bool) -> None:
+    plain = quantizing.model("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }", {})
+    ctx = Context(data=CalibrationData.from_arrays({"x": np.ones((4, 4), np.float32)}), run=ort.execute)
+    step = Gptq(**{option: value})  # type: ignore[arg-type]
+    if not refused:
+        step.run(plain, ctx, PassReport())
+        return
+    with pytest.raises(BadRequest, match=option):
+        step.run(plain, ctx, PassReport())
+
+
+def test_a_layer_of_just_the_largest_size_is_taken() -> None:
+    w, x = correlated()
+    assert made_of(w, x, largest=SIZE)[2].changed == 1
+    report = made_of(w, x, largest=SIZE - 1)[2]
+    assert report.changed == 0 and "over the 63" in report.skips[0].why
+
+
+def test_what_lies_on_its_grid_already_is_no_worse() -> None:
+    """Rounding to nearest loses nothing: there is no share of it."""
+    _, x = correlated()
+    on_grid = np.random.default_rng(2).integers(-8, 8, (SIZE, ROWS)).astype(np.float32) / 4
+    value, _, report = made_of(on_grid, x)
+    np.testing.assert_array_equal(value, on_grid)
+    assert report.changed == 0 and report.metrics["error against rounding to nearest"] == 1.0
 
 
 def test_scales_are_those_of_the_weights_where_loud_columns_go_first() -> None:
