@@ -79,7 +79,7 @@ def living(path: str) -> dict[Key, list[types.FunctionType]]:
     """All functions of a file that this process holds."""
     found: dict[Key, list[types.FunctionType]] = {}
     for thing in gc.get_objects():
-        if isinstance(thing, types.FunctionType) and thing.__code__.co_filename == path:
+        if type(thing) is types.FunctionType and thing.__code__.co_filename == path:  # isinstance wakes lazy things
             found.setdefault((thing.__code__.co_qualname, thing.__code__.co_firstlineno), []).append(thing)
     return found
 
