@@ -14,7 +14,7 @@ import numpy as np
 from graphpress import compile, load
 from graphpress.backends import ort
 from graphpress.errors import Unsupported
-from graphpress.job.latency import compare
+from graphpress.job.latency import compare_latency
 from graphpress.runner import Progress, Runner, quiet
 from graphpress.target import Target
 from graphpress.tools.bench.figures.base import Figure
@@ -45,7 +45,7 @@ def measure(zoo: Path, progress: Progress = quiet) -> Iterator[Figure]:
 
 
 def _figure(task: Task, name: str, own: Runner, other: Runner) -> Figure:
-    found = compare(own, other, task.feeds(1), _SECONDS)
+    found = compare_latency(own, other, task.feeds(1), _SECONDS)
     feeds = first(task.data(), 64)
     classes = [next(iter(runner(feeds).values())).argmax(-1) for runner in (own, other)]
     return Figure(

@@ -11,7 +11,7 @@ from graphpress import compile, save
 from graphpress.recipe import Recipe
 from graphpress.runner import Progress, quiet
 from graphpress.tools.bench.figures.base import Figure
-from graphpress.tools.bench.runner import FileRunner
+from graphpress.tools.bench.file_runner import FileRunner
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import tasks
 
