@@ -147,9 +147,9 @@ def replace(found: ffn.Found, made: CutLearners, price: ir.Value, attributes: di
     acm.outputs[1].shape = None if old.shape is None else ir.Shape(list(old.shape)[:-1])
     if scope := node.metadata_props.get(SCOPE):
         acm.metadata_props[SCOPE] = scope
-    edit.replace(old, acm.outputs[0])
-    name = node.name
-    edit.remove_unused([old])
+    name, maker = node.name, old.producer()
+    assert maker is not None
+    edit.remove_unused(edit.supersede(maker, [acm.outputs[0]], metadata=False))
     acm.name = name
     return acm
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -75,9 +76,9 @@ class Alone(Method):
         parts = self.parts(values)
         return sum(parts[1:], start=parts[0]) / len(parts)
 
+    @abstractmethod
     def parts(self, values: Tensors) -> list[torch.Tensor]:
         """By layer."""
-        raise NotImplementedError
 
     def write(self, model: ir.Model, roles: Mapping[str, TrainedRole]) -> None:
         for layer in self.layers:
