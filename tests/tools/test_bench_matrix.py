@@ -46,7 +46,7 @@ def test_new_cells_go_into_a_page_by_name_and_the_others_stay() -> None:
     old = [
         Cell("a", "w4a16", share=1.0, gate=False),
         Cell("b", "w4a16", "skipped", reason="nothing"),
-        Cell("b", "w8a8"),
+        Cell("b", "w8a8", share=1.0),
     ]
     page = render(old, "few samples")
     assert render([], "few samples", page) == page

@@ -95,7 +95,7 @@ def render(cells: Sequence[Cell], what: str = _QUICK, page: str = "") -> str:
         BadRequest: The page holds no such table.
     """
     found = (_parsed(page) if page else {}) | {(c.model, c.recipe): _said(c) for c in cells}
-    models, recipes = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
+    models, recipes = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     recipes = sorted(recipes) if page else recipes
     numbers: dict[str, int] = {}
     table = [f"| | {' | '.join(recipes)} |", "|---" * (len(recipes) + 1) + "|"]
