@@ -78,9 +78,10 @@ class Gptq(Pass):
 
     def _takes(self, q: QuantizedLayer, report: PassReport) -> bool:
         width = math.prod(q.layer.shape[1:])
-        if width > self.largest:
-            report.skip(q.layer.node, f"it has {width} inputs, over the {self.largest} of option 'largest'")
-        return width <= self.largest
+        if width <= self.largest:
+            return True
+        report.skip(q.layer.node, f"it has {width} inputs, over the {self.largest} of option 'largest'")
+        return False
 
     def _check(self) -> None:
         for option, least in (("samples", 1), ("batch_size", 1), ("block", 1)):

@@ -15,6 +15,7 @@ from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.recover.rounding.gptq import Gptq, split
+from graphpress.passes.recover.rounding.gptq_state import State
 from tests import kit
 from tests.passes import quantizing
 
@@ -149,7 +150,8 @@ def test_limits_of_options(option: str, value: float, refused: bool) -> None:
 
 def test_a_layer_of_just_the_largest_size_is_taken() -> None:
     w, x = correlated()
-    assert made_of(w, x, largest=SIZE)[2].changed == 1
+    report = made_of(w, x, largest=SIZE)[2]
+    assert report.changed == 1 and not report.skips
     report = made_of(w, x, largest=SIZE - 1)[2]
     assert report.changed == 0 and "over the 63" in report.skips[0].why
 
@@ -187,3 +189,10 @@ def test_no_torch_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not used
     settled(w, x, device="cpu")
     assert used
+
+
+def test_what_is_done_is_saved_after_each_wave_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[bool] = []
+    monkeypatch.setattr(State, "save", lambda state, now=False: saved.append(now))
+    settled(*correlated())
+    assert saved == [False, True]
