@@ -75,10 +75,10 @@ class Warm:
     def warm_up(self) -> str:
         """Run the tests as they are, then import what they import. Returns "" or what failed."""
         written, code = forks.read(self._rehearse, 600)
-        lines = written.splitlines()
+        *said, last = written.splitlines()
         if code != 0:
-            return "\n".join(lines[-30:])
-        found = json.loads(lines[-1])
+            return "\n".join(said[-30:])
+        found = json.loads(last)
         self.reach = {name: (seconds, set(lines)) for name, (seconds, lines) in found["tests"].items()}
         self.imported = set(found["imported"])
         self._import(found["names"])
