@@ -14,14 +14,15 @@ ARGS ?=
 demo: $(READY)
 	@$(BIN)/graphpress demo $(ARGS)
 
+# Each process takes neighbouring files, so that what a file's tests share is made once, and then from the other's rest.
 test: $(READY)
-	@$(BIN)/pytest -n 2 $(ARGS)
+	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 slow: $(READY)
 	@$(BIN)/pytest -m slow $(ARGS)
 
 check: $(READY)
-	@$(BIN)/python -m graphpress.tools.check
+	@$(BIN)/python -m graphpress.tools.check $(ARGS)
 
 bench: $(READY)
 	@$(BIN)/python -m graphpress.tools.bench $(ARGS)

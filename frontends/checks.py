@@ -42,7 +42,7 @@ _FIELDS: dict[ir.DataType, tuple[str, float]] = {
 }  # fmt: skip
 
 
-def check(model: onnx.ModelProto, store: stored.Store, domains: Collection[str]) -> None:
+def check_proto(model: onnx.ModelProto, store: stored.Store, domains: Collection[str]) -> None:
     """Check versions, operators, names, tensors and declared shapes of a model.
 
     Args:

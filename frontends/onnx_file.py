@@ -11,7 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from graphpress.errors import InvalidModel, VerifyError
-from graphpress.frontends import checks, settle, stored, weights, wire
+from graphpress.frontends import checks, finite, settle, stored, wire
 from graphpress.frontends.save import save
 from graphpress.frontends.scrub import drop_undecodable
 from graphpress.graph import edit, verify
@@ -63,13 +63,13 @@ def load(
     try:
         proto = _parse(data)
         drop_undecodable(proto)
-        checks.check(proto, store, domains)
+        checks.check_proto(proto, store, domains)
         model = _graph(proto, store)
         settle.unique_names(model)
         settle.freeze_inputs(model, freeze_inputs)
         _verify(model)
         if not allow_nonfinite:
-            weights.check(model)
+            finite.check_finite(model)
     except InvalidModel as e:
         where = f"{path}: {e.where}" if e.where else str(path)
         raise InvalidModel(e.what, where=where, fix=e.fix or "Export the model anew.") from e

@@ -26,7 +26,7 @@ def unique_names(model: ir.Model) -> None:
     Names that are unique stay; values of the main graph keep theirs. An empty node name becomes type and position.
     """
     nodes = list(edit.nodes(model))
-    names = _Names({n.name for n in nodes if n.name})
+    names = _FreshNames({n.name for n in nodes if n.name})
     seen: set[str] = set()
     for i, node in enumerate(nodes):
         if not node.name:
@@ -46,7 +46,7 @@ def _unique_values(root: edit.Scope) -> None:
     graphs = [root, *root.subgraphs()]
     if len(graphs) == 1:
         return  # one scope, whose names the file's check has found unique
-    names = _Names({v.name for graph in graphs for v in _definitions(graph) if v.name})
+    names = _FreshNames({v.name for graph in graphs for v in _definitions(graph) if v.name})
     seen: set[str] = set()
     for graph in graphs:
         for value in _definitions(graph):
@@ -63,7 +63,7 @@ def _definitions(graph: edit.Scope) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-class _Names:
+class _FreshNames:
     """Names in use; gives free ones that begin as asked, the next number each time."""
 
     def __init__(self, taken: set[str]) -> None:

@@ -12,7 +12,7 @@ from graphpress.errors import Unsupported
 _RECURRENT = ("aten.lstm.", "aten.gru.", "aten.rnn_")
 
 
-def check(model: ir.Model, program: Any, dynamic_shapes: Any) -> None:
+def check_traced(model: ir.Model, program: Any, dynamic_shapes: Any) -> None:
     """Compare what was asked for with the exporter's graph.
 
     Args:

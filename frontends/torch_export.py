@@ -78,7 +78,7 @@ def trace(
         except Exception as e:
             raise torch_errors.refusal(e, module) from e
         model = program.model
-        torch_checks.check(model, program.exported_program, dynamic_shapes)
+        torch_checks.check_traced(model, program.exported_program, dynamic_shapes)
         torch_names.name_dimensions(model)
         inputs = [value.name for value in model.graph.inputs]
         _tidy(model, program.exported_program, fold_batchnorm)

@@ -101,10 +101,19 @@ def schemes(node: ir.Node) -> dict[Site, Scheme]:
     Raises:
         BadRequest: What is noted there is no schemes.
     """
+    return read_schemes(node.metadata_props.get(SCHEME, ""), node.name or "")
+
+
+def read_schemes(text: str, node: str = "") -> dict[Site, Scheme]:
+    """Likewise from the text, as rows of reports have it.
+
+    Raises:
+        BadRequest: It is no schemes.
+    """
     found = {}
-    for text in filter(None, node.metadata_props.get(SCHEME, "").split("; ")):
-        edge = _EDGE.fullmatch(text)
+    for part in filter(None, text.split("; ")):
+        edge = _EDGE.fullmatch(part)
         if edge is None:
-            raise BadRequest(f"{text!r} is no scheme", where=f"node {node.name!r}")
-        found[Site(node.name or "", int(edge["slot"]), Role(edge["role"]))] = Scheme.parse(edge["scheme"])
+            raise BadRequest(f"{part!r} is no scheme", where=f"node {node!r}")
+        found[Site(node, int(edge["slot"]), Role(edge["role"]))] = Scheme.parse(edge["scheme"])
     return found

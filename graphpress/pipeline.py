@@ -169,8 +169,10 @@ def _check(work: ir.Model, name: str) -> None:
     try:
         verify.check(work)
     except VerifyError as e:
-        e.add_note(f"left behind by pass {name!r}")
-        raise
+        broken = VerifyError(str(e), where=f"pass {name!r} left a broken graph", fix="This is a bug of the pass.")
+        for note in getattr(e, "__notes__", ()):
+            broken.add_note(note)
+        raise broken from e
 
 
 class _Oracle:

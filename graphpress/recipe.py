@@ -110,6 +110,8 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
                 raise RecipeError(f"{pair!r} is not option=value", where=f"pass {name!r}")
             options[key.strip()] = _yaml(value, f"pass {name!r}, option {key.strip()!r}")
         made.append(make_pass(name.strip(), options))
+    if not made:
+        raise RecipeError("names no pass", where=f"passes {text!r}", fix="`graphpress passes` lists them.")
     return tuple(made)
 
 

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from graphpress import shipped
 from graphpress.capability import Capability, Schemes, capability
 from graphpress.errors import BadRequest, nearest
+from graphpress.graph.movement import TABLE
 from graphpress.types import Role, Scheme, Site
 
 ISAS = ("x86-64+vnni", "x86-64", "arm64")
@@ -60,6 +61,7 @@ class Target:
         exact_codes: Largest magnitude of signed weight codes whose products with 8-bit activations are exact on this
             machine; None where all are. Without VNNI x86 adds pairs of u8 x s8 products in 16 bits, which saturate:
             255 * (64 + 64) is the last sum that fits.
+        wide_moves: Data movement (``graph.movement``) that runs on 16-bit integers, on the target and in the oracle.
         kernels: Operators beyond standard ONNX (of ``com.microsoft``) that a lowered model may name.
         facts: What else is known of the runtime.
         package: What to install where the provider is missing.
@@ -77,6 +79,7 @@ class Target:
     probed_with: str = ""
     weight_only_accuracy_level: int = 0
     exact_codes: int | None = None
+    wide_moves: frozenset[str] = frozenset()
     kernels: frozenset[str] = frozenset()
     facts: frozenset[Fact] = frozenset()
     package: str = ""
@@ -181,6 +184,7 @@ def _parsed(text: str, name: str, where: str, isa: str) -> Target:
         probed_with=data["probed_with"],
         weight_only_accuracy_level=data["weight_only_accuracy_level"],
         exact_codes=data.get("exact_codes", {}).get(isa),
+        wide_moves=frozenset(data.get("wide_moves", ())),
         kernels=frozenset(data.get("kernels", ())),
         facts=frozenset(Fact(name) for name, isas in data.get("facts", {}).items() if isa in isas),
         package=data.get("package", ""),
@@ -193,8 +197,8 @@ def _parsed(text: str, name: str, where: str, isa: str) -> Target:
 _KEYS: Mapping[str, tuple[type, bool]] = {
     "runtime": (str, True), "provider": (str, True), "probed_with": (str, True), "activation_dtype": (dict, True),
     "opsets": (list, True), "weight_only_accuracy_level": (int, True), "capabilities": (list, True),
-    "exact_codes": (dict, False), "kernels": (list, False), "facts": (dict, False), "package": (str, False),
-    "provider_options": (dict, False), "threads_option": (str, False),
+    "exact_codes": (dict, False), "wide_moves": (list, False), "kernels": (list, False), "facts": (dict, False),
+    "package": (str, False), "provider_options": (dict, False), "threads_option": (str, False),
 }  # fmt: skip
 
 
@@ -217,6 +221,9 @@ def _check_values(data: Mapping[str, Any], where: str) -> None:
     opsets = data["opsets"]
     if len(opsets) != 2 or not all(isinstance(n, int) for n in opsets) or opsets[0] > opsets[1]:
         raise BadRequest(f"opsets is {opsets}, not [first, last]", where=where)
+    for op in data.get("wide_moves", ()):
+        if op not in TABLE:
+            raise BadRequest(f"wide_moves names {op!r}, which moves no data", where=where, fix=nearest(op, TABLE))
     facts = data.get("facts", {})
     for machine in (m for of in (data["activation_dtype"], data.get("exact_codes", {}), *facts.values()) for m in of):
         if machine not in ISAS:

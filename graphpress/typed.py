@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def typed(
         if option not in fields:
             raise error(f"it has no option {option!r}", where=where, fix=nearest(option, [*fields, *beside]))
     try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(options))
+        return _adapter(cls).validate_python(dict(options))
     except pydantic.ValidationError as e:
         first = e.errors()[0]
         option = ".".join(str(p) for p in first["loc"])
@@ -39,3 +40,9 @@ def typed(
     except pydantic.PydanticUserError as e:
         said = str(e).splitlines()[0]
         raise error(f"its options have types that no text can give: {said}", where=where) from e
+
+
+@functools.lru_cache(512)
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
+    """Made once a class: it takes longer than a hundred checks."""
+    return pydantic.TypeAdapter(cls)

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
@@ -78,9 +79,19 @@ class Granularity:
         return ":".join(parts)
 
     @classmethod
-    def parse(cls, text: str) -> Granularity:
-        """The inverse of ``str``: ``per_tensor``, ``per_channel:0``, ``per_group:1:64``, ``per_token``."""
+    def parse(cls, text: str, axes: Mapping[Kind, int | None] = MappingProxyType({})) -> Granularity:
+        """The inverse of ``str``: ``per_tensor``, ``per_channel:0``, ``per_group:1:64``, ``per_token``.
+
+        ``per_channel`` and ``per_group:64`` leave the axis to ``axes``.
+
+        Raises:
+            BadRequest: It says anything else, or has no axis to go along.
+        """
         kind, *numbers = text.split(":")
+        if kind in axes and len(numbers) == (kind == Kind.GROUP):
+            if (axis := axes[Kind(kind)]) is None:
+                raise BadRequest(f"{kind} needs an axis, and the operator has none that goes without saying")
+            numbers = [str(axis), *numbers]
         try:
             return cls(Kind(kind), *(int(n) for n in numbers))
         except (ValueError, TypeError) as e:
@@ -240,15 +251,22 @@ class Scheme:
         Raises:
             BadRequest: It says anything else.
         """
-        dtype, granularity, sign, found, quantizer, *rest = [*text.split(), "", "", "", "", ""]
-        if quantizer and not quantizer.startswith(_QUANTIZER):
-            rest = [quantizer]
-        if any(rest) or sign not in ("sym", "asym") or not found:
+        made = cls().altered(text)
+        if str(made) != " ".join(text.split()):
             raise BadRequest(f"{text!r} is no scheme", fix="Write it as 'int4 per_group:0:64 sym mse'.")
-        dynamic = found == "dynamic"
-        kept = {} if dynamic else {"observer": found}
-        kept |= {"quantizer": quantizer.removeprefix(_QUANTIZER)} if quantizer else {}
-        return cls(dtype, Granularity.parse(granularity), sign == "sym", dynamic, **kept)
+        return made
+
+    def altered(self, text: str, axes: Mapping[Kind, int | None] = MappingProxyType({})) -> Scheme:
+        """What the words of ``text`` say put in place: a type, a granularity (``axes`` may give its axis), sym or asym,
+        dynamic, an observer, ``quantizer=NAME``.
+
+        Raises:
+            BadRequest: No such type or granularity.
+        """
+        made = self
+        for word in text.split():
+            made = dataclasses.replace(made, **_said(word, axes))
+        return made
 
     def to_json(self) -> dict[str, Any]:
         data = dataclasses.asdict(self) | {"granularity": str(self.granularity)}
@@ -259,6 +277,20 @@ class Scheme:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Scheme:
         return cls(**(dict(data) | {"granularity": Granularity.parse(data["granularity"])}))
+
+
+def _said(word: str, axes: Mapping[Kind, int | None]) -> dict[str, Any]:
+    """The fields of a scheme that a word of its text is about."""
+    if word in ("sym", "asym"):
+        return {"symmetric": word == "sym"}
+    if word == "dynamic":
+        return {"dynamic": True}
+    if word.startswith("per_"):
+        granularity = Granularity.parse(word, axes)
+        return {"granularity": granularity, "dynamic": granularity.kind is Kind.TOKEN}
+    if word.startswith(_QUANTIZER):
+        return {"quantizer": word.removeprefix(_QUANTIZER)}
+    return {"dtype" if "int" in word else "observer": word}
 
 
 _SITE = re.compile(r"(?P<node>.+)\[(?P<slot>\d+)\] (?P<role>weight|activation|output)")

@@ -21,6 +21,8 @@ settings.load_profile("repeatable")
 
 # Tests run in as many processes as there are cores; torch's threads would wait for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where Python is told not to keep what it compiled, each program that a test starts would compile every file anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ZOO = os.environ.get("GRAPHPRESS_ZOO")
 

@@ -78,7 +78,7 @@ def audit(model: ir.Model, target: Target, feeds: Arrays | None = None) -> Audit
     runner = execute(model, target=target)
     runner(given)  # refuses what does not fit, in words of its own
     ran = _run(runner.module, runner.arguments(given))
-    return _Auditor(model, target, runner.module, ran).audit(given)
+    return _TorchAuditor(model, target, runner.module, ran).audit(given)
 
 
 class _Seen(TorchDispatchMode):
@@ -153,7 +153,7 @@ def _shapes(values: Any) -> Shapes:
     return [(str(v.dtype).removeprefix("torch."), tuple(v.shape)) for v in flat if isinstance(v, torch.Tensor)]
 
 
-class _Auditor:
+class _TorchAuditor:
     def __init__(self, model: ir.Model, target: Target, module: fx.GraphModule, ran: dict[str, Dispatched]) -> None:
         self.model, self.target, self.module, self.ran = model, target, module, ran
         self.nodes = {n.meta[NODE]: n for n in module.graph.nodes if NODE in n.meta}

@@ -9,7 +9,7 @@ import onnx_ir.passes.common as common
 import torch
 from torch import fx
 
-from graphpress.backends.fx import choice, gradients, signature, weights
+from graphpress.backends.fx import choice, gradients, shelf, signature
 from graphpress.backends.fx.builder import Builder
 from graphpress.backends.fx.options import Kernels, Options
 from graphpress.backends.fx.values import identifier
@@ -33,7 +33,7 @@ def build(
 
     Parameters and buffers have the names of the graph's initializers; those of a traced module are its own, a linear
     layer's weight is (out, in). They share the graph's memory until a gradient, ``load_state_dict`` or a move to
-    another device gives them their own; call ``weights.disown`` before writing to one by hand. The module and its
+    another device gives them their own; call ``shelf.disown`` before writing to one by hand. The module and its
     source take each other's ``state_dict``, but for what was computed from several parameters, such as a weight with a
     BatchNorm in it (``trace(..., fold_batchnorm=False)`` keeps those apart): a state dict has it as ``<name>_folded``,
     so that neither takes it for its own.
@@ -59,7 +59,7 @@ def build(
             "is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes)
         )
     model = _prepared(packing.unpacked(model))
-    kernels = choice.choose(model, target, device) if target is not None and quantizers == "exact" else Kernels()
+    kernels = choice.kernels_for(model, target, device) if target is not None and quantizers == "exact" else Kernels()
     wanted = [_value(model, name) for name in outputs] if outputs is not None else None
     options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable", kernels, wanted or ())
     builder = Builder(options)
@@ -90,7 +90,7 @@ def _watch(module: fx.GraphModule, check: signature.Check, guard: gradients.Guar
 
 
 def _before_load(module: torch.nn.Module, *_: object) -> None:
-    weights.disown(module)
+    shelf.disown(module)
 
 
 def _prepared(model: ir.Model) -> ir.Model:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import fx
 
-from graphpress.backends.fx import bodies, host_nodes, modes, peepholes, precision, table, weights
+from graphpress.backends.fx import bodies, host_nodes, modes, op_table, peepholes, precision, shelf
 from graphpress.backends.fx.operands import Operands, signature
 from graphpress.backends.fx.options import Chosen
 from graphpress.backends.fx.values import NODE, Values, identifier
@@ -31,7 +31,7 @@ class Builder(Values):
             self.local.update(id(v) for v in node.outputs)
             return
         if not self._on_host(node):
-            function = table.find(node, self.options.opset, straight_through=self.options.straight_through)
+            function = op_table.function_of(node, self.options.opset, straight_through=self.options.straight_through)
             call = Call(self, node, function)
             make = self.switched if "training" in call.signature.facts else self.call
             self._bind_outputs(node, make(node, function, call.args(), call.kwargs()), call.signature)
@@ -39,7 +39,7 @@ class Builder(Values):
     def add_kernel(self, tail: ir.Node, chosen: Chosen) -> None:
         """Add the kernel that stands for the nodes of a site, under the product's name, in the place of the last."""
         node = chosen.node
-        path = weights.place_module(self.shelf.root, node.metadata_props.get(SCOPE) or node.name or "", chosen.module)
+        path = shelf.place_module(self.shelf.root, node.metadata_props.get(SCOPE) or node.name or "", chosen.module)
         args = [self.wanted(chosen.source, "Tensor")]
         if chosen.quantizer is not None:
             maker, quantize = chosen.quantizer
@@ -53,7 +53,7 @@ class Builder(Values):
 
     def switched(self, node: ir.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
         """As ``call``, of a function that is told whether the module trains."""
-        path = weights.place_module(self.shelf.root, identifier(node.name or ""), modes.Switched(function, kwargs))
+        path = shelf.place_module(self.shelf.root, identifier(node.name or ""), modes.Switched(function, kwargs))
         made = self.graph.create_node("call_module", path, tuple(args), name=identifier(node.name or node.op_type))
         made.meta[NODE] = node.name
         return made
@@ -80,7 +80,7 @@ class Builder(Values):
     def fill(self, graph: ir.Graph) -> None:
         """Add every node of a graph whose inputs are bound."""
         self.local.update(id(v) for v in graph.initializers.values())
-        kernels, linear = self.options.kernels, peepholes.find(graph, self)
+        kernels, linear = self.options.kernels, peepholes.linear_calls(graph, self)
         self.conversions = precision.conversions(graph)
         for node in graph:
             try:
@@ -160,7 +160,7 @@ class Call:
         inner = Builder(self.builder.options, self.builder)
         body = bodies.build(attr.as_graph(), inner, self.node.op_type, inner.fill)
         name = f"{identifier(self.node.name or self.node.op_type)}_{attr.name}"
-        path = weights.place_module(self.builder.shelf.root, name, body.module)
+        path = shelf.place_module(self.builder.shelf.root, name, body.module)
         ref = self.builder.graph.create_node("get_attr", path)
         return (ref, [self.builder.given(v) for v in body.captured], body.results)
 

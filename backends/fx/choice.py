@@ -22,14 +22,14 @@ REFUSED = "graphpress.refused"  # key in the meta of a module: Kernels.refused
 DENSE = "graphpress.dense"  # likewise: Kernels.dense
 
 
-def choose(model: ir.Model, target: Target, device: str) -> Kernels:
+def kernels_for(model: ir.Model, target: Target, device: str) -> Kernels:
     """The kernels for a model, and why a quantized or pruned product has none."""
     found: dict[ir.Node, Chosen] = {}
     placed: list[ProductSite] = []
     refused: dict[str, str] = {}
     dense: dict[str, str] = {}
     for node in edit.nodes(model):
-        site = sites.find(node)
+        site = sites.product_site(node)
         if site is None and SPARSITY in node.metadata_props:
             try:
                 found[node] = _sparse(node, device)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from graphpress.backends.fx.build import build
-from graphpress.backends.fx.runner import ModuleRunner
+from graphpress.backends.fx.module_runner import ModuleRunner
 from graphpress.errors import BadRequest, Unsupported
 from graphpress.keys import STAGE, TARGET
 from graphpress.target import Target

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch.nn.functional as F
 
-from graphpress.backends.fx import weights
+from graphpress.backends.fx import shelf
 from graphpress.backends.fx.values import Values
 from graphpress.graph import edit
 
@@ -29,7 +29,7 @@ class LinearCall:
         values.bind(self.last.outputs[0], values.call(self.last, F.linear, args, {}, of=self.product))
 
 
-def find(graph: ir.Graph, values: Values) -> dict[ir.Node, LinearCall | None]:
+def linear_calls(graph: ir.Graph, values: Values) -> dict[ir.Node, LinearCall | None]:
     """What stands for some nodes of the graph, by the last of them; None for those not to be computed."""
     kernels, asked = values.options.kernels, values.options.asked
     found: dict[ir.Node, LinearCall | None] = {}
@@ -44,7 +44,7 @@ def find(graph: ir.Graph, values: Values) -> dict[ir.Node, LinearCall | None]:
 
 
 def _linear(node: ir.Node, weight: ir.Value, asked: Collection[ir.Value]) -> LinearCall | None:
-    out = weights.torch_shape(weight)[0]
+    out = shelf.torch_shape(weight)[0]
     if node.op_type == "Gemm":
         plain = [edit.attribute(node, n, d) for n, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -70,7 +70,7 @@ def _weight(node: ir.Node) -> ir.Value | None:
     if not edit.is_constant(value) or value is None or value.dtype is None or not value.dtype.is_floating_point():
         return None
     matrix = value.shape is not None and len(value.shape) == 2
-    return value if matrix and (weights.form(value) == "transpose") != across else None
+    return value if matrix and (shelf.form(value) == "transpose") != across else None
 
 
 def _is_bias(value: ir.Value, out: int) -> bool:

@@ -79,7 +79,7 @@ class ProductSite:
         return float(scale.reshape(-1)[0]), 0 if zero is None else int(zero.reshape(-1)[0]), name
 
 
-def find(node: ir.Node) -> ProductSite | None:
+def product_site(node: ir.Node) -> ProductSite | None:
     """The site of a product with a quantized weight; None where there is none."""
     if node.domain or node.op_type not in PRODUCTS or len(node.inputs) < 2 or node.graph is None:
         return None

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from graphpress.backends.fx import dtypes, host, host_nodes, precision, weights
+from graphpress.backends.fx import dtypes, host, host_nodes, precision, shelf
 from graphpress.backends.fx.host_nodes import Item
 from graphpress.backends.fx.operands import HOST as HOST_KINDS
 from graphpress.backends.fx.options import Options
@@ -32,7 +32,7 @@ class Values:
     def __init__(self, options: Options, parent: Values | None = None) -> None:
         self.options, self.parent = options, parent
         self.graph = fx.Graph()
-        self.shelf = weights.Shelf(options.learnable)
+        self.shelf = shelf.Shelf(options.learnable)
         self.items: dict[int, Item] = {}
         self.captured: dict[int, ir.Value] = {}
         self.local: set[int] = set()  # constants that live in this graph, not in one around it
@@ -165,7 +165,7 @@ class Values:
         assert tensor is not None
         if kind in HOST_KINDS:
             return tensor.numpy().tolist()
-        if kind == "Operand" and tensor.size == 1 and not weights.trainable(value, self.options.learnable):
+        if kind == "Operand" and tensor.size == 1 and not shelf.trainable(value, self.options.learnable):
             return tensor.numpy().item()
         return self._stored(value)
 
@@ -173,7 +173,7 @@ class Values:
         """A constant as an attribute of the module that has it, handed down to subgraphs."""
         if self.parent is not None and id(value) not in self.local:
             return self.capture(value).ref
-        return weights.restored(self.graph, self.parameter(value), value)
+        return shelf.restored(self.graph, self.parameter(value), value)
 
     def parameter(self, value: ir.Value) -> fx.Node:
         """A constant of this graph as torch's modules keep it: a linear layer's weight is (out, in)."""

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, AuditRow, Conversion, made_up_feeds, size_only
 from graphpress.backends.macs import KernelRun
-from graphpress.backends.ort import origin, told, unsigned
+from graphpress.backends.ort import moved_codes, origin, told
 from graphpress.backends.ort.groups import quantizers, static_violation
 from graphpress.backends.ort.origin import CONVERSIONS, LAYOUT, ExecutedNode
 from graphpress.backends.ort.profile import CONTROL, Profile, profile
@@ -51,10 +51,10 @@ def audit(model: ir.Model, target: Target, feeds: Arrays | None = None) -> Audit
         raise BadRequest(f"{e.what} (on made-up inputs)", where=e.where, fix="Give inputs to audit on.") from e
     dense = packing.unpacked(model)  # what was packed is unpacked at load: kernels read it as it was
     written = profile(dense, given, optimise=False)
-    return _Auditor(dense, target, ran, written).audit(given)
+    return _OrtAuditor(dense, target, ran, written).audit(given)
 
 
-class _Auditor:
+class _OrtAuditor:
     def __init__(self, model: ir.Model, target: Target, ran: Profile, written: Profile) -> None:
         self.target, self.times, self.executed = target, ran.kernels, written.kernels.keys()
         self.nodes = list(edit.nodes(model))
@@ -117,7 +117,7 @@ class _Auditor:
         if op == "GatherBlockQuantized":
             return "weight-only", "only the rows that are read become float"
         if _INTEGER.match(op) or _on_integers(node) or (node.op_type == op and self.moves_integers(node, main)):
-            return "integer", unsigned.noted(node)
+            return "integer", moved_codes.noted(node)
         bits = next((b for v in node.inputs if (b := canonical.restored(node, v))), 0)
         if bits and not any(map(canonical.activation, node.inputs)):
             return "weight-only", f"{bits}-bit weights become float once, at load"

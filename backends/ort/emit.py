@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.backends.ort.unsigned import SHIFT
+from graphpress.backends.ort.moved_codes import SHIFT
 from graphpress.graph import edit
 from graphpress.graph.quantized import Expanded
 from graphpress.keys import BY

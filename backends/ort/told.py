@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, AuditRow, size_only
-from graphpress.backends.ort import onednn, unsigned
+from graphpress.backends.ort import moved_codes, onednn
 from graphpress.backends.ort.onednn import Primitive
 from graphpress.backends.ort.profile import profile
 from graphpress.backends.ort.session import execute
@@ -96,4 +96,4 @@ def _judged(node: ir.Node, verdict: str) -> tuple[str, str]:
         return "fallback", "the provider made it a float product"
     if verdict == "weight-only" and quantized and any(map(canonical.activation, node.inputs)):
         return "fallback", "the provider multiplies floats by the stored codes"
-    return verdict, "codes become float in the kernel" if verdict == "weight-only" else unsigned.noted(node)
+    return verdict, "codes become float in the kernel" if verdict == "weight-only" else moved_codes.noted(node)

@@ -13,8 +13,6 @@ from graphpress.errors import StaleSite, Unsupported, nearest
 from graphpress.keys import BY, ORIGIN, ROLE, note_scaled
 
 Scope: TypeAlias = ir.Graph | ir.Function
-
-
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
@@ -285,6 +283,15 @@ def replace(old: ir.Value, by: ir.Value) -> None:
     for user, slot in list(old.uses()):
         if by.producer() is not user:
             user.replace_input_with(slot, by)
+
+
+def stand_for(old: ir.Value, by: ir.Value, aside: str = "old") -> None:
+    """``replace``; ``by`` takes the name of ``old``, public or not, and ``old`` goes on as ``<name>_<aside>``."""
+    name, public = old.name, old.is_graph_output()
+    replace(old, by)
+    if not public and name:
+        assert by.graph is not None, "it stands in a graph"
+        old.name, by.name = fresh_name(by.graph, f"{name}_{aside}"), name
 
 
 def supersede(node: ir.Node, by: Sequence[ir.Value | None], *, metadata: bool = True) -> list[ir.Value | None]:

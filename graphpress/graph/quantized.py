@@ -17,12 +17,12 @@ import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.graph.grid import grid_of, is_dequantize, is_quantize
+from graphpress.graph.movement import rearranges
 from graphpress.keys import QUANTIZER
 from graphpress.types import AFFINE, PER_TENSOR, Granularity, Storage, per_channel, per_group
 
 SCALE = 1  # the input of what encodes and decodes that holds the scale
 _TOKEN = "DynamicQuantizeToken"
-_MOVES = frozenset({"Transpose", "Reshape", "Identity", "Cast", "Unsqueeze", "Squeeze"})  # a constant, no element of it
 
 
 def encodes(node: ir.Node | None) -> TypeGuard[ir.Node]:
@@ -55,7 +55,7 @@ def readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     pending = [value]
     while pending:
         for node, slot in pending.pop().uses():
-            if encodes(node) or decodes(node) or (node.op_type in _MOVES and not node.domain):
+            if encodes(node) or decodes(node) or rearranges(node) or (node.op_type == "Cast" and not node.domain):
                 pending += node.outputs if slot == 0 else []
             else:
                 yield node, slot

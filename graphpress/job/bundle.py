@@ -48,6 +48,22 @@ def claim(folder: Path) -> Iterator[Path]:
             undo.close()
 
 
+def spare(out: Path, *given: Path | None) -> None:
+    """Refuse to write over what is read.
+
+    Args:
+        out: The file to be written, or the folder to be replaced.
+        given: What is read; None, and what does not exist, is passed over.
+
+    Raises:
+        BadRequest: One of them is the output, or lies in it.
+    """
+    written = out.resolve()
+    for path in given:
+        if path is not None and path.exists() and written in (path.resolve(), *path.resolve().parents):
+            raise BadRequest(f"{path} is read from there", where=f"--out {out}", fix="Choose another --out.")
+
+
 def _begin(folder: Path, undo: ExitStack) -> Path:
     """Make the folders above, the lock and the draft; ``undo`` takes back each of them."""
     for parent in reversed([p for p in (folder.parent, *folder.parent.parents) if not p.exists()]):

@@ -74,7 +74,7 @@ def compile(
         job = Job(loaded, wanted, as_target(target), seed, progress, clock)
         job.take(_data(data), evaluate)
         if max_drop is not None:
-            hold_drop.check(job.evaluate, max_drop)
+            hold_drop.check_measurable(job.evaluate, max_drop)
         if max_drop is not None or state is not None:
             job.calibrate = Recall(Path(state) if state is not None else None)
     compiled = budgets.held(job, job.once(job.recipe), max_drop)

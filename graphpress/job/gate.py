@@ -115,7 +115,7 @@ def sqnr(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def compare(a: Runner, b: Runner, batches: Iterable[Arrays]) -> tuple[list[OutputCheck], int]:
+def compare_outputs(a: Runner, b: Runner, batches: Iterable[Arrays]) -> tuple[list[OutputCheck], int]:
     """Compare all float outputs of two runners over batches; also how many samples were seen."""
     sums: dict[str, _Sums] = {}
     samples = 0

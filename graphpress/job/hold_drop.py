@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from graphpress.contracts import Ignores, Skip
 from graphpress.errors import BadRequest, GateError
-from graphpress.job.gate import compare
+from graphpress.job.gate import compare_outputs
 from graphpress.job.job import Compiled, Job
 from graphpress.job.metric import Evaluate
 from graphpress.recipe import Recipe
@@ -17,7 +17,7 @@ RANK_SAMPLES = 32
 REVERTED = "back in float to hold the budget"
 
 
-def check(evaluate: Evaluate | None, max_drop: float) -> None:
+def check_measurable(evaluate: Evaluate | None, max_drop: float) -> None:
     """Refuse a budget that cannot be held against anything, before any work is done.
 
     Raises:
@@ -39,7 +39,7 @@ def hold_drop(job: Job, compiled: Compiled, max_drop: float) -> Compiled:
         BadRequest: There is nothing to measure with, or no plan to take sites from.
         GateError: Not even the model without any site holds the budget.
     """
-    check(job.evaluate, max_drop)
+    check_measurable(job.evaluate, max_drop)
     assert job.evaluate is not None
     if compiled.report.plan is None:
         raise BadRequest("the recipe decides nothing that could be taken back", where="max_drop")
@@ -82,7 +82,7 @@ def rank(job: Job, compiled: Compiled) -> list[str]:
     for name in job.progress(plan.nodes(), "ranking sites", len(plan.nodes())):
         others = [n for n in plan.nodes() if n != name]
         model = job.rewrite(without(job.recipe, others), check_numbers=False)[1]
-        outputs, _ = compare(job.original(), job.engine.execute(model), samples.batches(16))
+        outputs, _ = compare_outputs(job.original(), job.engine.execute(model), samples.batches(16))
         noise[name] = min((o.sqnr for o in outputs), default=float("inf"))
     return sorted(noise, key=lambda n: noise[n])
 

@@ -16,8 +16,9 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.job import engine
 from graphpress.job import latency as latencies
-from graphpress.job.gate import compare, judge
-from graphpress.job.metric import Evaluate, top1
+from graphpress.job.gate import compare_outputs, judge
+from graphpress.job.metric import Evaluate, check_labels, top1
+from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
 from graphpress.pipeline import Pipeline
@@ -92,7 +93,9 @@ class Job:
         held = max(min(self.recipe.gate.samples, len(data) // 5) // exact, 1) * exact
         held = held if len(data) >= max(2 * exact, 5) else 0
         self.data, self.held_out = data.split(held, self.seed) if held else (data, data)
-        if evaluate is None and data.labels is not None:
+        named = {value.name for value in self.model.graph.inputs}
+        if evaluate is None and LABELS not in named and (labels := data.labels) is not None:
+            check_labels(labels, self.model)
             self.evaluate = top1(self.held_out)
 
     def context(self) -> Context:
@@ -150,7 +153,7 @@ class Job:
             return
         size = (self.held_out.binding.exact if self.held_out.binding else None) or GATE_BATCH
         batches = self.progress(self.held_out.batches(size), "gate", -(-len(self.held_out) // size))
-        outputs, samples = compare(self.original(), runner, batches)
+        outputs, samples = compare_outputs(self.original(), runner, batches)
         report.gate = judge(outputs, samples, recipe.gate)
         if self.held_out is self.data:
             report.gate.left_out = "too few samples to hold any out: the gate saw the calibration samples"
@@ -208,7 +211,7 @@ class Job:
         if report.gate.passed:
             self.diagnose(compiled, report)
         if feeds is not None:
-            report.latency = latencies.compare(self.original(), self.engine.execute(compiled.lowered), feeds)
+            report.latency = latencies.compare_latency(self.original(), self.engine.execute(compiled.lowered), feeds)
 
 
 def context(

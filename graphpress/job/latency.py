@@ -11,7 +11,7 @@ import time
 from graphpress.runner import Arrays, Runner
 
 
-def compare(a: Runner, b: Runner, feeds: Arrays, seconds: float = 1.0, least: int = 5) -> dict[str, float]:
+def compare_latency(a: Runner, b: Runner, feeds: Arrays, seconds: float = 1.0, least: int = 5) -> dict[str, float]:
     """Median milliseconds ``before`` (a) and ``after`` (b), and the median of the pairwise ``ratio`` b/a."""
     for runner in (a, b):
         runner(feeds)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from graphpress.observe import checkpoint
 from graphpress.observe.data import CalibrationData
-from graphpress.observe.expose import Exposed, expose
+from graphpress.observe.inner import WORKERS, InnerValues, ahead
 from graphpress.observe.observers import Observer, Range, observer
-from graphpress.runner import Arrays, Executor, Progress, Runner, quiet
+from graphpress.runner import Executor, Progress, quiet
 from graphpress.types import Scheme
 
 BUDGET = 64 << 20  # bytes of observed values that the runs under way may give back together
-WORKERS = min(os.cpu_count() or 1, 4)  # runs at a time: whole batches spread over cores better than single operators do
-_Result = TypeVar("_Result")
 _LARGEST = 64  # samples in a run: larger ones are no faster
 
 
@@ -84,22 +78,19 @@ def collect(
     """
     bound = data.bind(model)
     watch = {name: observer(scheme, len(bound)) for name, scheme in values.items()}
-    clone = model.clone()
-    where = expose(clone, values)
-    for name, array in where.constants.items():
+    inner = InnerValues.of(model, values, execute)
+    for name, array in inner.where.constants.items():
         watch[name].update(array, 1)
-    live = {name: watch[name] for name in (*where.inputs, *where.outputs)}
+    live = {name: watch[name] for name in (*inner.where.inputs, *inner.where.outputs)}
     samples = 0
     if live:
-        outputs = list(dict.fromkeys(where.outputs.values()))
-        runner = execute(clone, outputs) if outputs else None
         save = checkpoint.Checkpoint(state, checkpoint.key(model, values, data.digest())) if state else None
-        samples = _Run(bound, where, live, runner, progress, save).run(batch_size)
-    return _result(watch, where, samples)
+        samples = _Run(bound, inner, live, progress, save).run(batch_size)
+    return _result(watch, inner.unobserved, samples)
 
 
-def _result(watch: Mapping[str, Observer], where: Exposed, samples: int) -> Calibration:
-    unobserved = dict(where.unobserved)
+def _result(watch: Mapping[str, Observer], hidden: Mapping[str, str], samples: int) -> Calibration:
+    unobserved = dict(hidden)
     seen = {name: w for name, w in watch.items() if name not in unobserved}
     unobserved |= {n: "no element of it was seen: its branch never ran" for n, w in seen.items() if not w.count}
     return Calibration({name: w.range() for name, w in seen.items() if w.count}, unobserved, samples)
@@ -110,9 +101,8 @@ class _Run:
     """One pass over the data."""
 
     data: CalibrationData
-    where: Exposed
+    inner: InnerValues
     watch: Mapping[str, Observer]
-    runner: Runner | None
     progress: Progress
     save: checkpoint.Checkpoint | None
 
@@ -125,7 +115,7 @@ class _Run:
         left = itertools.islice(self.data.batches(mark.size), mark.batches, None)
         total = -(-len(self.data) // mark.size) - mark.batches
         for count, seen in self._ahead(self.progress(left, "calibrate", total)):
-            for name in list(seen):
+            for name in [n for n in self.watch if n in seen]:
                 self.watch[name].update(seen.pop(name), count)
             mark.batches, mark.samples = mark.batches + 1, mark.samples + count
             if self.save:
@@ -138,30 +128,9 @@ class _Run:
         """(samples, observed values) of each batch in order, while the next ones are running already."""
         binding = self.data.binding
         assert binding is not None
-        return ahead(lambda feeds: (binding.count(feeds), self._execute(feeds)), batches)
-
-    def _execute(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The observed values by the caller's names."""
-        seen = {name: feeds[name] for name in self.where.inputs}
-        if self.runner is not None:
-            got = self.runner({name: feeds[name] for name in self.runner.input_names if name in feeds})
-            seen |= {name: got[output] for name, output in self.where.outputs.items()}
-        return seen
+        return ahead(lambda feeds: (binding.count(feeds), self.inner(feeds)), batches)
 
     def _batch_size(self) -> int:
         """As many samples as the budget holds, going by the first one."""
         first = next(iter(self.data.batches(1)))
-        each = sum(a.nbytes for a in (*self._execute(first).values(), *first.values()))
-        return max(1, min(BUDGET // (WORKERS + 1) // max(each, 1), _LARGEST))
-
-
-def ahead(run: Callable[[Arrays], _Result], batches: Iterable[Arrays]) -> Iterator[_Result]:
-    """The result of each batch in order, while the next ones are running already."""
-    running: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for feeds in batches:
-            running.append(pool.submit(run, feeds))
-            if len(running) > WORKERS:
-                yield running.popleft().result()
-        for rest in running:
-            yield rest.result()
+        return max(1, min(BUDGET // (WORKERS + 1) // max(self.inner.bytes(first), 1), _LARGEST))

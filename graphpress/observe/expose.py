@@ -40,7 +40,7 @@ class _Place:
     hidden: str  # why it cannot be lifted out, or ''
 
 
-def expose(model: ir.Model, names: Collection[str]) -> Exposed:
+def expose(model: ir.Model, names: Collection[str], *, floats: bool = True) -> Exposed:
     """Find values by name, and give the Ifs of ``model`` an output for each that lives in one of their branches.
 
     The other branch then yields an empty tensor of the same type. Bodies of Loop and Scan and functions run many times
@@ -49,6 +49,7 @@ def expose(model: ir.Model, names: Collection[str]) -> Exposed:
     Args:
         model: Changed in place: a clone.
         names: Values of any graph of the model.
+        floats: Whether values of other types are left out.
 
     Raises:
         StaleSite: The model has no such value.
@@ -64,7 +65,7 @@ def expose(model: ir.Model, names: Collection[str]) -> Exposed:
     for name, found in places.items():
         if not found:
             raise StaleSite("the model has no such value", where=f"value {name!r}", fix=nearest(name, known))
-        _file(model, name, found, result)
+        _file(model, name, found, result, floats)
     return result
 
 
@@ -86,16 +87,16 @@ def _within(graph: edit.Scope, path: _Path, hidden: str) -> Iterator[_Place]:
             yield from _within(body, (*path, (node, body)), hidden or repeats)
 
 
-def _file(model: ir.Model, name: str, found: list[_Place], result: Exposed) -> None:
+def _file(model: ir.Model, name: str, found: list[_Place], result: Exposed, floats: bool) -> None:
     place = found[0]
     constant = edit.constant(place.value)
     dtype = place.value.dtype
-    if dtype is None and constant is None and not place.hidden:
+    if dtype is None and constant is None and not place.hidden and (floats or place.path):
         _infer_types(model)
         dtype = place.value.dtype
     if len(found) > 1:
         result.unobserved[name] = "several values of the model have this name"
-    elif dtype is not None and dtype not in _FLOATS:
+    elif floats and dtype is not None and dtype not in _FLOATS:
         result.unobserved[name] = f"its type is {dtype.name}"
     elif constant is not None:
         result.constants[name] = constant

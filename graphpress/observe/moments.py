@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +10,9 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.graph import edit
-from graphpress.observe.collect import ahead
 from graphpress.observe.data import CalibrationData
-from graphpress.observe.expose import expose
 from graphpress.observe.im2col import Window
+from graphpress.observe.inner import stream
 from graphpress.runner import Arrays, Executor, Progress, quiet
 
 _ELEMENTS = 1 << 22  # of unfolded rows that are held at a time
@@ -103,6 +102,8 @@ class Sum:
 
     def update(self, rows: Rows, x: np.ndarray) -> None:
         """Add one batch of the value that ``rows`` reads; elements that are not finite count as 0."""
+        if x.ndim == 1 and not x.size:
+            return  # of a branch that did not run
         step = len(x) if rows.window is None else max(1, _ELEMENTS // max(x[:1].size * _taps(rows.window), 1))
         for i in range(0, len(x), max(step, 1)):
             for_groups = np.nan_to_num(rows(x[i : i + step]).astype(np.float64), posinf=0.0, neginf=0.0)
@@ -113,6 +114,13 @@ class Sum:
     def moments(self) -> Moments:
         assert self.total is not None
         return Moments(self.total / max(self.count, 1), self.count)
+
+
+def add_up(sums: Mapping[Rows, Sum], batches: Iterable[Arrays]) -> None:
+    """Add what each of ``sums`` reads, batch by batch."""
+    for values in batches:
+        for rows, total in sums.items():
+            total.update(rows, values[rows.value])
 
 
 def _taps(window: Window) -> int:
@@ -150,10 +158,7 @@ def collect_moments(
     reads = {name: _rows(nodes, name) for name in sites}
     seen = stream(model, [r.value for r in reads.values()], data, execute, batch_size=batch_size, progress=progress)
     sums = {r: Sum() for r in reads.values() if r.value not in seen.unobserved}
-    for values in seen.batches:
-        for rows, total in sums.items():
-            if values[rows.value].size:
-                total.update(rows, values[rows.value])
+    add_up(sums, seen.batches)
     found = {rows: total.moments() for rows, total in sums.items() if total.count}
     never = "no element of its input was seen: its branch never ran"
     lost = {name: seen.unobserved.get(r.value, never) for name, r in reads.items() if r not in found}
@@ -167,53 +172,3 @@ def _rows(nodes: Mapping[str, ir.Node], name: str) -> Rows:
     if node.op_type not in ("MatMul", "Gemm", "Conv") or node.domain != "":
         raise BadRequest(f"a {node.op_type} has no moments", where=f"node {name!r}")
     return Rows.of(node)
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Values of a model over data.
-
-    Attributes:
-        batches: The values of each batch by name, in order, once.
-        unobserved: Those that cannot be seen, with the reason.
-    """
-
-    batches: Iterator[dict[str, np.ndarray]]
-    unobserved: Mapping[str, str]
-
-
-def stream(
-    model: ir.Model,
-    names: Sequence[str],
-    data: CalibrationData,
-    execute: Executor,
-    *,
-    batch_size: int = _BATCH,
-    progress: Progress = quiet,
-) -> Stream:
-    """Run a model over ``data`` and give values of any of its graphs, a batch at a time; branches of If are reached.
-
-    Args:
-        model: Not changed.
-        names: The values.
-        data: Bound to the model here.
-        execute: Builds the runner; several runs of it are under way at a time.
-        batch_size: Samples a run.
-        progress: Shows the batches.
-
-    Raises:
-        StaleSite: The model has no such value.
-        CalibrationError: The data does not fit the model.
-    """
-    clone, bound = model.clone(), data.bind(model)
-    where = expose(clone, dict.fromkeys(names))
-    outputs = list(dict.fromkeys(where.outputs.values()))
-    runner = execute(clone, outputs) if outputs else None
-
-    def run(feeds: Arrays) -> dict[str, np.ndarray]:
-        got = runner({n: feeds[n] for n in runner.input_names if n in feeds}) if runner is not None else {}
-        seen = {name: got[output] for name, output in where.outputs.items()}
-        return where.constants | {name: feeds[name] for name in where.inputs} | seen
-
-    total = -(-len(bound) // batch_size)
-    return Stream(ahead(run, progress(bound.batches(batch_size), "observe", total)), where.unobserved)

@@ -96,9 +96,9 @@ def least_divergence(histogram: Histogram, scheme: Scheme) -> tuple[float, float
     if size > groups and counts.any():
         for _ in range(2 if zero else 1):
             cuts = _cuts(size - max(a + groups, min(zero + 1, size)))
-            b = size - cuts[np.argmin(divergence(counts, np.full_like(cuts, a), size - cuts, groups))]
+            b = size - cuts[np.argmin(range_divergence(counts, np.full_like(cuts, a), size - cuts, groups))]
             cuts = _cuts(min(zero, b - groups))
-            a = cuts[np.argmin(divergence(counts, cuts, np.full_like(cuts, b), groups))]
+            a = cuts[np.argmin(range_divergence(counts, cuts, np.full_like(cuts, b), groups))]
     low, high = float(first + a) * histogram.width, float(first + b) * histogram.width
     return (-high, high) if scheme.symmetric else (low, high)
 
@@ -108,7 +108,7 @@ def _cuts(limit: int) -> np.ndarray:
     return np.unique(np.linspace(0, limit, min(limit + 1, _CANDIDATES)).astype(np.intp))
 
 
-def divergence(counts: np.ndarray, starts: np.ndarray, stops: np.ndarray, groups: int) -> np.ndarray:
+def range_divergence(counts: np.ndarray, starts: np.ndarray, stops: np.ndarray, groups: int) -> np.ndarray:
     """Kullback-Leibler divergence KL(P || Q) of each candidate range of bins [starts[i], stops[i]).
 
     P is the histogram within the range, what lies outside added to its end bins. Q gives every non-empty bin the mean

@@ -59,7 +59,7 @@ def compute(codes: Array, scale: Array, book: Array, *, lowest: int, axis: int =
     return xp.astype(book[index], scale.dtype) * repeated_scale(scale, codes.shape, axis, block_size)
 
 
-def check(node: ir.Node, operands: tuple[str, ...]) -> None:
+def check_lookup(node: ir.Node, operands: tuple[str, ...]) -> None:
     """What both operators ask of their inputs and attributes.
 
     Raises:
@@ -73,7 +73,7 @@ def check(node: ir.Node, operands: tuple[str, ...]) -> None:
 
 
 def _verify(node: ir.Node) -> None:
-    check(node, ("codes", "scale", "book"))
+    check_lookup(node, ("codes", "scale", "book"))
     codes, _, book = node.inputs
     assert codes is not None
     expect(node, codes.dtype in (None, *CODES), f"takes codes of 4 or 8 bits, not {codes.dtype}")

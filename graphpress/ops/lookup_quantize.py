@@ -20,7 +20,7 @@ from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
-from graphpress.ops.lookup_dequantize import CODES, Array, check, repeated_scale
+from graphpress.ops.lookup_dequantize import CODES, Array, check_lookup, repeated_scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +87,7 @@ def _straight() -> Callable[..., Any]:
 
 
 def _verify(node: ir.Node) -> None:
-    check(node, ("x", "scale", "bounds"))
+    check_lookup(node, ("x", "scale", "bounds"))
     tensor = edit.constant_tensor(node.inputs[2])
     expect(node, tensor is not None and tensor.size == BOUNDS, f"takes {BOUNDS} constant bounds")
     dtype = edit.attribute(node, "dtype")

@@ -131,20 +131,9 @@ def _product(
     old: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, object], domain: str
 ) -> None:
     """Put another operator in the place of a product, under its name."""
-    name, props, outs = old.name, dict(old.metadata_props), old.outputs[0]
-    node = edit.new_node(op_type, inputs, attributes, before=old, domain=domain, name=f"{name}_dense")
-    edit.like(node.outputs[0], outs)
-    public = outs.name
-    edit.replace(outs, node.outputs[0])
-    held = [v for v in old.inputs if v is not None]
-    edit.remove([old])
-    node.name = name
-    node.metadata_props.clear()
-    node.metadata_props.update(props)
-    if node.outputs[0].name != public:
-        outs.name = None
-        node.outputs[0].name = public
-    edit.remove_unused(held)
+    node = edit.new_node(op_type, inputs, attributes, before=old, domain=domain, name=f"{old.name}_dense")
+    edit.stand_for(old.outputs[0], edit.like(node.outputs[0], old.outputs[0]))
+    edit.remove_unused(edit.supersede(old, node.outputs))
 
 
 def _dense(node: ir.Node, name: str) -> ir.Value:

@@ -48,7 +48,7 @@ def _function() -> ir.Function:
 
 def _verify(node: ir.Node) -> None:
     expect(node, len(node.inputs) == 3 and len(node.outputs) == 1, "takes x, values and indices, gives the product")
-    sparse_weight.check(node, *node.inputs[1:])
+    sparse_weight.check_sparse(node, *node.inputs[1:])
     shape = edit.attribute(node, "shape")
     expect(node, len(shape) == 2, "multiplies by a matrix")
     x = node.inputs[0]

@@ -46,7 +46,7 @@ def _function() -> ir.Function:
     return ir.serde.deserialize_function(SparseWeight.to_function_proto())
 
 
-def check(node: ir.Node, values: ir.Value | None, indices: ir.Value | None) -> None:
+def check_sparse(node: ir.Node, values: ir.Value | None, indices: ir.Value | None) -> None:
     """What both operators ask of their operands and attributes.
 
     Raises:
@@ -69,7 +69,7 @@ def check(node: ir.Node, values: ir.Value | None, indices: ir.Value | None) -> N
 
 def _verify(node: ir.Node) -> None:
     expect(node, len(node.inputs) == 2 and len(node.outputs) == 1, "takes values and indices, gives the weight")
-    check(node, *node.inputs)
+    check_sparse(node, *node.inputs)
 
 
 def _kernel() -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from graphpress.errors import GateError
 from graphpress.graph import edit, quantized
 from graphpress.job.gate import sqnr
 from graphpress.keys import ORIGIN
-from graphpress.observe.expose import Exposed, expose
+from graphpress.observe.inner import InnerValues
 from graphpress.report.report import Report, SiteRow
 from graphpress.runner import Arrays, Executor
 from graphpress.types import Role, Site
@@ -184,11 +184,11 @@ class _Noise:
     def __init__(
         self, before: ir.Model, after: ir.Model, pairs: Sequence[Compared], feeds: Arrays, execute: Executor
     ) -> None:
-        self.before = _Values(before, [p.before for p in pairs], feeds, execute)
-        self.after = _Values(after, [p.after for p in pairs], feeds, execute)
+        self.before = _seen(before, [p.before for p in pairs], feeds, execute)
+        self.after = _seen(after, [p.after for p in pairs], feeds, execute)
 
     def of(self, pair: Compared) -> tuple[float | None, str]:
-        a, b = self.before.get(pair.before), self.after.get(pair.after)
+        a, b = self.before[pair.before], self.after[pair.after]
         if isinstance(a, str) or isinstance(b, str):
             return None, a if isinstance(a, str) else str(b)
         if a.shape != b.shape:
@@ -203,22 +203,7 @@ class _Noise:
         return noise / signal, ""
 
 
-class _Values:
-    """Values of any graph of a model, run once."""
-
-    def __init__(self, model: ir.Model, names: Sequence[str], feeds: Arrays, execute: Executor) -> None:
-        clone = model.clone()
-        self.where: Exposed = expose(clone, dict.fromkeys(names))
-        outputs = list(dict.fromkeys(self.where.outputs.values()))
-        self.seen = dict(feeds)
-        if outputs:
-            runner = execute(clone, outputs)
-            self.seen |= runner({k: v for k, v in feeds.items() if k in runner.input_names})
-
-    def get(self, name: str) -> np.ndarray | str:
-        """The array, or why there is none."""
-        if name in self.where.unobserved:
-            return self.where.unobserved[name]
-        if name in self.where.constants:
-            return self.where.constants[name]
-        return self.seen[name if name in self.where.inputs else self.where.outputs[name]]
+def _seen(model: ir.Model, names: Sequence[str], feeds: Arrays, execute: Executor) -> dict[str, np.ndarray | str]:
+    """Values of any graph of a model on one batch, or why they cannot be seen."""
+    values = InnerValues.of(model, names, execute)
+    return {**values.unobserved, **values(feeds)}

@@ -6,12 +6,12 @@ Format: ``GraphNodeData`` of model-explorer's node_data_builder; keys are output
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
 
+from graphpress import keys
 from graphpress.graph import edit
 from graphpress.report.report import Report, SiteRow
 
@@ -31,7 +31,7 @@ def node_data(report: Report, model: ir.Model) -> dict[str, dict[str, Any]]:
 
 def bits(site: SiteRow) -> int:
     """Width of a site's lowest storage type; 32 for a float site."""
-    return min((int(b) for b in re.findall(r"\bu?int(\d+)\b", site.scheme)), default=32)
+    return min((s.bits for s in keys.read_schemes(site.scheme, site.node).values()), default=32)
 
 
 def _data(name: str, values: Mapping[str, float | None], colours: tuple[str, str, str]) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graphpress import keys
+from graphpress.errors import BadRequest
 from graphpress.report.report import Report
+from graphpress.types import AFFINE, PER_TENSOR, Role
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,20 @@ def decibel(value: float | None) -> str:
 
 def scheme(text: str) -> str:
     """A site's schemes in short: ``weight int8 per_channel:0, activation uint8``. An output like that goes unsaid."""
-    kinds: dict[str, dict[str, None]] = {}
-    for part in filter(None, text.split("; ")):
-        edge, dtype, granularity, *flags = [*part.split(), "", ""]
-        words = [dtype, granularity if granularity != "per_tensor" else "", "dynamic" if "dynamic" in flags else ""]
-        words += [f.removeprefix("quantizer=") for f in flags if f.startswith("quantizer=")]
-        kinds.setdefault(edge.partition("[")[0], {})[" ".join(filter(None, words))] = None
-    if kinds.get("output") == kinds.get("activation"):
-        kinds.pop("output", None)
-    return ", ".join(f"{role} {' and '.join(kinds[role])}".strip() for role in sorted(kinds, reverse=True)) or "float"
+    try:
+        schemes = keys.read_schemes(text)
+    except BadRequest:
+        return text  # somebody else's
+    kinds: dict[Role, dict[str, None]] = {}
+    for site, s in schemes.items():
+        words = (
+            s.dtype, str(s.granularity) if s.granularity != PER_TENSOR else "", "dynamic" if s.dynamic else "",
+            s.quantizer if s.quantizer != AFFINE else "",
+        )  # fmt: skip
+        kinds.setdefault(site.role, {})[" ".join(filter(None, words))] = None
+    if kinds.get(Role.OUTPUT) == kinds.get(Role.ACTIVATION):
+        kinds.pop(Role.OUTPUT, None)
+    return ", ".join(f"{role} {' and '.join(kinds[role])}" for role in sorted(kinds, reverse=True)) or "float"
 
 
 def before_after(report: Report) -> Table:

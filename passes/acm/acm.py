@@ -18,7 +18,7 @@ from graphpress.observe.moments import Moments, collect_moments
 from graphpress.ops.acm import OP
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.passes.acm import site
-from graphpress.passes.acm.cut import CutLearners, block_learners, projection_learners
+from graphpress.passes.acm.learners import CutLearners, block_learners, projection_learners
 from graphpress.passes.structure.layers import ffn
 from graphpress.types import Numerics, Stage
 
@@ -65,7 +65,7 @@ class Acm(Pass, Ignores):
             raise BadRequest(f"must lie in (0, 1], not {self.fraction}", where="acm: option 'fraction'")
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        anatomy = ffn.find(model.graph)
+        anatomy = ffn.layer_blocks(model.graph)
         for where, why in anatomy.refused:
             report.skip(where, why)
         chosen = [f for f in self._chosen(model, anatomy) if self._fits(f, report)]
@@ -147,9 +147,9 @@ def replace(found: ffn.Found, made: CutLearners, price: ir.Value, attributes: di
     acm.outputs[1].shape = None if old.shape is None else ir.Shape(list(old.shape)[:-1])
     if scope := node.metadata_props.get(SCOPE):
         acm.metadata_props[SCOPE] = scope
-    edit.replace(old, acm.outputs[0])
-    name = node.name
-    edit.remove_unused([old])
+    name, maker = node.name, old.producer()
+    assert maker is not None
+    edit.remove_unused(edit.supersede(maker, [acm.outputs[0]], metadata=False))
     acm.name = name
     return acm
 

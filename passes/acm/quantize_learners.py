@@ -8,15 +8,15 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from graphpress import keys
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit, opsets
-from graphpress.keys import SCHEME
 from graphpress.ops.acm import INPUTS
 from graphpress.passes.acm.site import AcmSite, sites
 from graphpress.passes.quantizers.affine import AFFINE
-from graphpress.types import Numerics, Scheme, Stage, per_group
+from graphpress.types import PER_TOKEN, Numerics, Role, Scheme, Site, Stage, per_group
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,22 @@ class QuantizeLearners(Pass):
             for name in ("w1", "w2"):
                 self._store(s, name)
             s.node.attributes.update({"int8": ir.AttrInt64("int8", 1)})
-            s.node.metadata_props[SCHEME] = f"weight int8 {s.learners}_learners; activation int8 per_token sym dynamic"
+            keys.note_schemes(s.node, self._schemes(s))
             report.changed += 1
+
+    def _schemes(self, s: AcmSite) -> dict[Site, Scheme]:
+        name, x = s.node.name or "", Scheme("int8", PER_TOKEN, dynamic=True)
+        weights = {Site(name, INPUTS.index(w), Role.WEIGHT): self._weight(s.array(w)) for w in ("w1", "w2")}
+        return weights | {Site(name, INPUTS.index("x"), Role.ACTIVATION): x}
+
+    def _weight(self, array: np.ndarray) -> Scheme:
+        """Of [learners, in, out]: a scale for each learner's columns."""
+        return Scheme("int8", per_group(1, array.shape[1]), observer=self.observer)
 
     def _store(self, s: AcmSite, name: str) -> None:
         value = s.value(name)
         array = s.array(name)
-        scheme = Scheme("int8", per_group(1, array.shape[1]), observer=self.observer)
-        params = AFFINE.fit(array, scheme)
+        params = AFFINE.fit(array, self._weight(array))
         graph = s.node.graph
         assert isinstance(graph, ir.Graph)
         scale = edit.add_const(graph, np.asarray(params.scale, np.float32), f"{value.name}_scale")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphpress.contracts import Exhibit
 from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
+from graphpress.observe.inner import InnerValues
 from graphpress.ops.acm_price import EVERY
 from graphpress.passes.acm.site import price_node, share, sites
 from graphpress.report import tables
@@ -67,14 +68,16 @@ class Meter:
         self.sites = sites(model)
         self.data = data.bind(model)
         work, self.price = open_price(model)
-        self.runner = execute(work, [s.taken.name or "" for s in sites(work)])
+        self.names = [s.taken.name or "" for s in sites(work)]
+        self.values = InnerValues.of(work, self.names, execute, floats=False)
 
     def usage(self, price: float) -> Usage:
         """What tokens take at this price."""
         counts = [np.zeros(s.learners + 1, np.int64) for s in self.sites]
         heat: list[np.ndarray] = []
         for feeds in self.data.batches(BATCH):
-            taken = list(self.runner(feeds | {self.price: np.array(price, np.float32)}).values())
+            found = self.values(feeds | {self.price: np.array(price, np.float32)})
+            taken = [found[n] for n in self.names]
             for total, got, s in zip(counts, taken, self.sites, strict=True):
                 total += np.bincount(got.reshape(-1), minlength=s.learners + 1)
             heat = heat or [_first(t) for t in taken]

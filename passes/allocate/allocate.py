@@ -11,14 +11,14 @@ from graphpress.context import Context
 from graphpress.contracts import Budget, HoldsBudgets, Ignores, Pass, PassReport, Skip
 from graphpress.errors import BadRequest
 from graphpress.observe.memo import Recall
-from graphpress.passes.allocate import budgets
+from graphpress.passes.allocate import amounts
 from graphpress.passes.allocate import model as tables
 from graphpress.passes.allocate.choose import Goal, choose
+from graphpress.passes.allocate.edges import Probe
 from graphpress.passes.allocate.formats import DEFAULT
-from graphpress.passes.allocate.latency import LatencyMeter, Times, alternate
+from graphpress.passes.allocate.meter import LatencyMeter, Times, alternate
 from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.picture import picture
-from graphpress.passes.allocate.probe import Probe
 from graphpress.passes.allocate.problem import Problem
 from graphpress.passes.allocate.sensitivity import Measurer, Sensitivity
 from graphpress.passes.allocate.space import Space, explore
@@ -103,8 +103,8 @@ class Allocate(Pass, HoldsBudgets, Ignores):
     def _check(self, ctx: Context) -> bool:
         """Refuse what cannot be asked before any work is done; whether latency is to be measured."""
         for option in ("max_latency", "max_size"):
-            budgets.absolute(getattr(self, option), 1.0, option)
-        budgets.drop(self.max_drop)
+            amounts.absolute(getattr(self, option), 1.0, option)
+        amounts.drop(self.max_drop)
         if (self.max_latency, self.max_size, self.max_drop) == (None, None, None):
             raise BadRequest(
                 "there is no budget", where="allocate", fix="Give max_latency (0.6x), max_size (0.3x) or max_drop."
@@ -133,14 +133,14 @@ class Allocate(Pass, HoldsBudgets, Ignores):
 
     def _goal(self, problem: Problem, ctx: Context, timed: bool) -> Goal:
         limits = {
-            "latency": budgets.absolute(self.max_latency, problem.latency, "max_latency"),
-            "size": budgets.absolute(self.max_size, problem.size, "max_size"),
+            "latency": amounts.absolute(self.max_latency, problem.latency, "max_latency"),
+            "size": amounts.absolute(self.max_size, problem.size, "max_size"),
         }
         held = {k: v for k, v in limits.items() if v is not None}
         objective: str = self.objective
         if objective == "auto":
             objective = "drop" if held else ("latency" if timed else "size")
-        return Goal(objective, held, budgets.drop(self.max_drop), ctx.evaluate is not None, self.measure)
+        return Goal(objective, held, amounts.drop(self.max_drop), ctx.evaluate is not None, self.measure)
 
 
 def _possible(space: Space, found: Sensitivity) -> dict[str, tuple[str, ...]]:

@@ -17,9 +17,9 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.graph.cut import cut
 from graphpress.passes.allocate.divergence import OutputKind, kinds, temperature
+from graphpress.passes.allocate.edges import Probe, Values
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import Parts
-from graphpress.passes.allocate.probe import Probe, Values
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from graphpress.passes.allocate.formats import FLOAT
-from graphpress.passes.allocate.latency import Times
+from graphpress.passes.allocate.meter import Times
 from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Link, Problem, Variable
 from graphpress.passes.allocate.seams import passes, readers, settled

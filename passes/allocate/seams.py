@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphpress.graph.cut import cut
+from graphpress.graph.movement import interval
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import Parts, bare
 from graphpress.passes.allocate.space import Schemes
@@ -81,7 +82,7 @@ def states(parts: Parts, seam: Seam) -> dict[str, ir.Model] | None:
     return found
 
 
-def difference(seam: Seam, took: Mapping[str, float], alone: Mapping[str, float]) -> Seamed:
+def seam_costs(seam: Seam, took: Mapping[str, float], alone: Mapping[str, float]) -> Seamed:
     """From the times of the states, and of each operator in codes less that in floats."""
     source, others = alone[seam.source], sum(alone[r] for r in seam.nodes[1:])
     more = {state: ms - took[FLOAT] for state, ms in took.items()}
@@ -117,7 +118,7 @@ def settled(node: ir.Node) -> list[ir.Value]:
 
 def passes(node: ir.Node) -> bool:
     """Whether integers go through as they are."""
-    return operators.moved(node) or operators.interval(node) is not None
+    return operators.moved(node) or interval(node) is not None
 
 
 def readers(value: ir.Value, owner: Container[str]) -> Iterator[str]:

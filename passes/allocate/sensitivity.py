@@ -18,14 +18,14 @@ import numpy as np
 from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
-from graphpress.graph.cut import boundary, cut
+from graphpress.graph.cut import boundary
 from graphpress.observe.checkpoint import key
-from graphpress.observe.collect import WORKERS
+from graphpress.observe.inner import WORKERS, InnerValues
 from graphpress.passes.allocate import fisher
 from graphpress.passes.allocate.divergence import OutputKind, divergence, kinds
-from graphpress.passes.allocate.metric import evaluated, number
+from graphpress.passes.allocate.edges import Probe, Values
+from graphpress.passes.allocate.evaluated import evaluated, number
 from graphpress.passes.allocate.parts import Parts
-from graphpress.passes.allocate.probe import Probe, Values
 from graphpress.passes.allocate.space import Schemes
 from graphpress.passes.allocate.store import Cache
 from graphpress.passes.quantize.apply_plan import ApplyPlan
@@ -155,12 +155,13 @@ class Measurer:
         part = self.parts.parts[node]
         if not wanted:
             return [0.0] * len(formats)
-        rest = self.ctx.need("run", "allocate")(cut(self.parts.space.model, inputs, list(wanted)))
+        run = self.ctx.need("run", "allocate")
+        rest = InnerValues.of(self.parts.space.model, list(wanted), run, given=inputs, floats=False)
         costs = []
         for name in formats:
             made = self.parts.run(node, name, values)
             feeds = values | {n: made[n] for n in part.outputs}
-            costs.append(divergence(values, rest({n: feeds[n] for n in rest.input_names}), wanted))
+            costs.append(divergence(values, rest(feeds), wanted))
         return costs
 
     def _metric(self, left: dict[str, list[str]], started: float) -> Drops:

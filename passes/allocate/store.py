@@ -1,27 +1,31 @@
-"""Figures that are measured once: a JSON file of numbers by digest, written as a whole and renamed."""
+"""Figures that are measured once: numbers by digest in a state file, written as a whole and renamed."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
 import threading
 from pathlib import Path
 
+from graphpress.observe import statefile
+
+_KIND = "store of measured figures"
+
 
 class Cache:
-    """Numbers by what they belong to, in memory and, with a folder, in ``<folder>/<name>.json``.
+    """Numbers by what they belong to, in memory and, with a folder, in ``<folder>/<name>.npz``.
 
-    What cannot be read is no error: it is measured again. Several threads may use one.
+    Several threads may use one.
 
     Args:
         folder: Created when first written to; None keeps nothing beyond this object.
         name: Of the file.
+
+    Raises:
+        BadRequest: The file is something else; it is not touched.
     """
 
     def __init__(self, folder: str | Path | None, name: str) -> None:
-        self._path = None if folder is None else Path(folder) / f"{name}.json"
+        self._path, self._name = None if folder is None else Path(folder) / f"{name}.npz", name
         self._lock = threading.Lock()
         self._known: dict[str, float] = self._read()
         self.found = 0  # how many figures were here already when asked for
@@ -44,17 +48,12 @@ class Cache:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         with self._lock:
-            draft.write_text(json.dumps(self._read() | self._known), encoding="utf-8")
-        draft.replace(self._path)
+            statefile.write(self._path, _KIND, self._name, {}, self._read() | self._known)
 
     def _read(self) -> dict[str, float]:
-        if self._path is not None:
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                found = json.loads(self._path.read_text(encoding="utf-8"))
-                return {str(k): float(v) for k, v in found.items() if isinstance(v, int | float)}
-        return {}
+        found = None if self._path is None else statefile.read(self._path, _KIND, self._name)
+        return {} if found is None else {name: float(value) for name, value in found[1].items()}
 
 
 def digest(*what: object) -> str:

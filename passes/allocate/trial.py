@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import PassReport
-from graphpress.job.latency import compare
+from graphpress.job.latency import compare_latency
 from graphpress.passes.allocate.divergence import divergence, kinds
+from graphpress.passes.allocate.edges import Probe, Values
+from graphpress.passes.allocate.evaluated import evaluated
 from graphpress.passes.allocate.formats import FLOAT
-from graphpress.passes.allocate.metric import evaluated
 from graphpress.passes.allocate.parts import Parts
-from graphpress.passes.allocate.probe import Probe, Values
 from graphpress.passes.allocate.problem import Problem, Totals
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.report import report as reports
@@ -101,7 +101,7 @@ class Bench:
         latency = predicted.latency
         if self.timed:
             feeds = next(self.probe.data.batches(1))
-            latency = self.problem.latency * compare(self.float_runner, runner, feeds, SECONDS)["ratio"]
+            latency = self.problem.latency * compare_latency(self.float_runner, runner, feeds, SECONDS)["ratio"]
         measured = Totals(self._divergence(runner), float(reports.stored_bytes(model)), latency)
         lost = None
         if self.ctx.evaluate is not None:

@@ -12,10 +12,10 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.graph.statistics import write_statistics
-from graphpress.passes.clean import affine
-from graphpress.passes.clean.affine import AffineLayer
-from graphpress.passes.clean.operands import graph_nodes
+from graphpress.passes.clean import scale_shift
+from graphpress.passes.clean.constants import graph_nodes
 from graphpress.passes.clean.remove_identity import can_replace, forward
+from graphpress.passes.clean.scale_shift import AffineLayer
 from graphpress.types import Numerics
 
 _Affine = tuple[np.ndarray, np.ndarray]  # scale and shift, float64, one element a channel
@@ -56,7 +56,7 @@ def _fold_batchnorm(node: ir.Node) -> str | None:
         return found
     (scale, shift), seen = found
     adds = _bias_add(node.inputs[0])
-    target = affine.linear(adds.inputs[0] if adds is not None else node.inputs[0])
+    target = scale_shift.linear(adds.inputs[0] if adds is not None else node.inputs[0])
     if isinstance(target, str):
         return target
     if len(scale) != target.channels or (target.channel_axis == -1 and not _is_matrix(node.inputs[0])):
@@ -65,7 +65,7 @@ def _fold_batchnorm(node: ir.Node) -> str | None:
         return _fold_into_matmul(node, target, adds, scale, shift)
     if not can_replace(node.outputs[0], target.node.outputs[0]):
         return "its output is a graph output of another graph"
-    why_not = affine.fold(target, scale, shift)
+    why_not = scale_shift.fold(target, scale, shift)
     if why_not is None:
         write_statistics(target.node, *seen)
         forward(node, target.node.outputs[0])
@@ -109,7 +109,7 @@ def _fold_into_matmul(
         if old.ndim > 1 or old.size not in (1, target.channels):
             return f"the constant of {adds.name!r} is no bias"
         shift = old.astype(np.float64).ravel() * scale + shift
-    why_not = affine.fold(target, scale, np.zeros_like(shift))
+    why_not = scale_shift.fold(target, scale, np.zeros_like(shift))
     if why_not is not None:
         return why_not
     bias = edit.add_const(node.graph, shift.astype(weight.numpy().dtype), f"{node.name}.bias")
@@ -128,7 +128,7 @@ def _fold_scale(node: ir.Node) -> str | None:
     source, const = node.inputs[slot], edit.constant(node.inputs[1 - slot])
     if const is None or (slot == 1 and node.op_type == "Div"):
         return "no operand is constant"
-    target = affine.linear(source)
+    target = scale_shift.linear(source)
     if isinstance(target, str):
         return target
     weight = target.node.inputs[1]
@@ -140,7 +140,7 @@ def _fold_scale(node: ir.Node) -> str | None:
     scale, shift = _scale_and_shift(node.op_type, number, swapped=slot == 1)
     if target.node.op_type == "MatMul" and shift.any():
         return "a MatMul has no bias"
-    why_not = affine.fold(target, scale, shift)
+    why_not = scale_shift.fold(target, scale, shift)
     if why_not is None:
         forward(node, target.node.outputs[0])
     return why_not

@@ -12,13 +12,11 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.graph.evaluate import evaluate
+from graphpress.graph.movement import rearranges
 from graphpress.passes.clean.known_dims import known_dims
 from graphpress.passes.clean.lift_constants import freeze
 from graphpress.passes.clean.result_size import result_size
 from graphpress.types import Numerics
-
-# Their result is a rearranged weight: it keeps the weight's name.
-_REARRANGE = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast", "CastLike", "Identity")
 
 _CASTS = {(source, target) for source in "biuf" for target in "iuf" if target == "f" or source != "f"}
 
@@ -139,4 +137,4 @@ def _sole_weight(scope: edit.Scope, node: ir.Node) -> ir.Value | None:
     public = isinstance(scope, ir.Function) or node.outputs[0].is_graph_output()
     if weight is None or not sole or public or weight.graph is not node.graph:
         return None
-    return weight if node.op_type in _REARRANGE else None
+    return weight if rearranges(node) or node.op_type in ("Cast", "CastLike") else None

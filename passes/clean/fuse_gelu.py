@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
-from graphpress.passes.clean.operands import graph_nodes, number
+from graphpress.passes.clean.constants import graph_nodes, number
 from graphpress.types import Numerics
 
 _OPSET = 20

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
-from graphpress.passes.clean.operands import graph_nodes, ints, number, static
+from graphpress.passes.clean.constants import graph_nodes, ints, number, static
 from graphpress.types import Numerics
 
 _LAYER_NORM_OPSET, _RMS_NORM_OPSET = 17, 23

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
-from graphpress.passes.clean.operands import graph_nodes, ints, number
+from graphpress.passes.clean.constants import graph_nodes, ints, number
 from graphpress.types import Numerics
 
 _OPSET = 23
@@ -19,7 +19,7 @@ _SAME = frozenset({"Cos", "Sin", "Cast", "Identity"})  # what is repeated stays 
 
 
 @dataclass(frozen=True)
-class _Rotation:
+class _Rotary:
     """``x * cos + concat(-x[..., half:], x[..., :half]) * sin`` for x [batch, heads, tokens, 2 * half]."""
 
     x: ir.Value
@@ -132,7 +132,7 @@ def _source(x: ir.Value) -> ir.Value:
     return _source(source)
 
 
-def _rotation(add: ir.Node) -> _Rotation | None:
+def _rotation(add: ir.Node) -> _Rotary | None:
     for slot in (0, 1):
         turned, plain = _sole(add.inputs[slot], "Mul"), _sole(add.inputs[1 - slot], "Mul")
         if turned is None or plain is None:
@@ -142,7 +142,7 @@ def _rotation(add: ir.Node) -> _Rotation | None:
             sin = turned.inputs[1 - half_slot]
             cos = next((plain.inputs[1 - i] for i in (0, 1) if x is not None and plain.inputs[i] is x), None)
             if x is not None and sin is not None and cos is not None:
-                return _Rotation(x, cos, sin)
+                return _Rotary(x, cos, sin)
     return None
 
 
@@ -183,7 +183,7 @@ def _part(value: ir.Value | None) -> tuple[ir.Value, int, int] | None:
     return None
 
 
-def _obstacle(model: ir.Model, found: _Rotation) -> str:
+def _obstacle(model: ir.Model, found: _Rotary) -> str:
     """Why the rotation cannot be one RotaryEmbedding, or ""."""
     if edit.opset(model) < _OPSET:
         return f"RotaryEmbedding needs opset {_OPSET}"

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
-from graphpress.passes.clean.operands import static
+from graphpress.passes.clean.constants import static
 from graphpress.types import Numerics
 
 # Only small constants (shapes, axes) steer inference; larger ones go in as inputs of known type.

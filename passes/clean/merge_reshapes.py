@@ -12,11 +12,12 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
+from graphpress.graph.movement import TABLE, Way
+from graphpress.passes.clean.constants import graph_nodes, ints
 from graphpress.passes.clean.known_dims import known_dims
-from graphpress.passes.clean.operands import graph_nodes, ints
 from graphpress.types import Numerics
 
-_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_RESHAPES = tuple(op for op, way in TABLE.items() if way is Way.VIEW and op != "Identity")
 
 
 @dataclass(frozen=True)

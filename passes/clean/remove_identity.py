@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
-from graphpress.passes.clean.operands import ints, static
+from graphpress.passes.clean.constants import ints, static
 from graphpress.types import Numerics
 
 _FAR = 2**31 - 1  # exporters write "to the end" as INT32_MAX or INT64_MAX

@@ -10,7 +10,8 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.graph.grid import Grid
-from graphpress.passes.fold.data_movement import bounds
+from graphpress.graph.movement import interval
+from graphpress.passes.fold.conversions import wide_moves
 from graphpress.passes.fold.grid_flow import GridFlow
 from graphpress.types import Numerics, Stage
 
@@ -29,28 +30,26 @@ class AbsorbClip(Pass):
     needs = (Stage.QDQ,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        flow = GridFlow(model)
+        flow = GridFlow(model, wide=wide_moves(ctx))
         for node in flow.moves:
-            interval = bounds(node)
-            if interval is None or node.inputs[0] is None:
+            limits = interval(node)
+            if limits is None or node.inputs[0] is None:
                 continue
             out, source = node.outputs[0], node.inputs[0]
             wanted, before = flow.wanted(out), flow.on.get(source)
-            if (wanted and _saturates(wanted, interval)) or (before and _within(before, interval)):
+            if (wanted and _saturates(wanted, limits)) or (before and _within(before, limits)):
                 edit.replace(out, source)
-                limits = node.inputs[1:]
+                bounds = node.inputs[1:]
                 edit.remove([node])
-                edit.remove_unused(limits)
+                edit.remove_unused(bounds)
                 report.changed += 1
             elif wanted:
-                report.skip(
-                    node, f"the quantizer behind it ({wanted}) reaches beyond [{interval[0]:g}, {interval[1]:g}]"
-                )
+                report.skip(node, f"the quantizer behind it ({wanted}) reaches beyond [{limits[0]:g}, {limits[1]:g}]")
 
 
-def _saturates(grid: Grid, interval: tuple[float, float]) -> bool:
-    return tuple(int(grid.quantize(x)) for x in interval) == grid.limits
+def _saturates(grid: Grid, limits: tuple[float, float]) -> bool:
+    return tuple(int(grid.quantize(x)) for x in limits) == grid.limits
 
 
-def _within(grid: Grid, interval: tuple[float, float]) -> bool:
-    return interval[0] <= grid.span[0] and grid.span[1] <= interval[1]
+def _within(grid: Grid, limits: tuple[float, float]) -> bool:
+    return limits[0] <= grid.span[0] and grid.span[1] <= limits[1]

@@ -27,6 +27,11 @@ def integer_ops(ctx: Context) -> Mapping[str, str]:
     return {c.op: c.output for c in static if c.output in ("required", "optional")}
 
 
+def wide_moves(ctx: Context) -> frozenset[str]:
+    """Data movement that runs on 16-bit integers on the target; without a target nothing is known to."""
+    return frozenset() if ctx.target is None else ctx.target.wide_moves
+
+
 def conversions(model: ir.Model, integer: Mapping[str, str] = INTEGER) -> list[ir.Node]:
     """The Q and DQ nodes that are real work at run time.
 

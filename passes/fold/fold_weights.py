@@ -67,10 +67,7 @@ def _codes(tensor: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:
 
 def _fold(node: ir.Node, scope: ir.Graph, integers: ir.TensorProtocol) -> ir.Value:
     out = node.outputs[0]
-    name, public = out.name, out.is_graph_output()
-    value = edit.add_const(scope, integers, f"{name}_folded")
-    edit.replace(out, value)
+    value = edit.add_const(scope, integers, f"{out.name}_folded")
+    edit.stand_for(out, value)
     edit.remove_unused([out])
-    if not public:
-        value.name = name
     return value

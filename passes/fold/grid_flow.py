@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.graph.grid import Grid, grid_of, is_dequantize, is_quantize
-from graphpress.passes.fold.data_movement import OPSET, Movement, movement
+from graphpress.graph.movement import OPSET, Movement, movement
+
+_NARROW = 8  # bits of integers that all data movement runs on
 
 
 class GridFlow:
@@ -27,10 +29,13 @@ class GridFlow:
     Args:
         model: The model; where it changes afterwards, ``refresh`` is to be called.
         integer: Operators with an integer kernel, and whether that requires a Q behind it.
+        wide: Data movement that runs on integers of more than 8 bits.
     """
 
-    def __init__(self, model: ir.Model, integer: Mapping[str, str] = MappingProxyType({})) -> None:
-        self.integer = integer
+    def __init__(
+        self, model: ir.Model, integer: Mapping[str, str] = MappingProxyType({}), *, wide: Collection[str] = ()
+    ) -> None:
+        self.integer, self.wide = integer, wide
         self.nodes = list(edit.nodes(model))
         self.moves: dict[ir.Node, Movement] = {}
         self.grids: dict[ir.Node, Grid] = {}
@@ -58,19 +63,23 @@ class GridFlow:
     def _carried(self, node: ir.Node, move: Movement) -> Grid | None:
         grids = {self.on.get(node.inputs[slot]) for slot in move.data}  # type: ignore[arg-type]
         grid = grids.pop()
-        if grid is None or grids or not fits(grid, move):
+        if grid is None or grids or not self.fits(grid, node):
             return None
         return grid if all(grid.holds(x) for x in move.literals.values()) else None
 
     def _wanted_behind(self, node: ir.Node) -> Grid | None:
         grids = {self.wanted(out) for out in node.outputs if out.uses() or out.is_graph_output()}
         grid = grids.pop() if len(grids) == 1 else None
-        if grid is None or not fits(grid, self.moves[node]):
+        if grid is None or not self.fits(grid, node):
             return None
         if node.op_type in self.integer and _requantizes({self.on.get(v) for v in node.inputs if v is not None}, grid):
             self.fused.add(node)
             return None
         return grid
+
+    def fits(self, grid: Grid, node: ir.Node) -> bool:
+        """Whether data movement runs on the integers of ``grid``."""
+        return grid.dtype.bitwidth <= _NARROW or node.op_type in self.wide
 
     def refresh(self, value: ir.Value) -> None:
         """Bring ``on`` and ``through`` up to date around a value whose readers changed."""
@@ -108,11 +117,6 @@ class GridFlow:
             return self.through.get(user) if slot in self.moves[user].data else None
         grid = self.grids.get(user)
         return grid if grid is not None and is_quantize(user) and slot == 0 and grid.movable else None
-
-
-def fits(grid: Grid, move: Movement) -> bool:
-    """Whether the operator runs on the integers of ``grid``."""
-    return grid.dtype.bitwidth <= move.bits
 
 
 _Key = TypeVar("_Key")

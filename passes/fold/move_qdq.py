@@ -12,7 +12,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.graph.grid import Grid, is_dequantize, is_quantize
 from graphpress.keys import SCOPE
-from graphpress.passes.fold.conversions import conversions, integer_ops
+from graphpress.passes.fold.conversions import conversions, integer_ops, wide_moves
 from graphpress.passes.fold.grid_flow import GridFlow
 from graphpress.passes.fold.min_cut import FOREVER, Network
 from graphpress.passes.fold.written import new_dequantize, new_quantize
@@ -40,7 +40,7 @@ class MoveQdq(Pass):
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         integer = integer_ops(ctx)
-        flow = GridFlow(model, integer)
+        flow = GridFlow(model, integer, wide=wide_moves(ctx))
         report.metrics["conversions before"] = len(conversions(model, integer))
         domains = _Domains(flow)
         integers = domains.integers()

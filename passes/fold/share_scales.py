@@ -10,7 +10,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.graph.grid import Grid, is_dequantize, is_quantize
-from graphpress.passes.fold.conversions import integer_ops
+from graphpress.passes.fold.conversions import integer_ops, wide_moves
 from graphpress.passes.fold.grid_flow import GridFlow
 from graphpress.types import Numerics, Stage
 
@@ -33,7 +33,7 @@ class ShareScales(Pass):
     needs = (Stage.QDQ,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
-        flow = GridFlow(model, integer_ops(ctx))
+        flow = GridFlow(model, integer_ops(ctx), wide=wide_moves(ctx))
         quantized = [(n, g) for n, g in flow.grids.items() if is_quantize(n) and g.movable]
         report.changed += sum(_drop_first(flow, n, g) for n, g in reversed(quantized))
         report.changed += sum(_drop_second(flow, n, g, report) for n, g in quantized if n.graph is not None)

@@ -13,7 +13,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.observe.moments import Moments, collect_moments
 from graphpress.passes.prune import masks
-from graphpress.passes.prune.pattern import checked
+from graphpress.passes.prune.asked_pattern import checked
 from graphpress.passes.prune.search import OrderSearch
 from graphpress.passes.structure.channels.ask import Holder
 from graphpress.passes.structure.channels.ledger import sources

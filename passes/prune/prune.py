@@ -15,8 +15,8 @@ from graphpress.graph import edit
 from graphpress.keys import SPARSITY
 from graphpress.observe.moments import Collected, collect_moments
 from graphpress.passes.prune import methods
-from graphpress.passes.prune.choose import choose
-from graphpress.passes.prune.pattern import checked
+from graphpress.passes.prune.asked_pattern import checked
+from graphpress.passes.prune.eligible import eligible_layers
 from graphpress.passes.structure.layers.linear import Linear
 from graphpress.types import Numerics, Stage
 
@@ -60,7 +60,7 @@ class Prune(Pass, Ignores):
         pattern = checked(self.n, self.m, self.name)
         if not self.damping > 0:
             raise BadRequest(f"{self.damping} is not positive", where="prune: option 'damping'", fix="Such as 0.01.")
-        layers = choose(model, self, report)
+        layers = eligible_layers(model, self, report)
         moments = self._moments(model, ctx, layers)
         lost: list[float] = []
         pruned = 0

@@ -17,7 +17,8 @@ from enum import IntFlag
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.quantize.operators import CLAMPS, LIGHT, computed, interval, moved, settled
+from graphpress.graph.movement import CLAMPS, interval
+from graphpress.passes.quantize.operators import LIGHT, computed, moved, settled
 from graphpress.types import Role, Scheme, Site
 
 

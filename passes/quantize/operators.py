@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.graph.movement import CLAMPS, Way, interval, movement
 from graphpress.graph.quantized import decodes
 from graphpress.types import Granularity, Kind, Role, Scheme, per_channel, per_group
 
@@ -19,14 +19,6 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
 LIGHT = frozenset(
     {"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax", "Where"}
 )
-# Data movement: what comes out has the range and the scale of what went in.
-MOVES = frozenset(
-    {
-        "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "Pad", "ReduceMax", "ReduceMin",
-        "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
-CLAMPS = frozenset({"Relu", "Clip"})
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 RECURRENT = frozenset({"LSTM", "GRU"})
 
@@ -109,10 +101,7 @@ def granularities(node: ir.Node, slot: int, kind: Kind, group_size: int) -> list
 
 
 def batched_weights(node: ir.Node) -> bool:
-    """Whether a constant operand is a batch of matrices.
-
-    ONNX Runtime 1.32 fuses those with column scales into an integer kernel that fails at run time.
-    """
+    """Whether a constant operand is a batch of matrices; see ``Fact.FAILS_ON_BATCHED_WEIGHTS``."""
     return node.op_type == "MatMul" and _rank(node, 1) > 2 and edit.is_constant(node.inputs[1])
 
 
@@ -122,33 +111,11 @@ def _rank(node: ir.Node, slot: int) -> int:
 
 
 def moved(node: ir.Node) -> bool:
-    """Whether the node only moves elements of its first input, so that input and outputs can share one scale."""
-    if node.domain != "" or node.op_type not in MOVES:
+    """Whether the node only moves computed elements of its first input, so that input and outputs share one scale."""
+    found = movement(node)
+    if found is None or found.way is Way.JOIN or node.op_type in CLAMPS or edit.is_constant(node.inputs[0]):
         return False
-    if node.op_type == "MaxPool":
-        return len(node.outputs) == 1
-    if node.op_type == "Pad":
-        fill = node.inputs[2] if len(node.inputs) > 2 else None
-        return fill is None or ((array := edit.constant(fill)) is not None and not np.any(array))
-    if node.op_type == "Resize":
-        return bool(edit.attribute(node, "mode", "nearest") == "nearest")
-    return not edit.is_constant(node.inputs[0])
-
-
-def interval(node: ir.Node) -> tuple[float, float] | None:
-    """What a Relu or a Clip with constant bounds clips to; None for other nodes."""
-    if node.domain != "" or node.op_type not in CLAMPS:
-        return None
-    if node.op_type == "Relu":
-        return 0.0, np.inf
-    bounds = [float(edit.attribute(node, "min", -np.inf)), float(edit.attribute(node, "max", np.inf))]
-    for i, value in enumerate(node.inputs[1:3]):
-        if value is not None:
-            array = edit.constant(value)
-            if array is None:
-                return None
-            bounds[i] = float(array.item())
-    return bounds[0], bounds[1]
+    return not any(found.literals.values())  # a fill of 0 is on every grid
 
 
 def clamp_behind(node: ir.Node) -> ir.Node | None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from graphpress.errors import BadRequest, nearest
 from graphpress.graph import selectors
 from graphpress.passes.quantize import operators
-from graphpress.passes.quantize.quantize_options import QuantizeOptions, override
+from graphpress.passes.quantize.quantize_options import QuantizeOptions
 from graphpress.types import Kind, Plan, Role, Scheme, Site
 
 FLOAT = "float"
@@ -33,8 +33,15 @@ def overridden(plan: Plan, options: QuantizeOptions, activation: Scheme, nodes: 
             else:
                 base = plan.get(site) or (_weight(node, site.slot, options) if site.role is Role.WEIGHT else activation)
                 axes = _axes(node, site.slot) if site.role is Role.WEIGHT else {}
-                plan = plan.merge({site: override(base, text, axes, where)})
+                plan = plan.merge({site: _altered(base, text, axes, where)})
     return plan
+
+
+def _altered(base: Scheme, text: str, axes: Mapping[Kind, int | None], where: str) -> Scheme:
+    try:
+        return base.altered(text, axes)
+    except BadRequest as e:
+        raise BadRequest(e.what, where=where, fix=e.fix) from e
 
 
 def _sites(selector: str, text: str, plan: Plan, by_name: Mapping[str, ir.Node], where: str) -> list[Site]:

@@ -16,7 +16,7 @@ from graphpress.passes.quantize.joining import Joining, of_constant
 from graphpress.passes.quantize.kernels import refusal
 from graphpress.passes.quantize.overrides import overridden
 from graphpress.passes.quantize.quantize_options import Mode, QuantizeOptions
-from graphpress.target import Target
+from graphpress.target import Fact, Target
 from graphpress.types import PER_TENSOR, Kind, Plan, Role, Scheme, Site
 
 NATIVE = "uint8"  # activations where there is no target to say better
@@ -128,9 +128,12 @@ class _Planner:
     def _refused(self, node: ir.Node, mode: Mode, sites: Mapping[Site, Scheme]) -> str | None:
         """Why these schemes will not run on low-bit kernels."""
         whole = all(v.granularity == PER_TENSOR for s, v in sites.items() if s.role is Role.WEIGHT)
-        if mode != "weight" and not whole and operators.batched_weights(node):
-            return "integer kernels take column scales of a matrix, not of a batch of matrices"
-        return refusal(self.target, node, sites) if self.target else None
+        if self.target is None:
+            return None
+        fails = Fact.FAILS_ON_BATCHED_WEIGHTS in self.target.facts
+        if fails and mode != "weight" and not whole and operators.batched_weights(node):
+            return f"the integer kernels of {self.target.name} take column scales of a matrix, not of a batch of them"
+        return refusal(self.target, node, sites)
 
     def _impossible(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> str | None:
         """Why the operator cannot be quantized in this mode on any target."""

@@ -10,7 +10,7 @@ from graphpress.contracts import Ignores
 from graphpress.errors import BadRequest
 from graphpress.graph.selectors import exactly
 from graphpress.passes.quantizers.named import named
-from graphpress.types import AFFINE, PER_TENSOR, PER_TOKEN, Granularity, Integer, Kind, Scheme, WeightInteger
+from graphpress.types import AFFINE, PER_TENSOR, PER_TOKEN, Granularity, Integer, Scheme, WeightInteger
 
 Mode: TypeAlias = Literal["static", "dynamic", "weight"]
 Kernels: TypeAlias = Literal["required", "preferred"]
@@ -112,40 +112,3 @@ class QuantizeOptions(Ignores):
 
 def _wrong(option: str, what: str, fix: str = "") -> BadRequest:
     return BadRequest(what, where=f"quantize: option {option!r}", fix=fix)
-
-
-def override(scheme: Scheme, text: str, axes: Mapping[Kind, int | None], where: str) -> Scheme:
-    """``scheme`` with what the words of ``text`` say put in place: a type, a granularity, sym or asym, an observer,
-    ``quantizer=NAME``.
-
-    ``per_channel`` and ``per_group:SIZE`` may leave the axis to ``axes``.
-
-    Raises:
-        BadRequest: A word that means nothing here, or a granularity without an axis to go along.
-    """
-    for word in text.split():
-        kind, *numbers = word.split(":")
-        if word in ("sym", "asym"):
-            scheme = replace(scheme, symmetric=word == "sym")
-        elif kind in {k.value for k in Kind}:
-            granularity = _granularity(Kind(kind), numbers, axes, where)
-            scheme = replace(scheme, granularity=granularity, dynamic=kind == Kind.TOKEN)
-        elif "int" in word:
-            scheme = replace(scheme, dtype=word)
-        elif word.startswith("quantizer="):
-            scheme = replace(scheme, quantizer=word.removeprefix("quantizer="))
-        elif word == "dynamic":
-            scheme = replace(scheme, dynamic=True)
-        else:
-            scheme = replace(scheme, observer=word)
-    return scheme
-
-
-def _granularity(kind: Kind, numbers: list[str], axes: Mapping[Kind, int | None], where: str) -> Granularity:
-    wanted = {Kind.CHANNEL: 1, Kind.GROUP: 2}.get(kind, 0)
-    if len(numbers) == wanted - 1:
-        axis = axes.get(kind)
-        if axis is None:
-            raise BadRequest(f"{kind} needs an axis, and the operator has none that goes without saying", where=where)
-        numbers = [str(axis), *numbers]
-    return Granularity.parse(":".join([kind, *numbers]))

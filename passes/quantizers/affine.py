@@ -84,7 +84,7 @@ def _finite(x: Array | float) -> bool:
 
 
 def _in_storage(zero: Array, scheme: Scheme) -> Array:
-    return stored(zero, scheme) if is_numpy_array(zero) or isinstance(zero, np.generic) else zero
+    return stored(zero, scheme) if is_numpy_array(zero) else zero
 
 
 def _float(zero: Array) -> Array:

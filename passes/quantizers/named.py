@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
-import pydantic
 import yaml
 
 from graphpress import catalog
 from graphpress.errors import BadRequest, nearest
 from graphpress.passes.quantizers.quantizer import Quantizer
+from graphpress.typed import typed
 
 
 @functools.cache
@@ -23,18 +22,13 @@ def named(text: str) -> Quantizer:
     name, _, rest = text.partition(":")
     known, where = catalog.quantizers(), f"quantizer {text!r}"
     if name not in known:
-        raise BadRequest(f"there is no quantizer {name!r}", where=where, fix=nearest(name, known))
-    cls = known[name]
-    fields = [f.name for f in dataclasses.fields(cls)]
+        fix = nearest(name, known) if name.isalnum() else "Options stand behind a colon: power:exponent=0.5."
+        raise BadRequest(f"there is no quantizer {name!r}", where=where, fix=fix)
     options = {}
     for pair in filter(None, rest.split(",")):
         key, equals, value = pair.partition("=")
-        if key not in fields or not equals:
-            raise BadRequest(f"{name} has no option {key!r}", where=where, fix=nearest(key, fields))
+        if not equals:
+            raise BadRequest(f"{pair!r} is no OPTION=VALUE", where=where)
         options[key] = yaml.safe_load(value)
-    try:
-        made: Quantizer = pydantic.TypeAdapter(cls).validate_python(options)
-    except pydantic.ValidationError as e:
-        first = e.errors()[0]
-        raise BadRequest(f"option {first['loc'][0] if first['loc'] else ''!r}: {first['msg']}", where=where) from e
+    made: Quantizer = typed(known[name], options, where, BadRequest)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -75,9 +76,9 @@ class Alone(Method):
         parts = self.parts(values)
         return sum(parts[1:], start=parts[0]) / len(parts)
 
+    @abstractmethod
     def parts(self, values: Tensors) -> list[torch.Tensor]:
         """By layer."""
-        raise NotImplementedError
 
     def write(self, model: ir.Model, roles: Mapping[str, TrainedRole]) -> None:
         for layer in self.layers:
@@ -199,7 +200,7 @@ def places(sites: Sequence[AcmSite], teacher: ir.Model) -> list[tuple[str, str]]
     Raises:
         BadRequest: The teacher has no such layer.
     """
-    anatomy = ffn.find(teacher.graph)
+    anatomy = ffn.layer_blocks(teacher.graph)
     layers: list[ffn.Found] = [*anatomy.projections, *anatomy.blocks]
     known = {f.name: f for f in layers}
     found = []

@@ -23,7 +23,7 @@ from graphpress.passes.recover.engine.recovery import Recovery
 from graphpress.passes.recover.engine.samples import Samples, split, tensors
 from graphpress.passes.recover.engine.schedule import Settings
 from graphpress.passes.recover.engine.scope import Scope
-from graphpress.passes.recover.engine.selection import Selection, choose
+from graphpress.passes.recover.engine.selection import Selection, selected
 from graphpress.passes.recover.engine.state import TrainingState
 from graphpress.passes.recover.engine.student import told
 from graphpress.passes.recover.losses.base import Weighted, make
@@ -115,7 +115,7 @@ class Recover(Pass):
         self._settings(32, 0)
         method = self._method()
         Selection(decay=self.ema)
-        choose(method, self._name, self.select)
+        selected(method, self._name, self.select)
         if self.losses and not method.compares:
             raise _wrong("losses", f"method {self._name!r} has a loss of its own", "Leave them out.")
         loss = self._loss() if method.compares else None
@@ -161,7 +161,7 @@ class Recover(Pass):
         self._tell(recovery, before, after, report)
 
     def _recovery(self, model: ir.Model, ctx: Context, report: PassReport) -> Recovery:
-        method, found = self._method(), parameters.find(model)
+        method, found = self._method(), parameters.trainable_of(model)
         names = self._names(found, report)
         data = ctx.need("data", "recover", "training needs calibration data")
         data = data.allow(self.reads).bind(model).take(self.samples, ctx.seed)
@@ -187,7 +187,7 @@ class Recover(Pass):
         return recovery
 
     def _selection(self, method: Method, ctx: Context) -> Selection:
-        chosen = choose(method, self._name, self.select)
+        chosen = selected(method, self._name, self.select)
         if chosen == "metric":
             ctx.need("evaluate", "recover", "the option 'select' asks for a metric")
             ctx.need("run", "recover")

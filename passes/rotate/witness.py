@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
+from graphpress.observe.inner import InnerValues
 
 
 def witness(before: ir.Model, after: ir.Model, values: Sequence[str], ctx: Context) -> tuple[float, str] | str:
@@ -24,10 +25,10 @@ def witness(before: ir.Model, after: ir.Model, values: Sequence[str], ctx: Conte
     if ctx.oracle is None or ctx.data is None:
         return "not proved: there is no oracle" if ctx.oracle is None else "not proved: there is no data"
     feeds = next(iter(ctx.data.batches(1)))
-    a, b = (ctx.oracle(m, list(values))(feeds) for m in (before, after))
+    a, b = (InnerValues.of(m, values, ctx.oracle)(feeds) for m in (before, after))
     worst = (0.0, "")
     for name in values:
-        if a[name].dtype.kind == "f" and a[name].size:
+        if name in a and name in b and a[name].size:
             x, y = a[name].astype(np.float64), b[name].astype(np.float64)
             finite = np.isfinite(x)
             rms = float(np.sqrt(np.mean(x[finite] ** 2))) if finite.any() else 0.0

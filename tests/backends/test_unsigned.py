@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from graphpress.backends.ort import audit, lower, unsigned
+from graphpress.backends.ort import audit, lower, moved_codes
 from graphpress.graph import edit
 from graphpress.keys import SPARSITY
 from graphpress.ops import packing
@@ -161,7 +161,7 @@ def test_narrowed_codes_mean_nearly_the_same() -> None:
     rng = np.random.default_rng(0)
     codes, zero = rng.integers(-128, 128, (5, 7)).astype(np.int8), np.zeros(7, np.int16)
     scale = rng.uniform(0.1, 1, 7).astype(np.float32)
-    narrow, wider = unsigned.narrowed(codes, zero, scale, 1)
+    narrow, wider = moved_codes.narrowed(codes, zero, scale, 1)
     assert narrow.dtype == np.int8 and np.abs(narrow.astype(int)).max() <= 64
     apart = np.abs(narrow.astype(np.float64) * wider - codes.astype(np.float64) * scale)
     assert (apart <= 0.5 * 128 / 64 * scale * (1 + 1e-6)).all()

@@ -147,6 +147,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (table(facts={"slow-causal-mask": ["vax"]}), "'vax' is no machine"),
         (table(exact_codes={"vax": 64}), "'vax' is no machine"),
         (table(kernel=["MatMulNBits"]), "Did you mean 'kernels'"),
+        (table(wide_moves=["Transpos"]), "names 'Transpos', which moves no data. Did you mean 'Transpose'"),
         (table(provider=1), "provider is 1, not a JSON str"),
         ({}, "lacks 'runtime'"),
         ([], "is no JSON object"),

@@ -298,8 +298,8 @@ def test_masks_with_infinities_are_fine_and_nonfinite_weights_on_request(tmp_pat
 
 
 def test_float8_and_bfloat16_weights_are_looked_at(tmp_path: Path) -> None:
-    from graphpress.frontends import weights
+    from graphpress.frontends import finite
 
     for dtype in (np.float16, np.float64, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2):
         array = np.array([0, 1, np.nan], dtype)
-        assert weights.count(ir.tensor(array)) == (1, 0)
+        assert finite.count(ir.tensor(array)) == (1, 0)

@@ -27,7 +27,7 @@ def committed(checkout: Path) -> dict[str, str]:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_model_comes_back_equal_or_is_refused(zoo: Path, committed: dict[str, str], part: int) -> None:
     paths = roundtrip.files(zoo)[part::PARTS]
-    results = [roundtrip.check(path, str(path.relative_to(zoo))) for path in paths]
+    results = [roundtrip.round_trip(path, str(path.relative_to(zoo))) for path in paths]
     assert [r for r in results if r.status == roundtrip.DIFFERS] == []
     assert {r.file: r.status for r in results} == {r.file: committed.get(r.file, "not in the table") for r in results}
     assert all(r.reason for r in results if r.status != roundtrip.EQUAL)
@@ -49,4 +49,4 @@ def test_a_difference_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, z
         to.write_bytes(data)
 
     monkeypatch.setattr(roundtrip.onnx_file, "save", spoil)
-    assert roundtrip.check(path).status == roundtrip.DIFFERS
+    assert roundtrip.round_trip(path).status == roundtrip.DIFFERS

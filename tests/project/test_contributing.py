@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", PAGE, re.M | re.S))
@@ -22,6 +24,7 @@ for folder in {folders}:
     room = importlib.import_module(package if package.startswith("graphpress.") else "graphpress." + package)
     room.__path__.append(str(pathlib.Path({root!r}) / folder))
 """
+PYTEST = "import sys, pytest\nsys.exit(pytest.main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +43,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(house: Path, *args: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(house / "plugin"), str(ROOT)])
-    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "contributed"]
-    command += ["-p", "no:cacheprovider", "-p", "no:randomly", *args]
-    return subprocess.run(command, cwd=house, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    options = ["-c", str(ROOT / "pyproject.toml"), "-p", "contributed", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    return warm.python(PYTEST, *options, *args, cwd=house, env={"PYTHONPATH": path}, torch=True)
 
 
 def test_there_is_one_of_each_kind_with_its_test() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import typer
 from graphpress import catalog, shipped
 from graphpress.tools.check import manual, pages
 from graphpress.tools.cli import app
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(p.relative_to(ROOT).as_posix() for p in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
@@ -31,7 +30,7 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("page", [p for p in TOLD if "```python\n" in text(p)])
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```", text(page), re.M | re.S):
-        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, capture_output=True)
+        warm.python(block, cwd=tmp_path, torch=True).check_returncode()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -21,8 +21,8 @@ def _sources(folder: Path, module: str, line: str) -> list[rooms.Source]:
     return [rooms.Source(module, folder / "planted.py"), *others]
 
 
-def test_imports_go_in_one_direction(checkout: Path) -> None:
-    assert directions.violations(rooms.sources(checkout)) == []
+def test_imports_go_in_one_direction(sources: list[rooms.Source]) -> None:
+    assert directions.violations(sources) == []
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_an_import_along_the_direction_is_fine(tmp_path: Path, module: str, line
     assert directions.violations(_sources(tmp_path, module, line)) == []
 
 
-def test_nothing_imports_in_a_circle(checkout: Path) -> None:
-    assert directions.circles(rooms.sources(checkout)) == []
+def test_nothing_imports_in_a_circle(sources: list[rooms.Source]) -> None:
+    assert directions.circles(sources) == []
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_a_circle_is_found(tmp_path: Path, back: str) -> None:
     assert found == [["graphpress.a", "graphpress.b", "graphpress.c"]]
 
 
-def test_only_types_of_torch_and_the_like_are_imported_for_checking_alone(checkout: Path) -> None:
+def test_only_types_of_torch_and_the_like_are_imported_for_checking_alone(sources: list[rooms.Source]) -> None:
     """An own module that only TYPE_CHECKING imports is a circle in hiding, or could as well be imported plainly."""
     found = [
         f"{source.path}:{line}"
-        for source in rooms.sources(checkout)
+        for source in sources
         if source.module != "graphpress"  # the face, whose names are imported when they are used
         for line, _ in directions.for_checking(source.tree)
     ]
@@ -98,8 +98,8 @@ def test_an_import_for_checking_alone_is_found(tmp_path: Path) -> None:
     assert list(directions.for_checking(source.tree)) == [(4, "graphpress")]
 
 
-def test_files_and_functions_are_small(checkout: Path) -> None:
-    paths = [s.path for s in rooms.sources(checkout)] + sorted((checkout / "tests").rglob("*.py"))
+def test_files_and_functions_are_small(checkout: Path, sources: list[rooms.Source]) -> None:
+    paths = [s.path for s in sources] + sorted((checkout / "tests").rglob("*.py"))
     assert sizes.violations(paths) == []
 
 

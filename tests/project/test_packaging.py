@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from graphpress.tools.check import directions, rooms
+from tests import warm
 
 # import name -> distribution, where they differ
 NAMES = {"PIL": "pillow", "google": "protobuf", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -25,16 +26,16 @@ INSTEAD = {"onnxruntime-openvino": "onnxruntime"}
 CHECKOUT_ONLY = ("graphpress/tools/bench/", "graphpress/tools/check/", "graphpress/tools/mutants/")
 
 
-def test_every_folder_with_sources_is_a_package(checkout: Path) -> None:
+def test_every_folder_with_sources_is_a_package(checkout: Path, sources: list[rooms.Source]) -> None:
     known = set(rooms.packages(checkout))
-    homes = {s.module if s.path.name == "__init__.py" else s.module.rpartition(".")[0] for s in rooms.sources(checkout)}
+    homes = {s.module if s.path.name == "__init__.py" else s.module.rpartition(".")[0] for s in sources}
     assert homes == known
 
 
 @pytest.mark.parametrize("cwd", [".", "/"])
 def test_rooms_import_from_anywhere(checkout: Path, cwd: str) -> None:
     code = f"import {', '.join(rooms.packages(checkout))}"
-    subprocess.run([sys.executable, "-c", code], cwd=checkout / cwd, check=True)
+    warm.python(code, cwd=checkout / cwd).check_returncode()
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +67,8 @@ def test_the_wheel_holds_every_file_of_the_rooms_but_benchmarks_and_checks(check
     assert sum(name.startswith(CHECKOUT_ONLY) for name in wanted) > 20
 
 
-def test_nothing_in_the_wheel_imports_what_stays_in_the_checkout(checkout: Path) -> None:
+def test_nothing_in_the_wheel_imports_what_stays_in_the_checkout(sources: list[rooms.Source]) -> None:
     kept = {f.rstrip("/").replace("/", ".") for f in CHECKOUT_ONLY}
-    sources = rooms.sources(checkout)
     modules = {s.module for s in sources}
     stay = {m for m in modules if any(m == k or m.startswith(f"{k}.") for k in kept)}
     wrong = [(s.module, n) for s in sources if s.module not in stay for _, n in directions.imported(s.tree, modules)]
@@ -122,11 +122,13 @@ def _names(requirements: list[str]) -> set[str]:
     return {_canonical(re.split(r"[\[<>=!~; ]", r, maxsplit=1)[0]) for r in requirements} - {"graphpress"}
 
 
-def test_what_is_imported_is_declared_and_what_is_declared_is_imported(checkout: Path) -> None:
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported(
+    checkout: Path, sources: list[rooms.Source]
+) -> None:
     project = rooms.settings(checkout)["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
     shipped = _names(sum((extras[e] for e in extras if e != "dev"), project["dependencies"]))
-    imported = _third_party(rooms.sources(checkout))
+    imported = _third_party(sources)
     assert imported - shipped == set(), "imported but not declared"
     assert shipped - imported - INSTEAD.keys() == set(), "declared but never imported"
     tests = [rooms.Source(path.stem, path) for path in (checkout / "tests").rglob("*.py")]
@@ -148,8 +150,8 @@ def test_version_is_the_one_of_the_changelog(checkout: Path) -> None:
     assert f"\n## {version}" in (checkout / "CHANGELOG.md").read_text()
 
 
-def test_modules_parse_under_the_oldest_python(checkout: Path) -> None:
-    for source in rooms.sources(checkout):
+def test_modules_parse_under_the_oldest_python(sources: list[rooms.Source]) -> None:
+    for source in sources:
         ast.parse(source.text, feature_version=(3, 11))
 
 

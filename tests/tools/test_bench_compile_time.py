@@ -29,7 +29,7 @@ def test_medians_of_interleaved_runs(monkeypatch) -> None:
         return {"seconds": float(len(calls)), "peak_mb": 1.0}
 
     monkeypatch.setattr(compile_time, "fresh", fresh)
-    found = compile_time.compare(None, None, 3, ("a", "b"))
+    found = compile_time.compare_tools(None, None, 3, ("a", "b"))
     assert calls == ["a", "b"] * 3
     assert found == {"a": {"seconds": 3.0, "peak_mb": 1.0}, "b": {"seconds": 4.0, "peak_mb": 1.0}}
 

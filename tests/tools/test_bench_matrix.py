@@ -42,6 +42,30 @@ def test_render() -> None:
     )
 
 
+def test_new_cells_go_into_a_page_by_name_and_the_others_stay() -> None:
+    old = [
+        Cell("a", "w4a16", share=1.0, gate=False),
+        Cell("b", "w4a16", "skipped", reason="nothing"),
+        Cell("b", "w8a8", share=1.0),
+    ]
+    page = render(old, "few samples")
+    assert render([], "few samples", page) == page
+    new = [Cell("a", "w4a8", "refused", reason="no data"), Cell("b", "w4a16", share=0.5, reason="too narrow")]
+    assert render(new, "few samples", page).endswith(
+        "\n| | w4a16 | w4a8 | w8a8 |\n|---|---|---|---|\n"
+        "| a | 100%* | no<sup>1</sup> |  |\n"
+        "| b | 50%<sup>2</sup> |  | 100% |\n\n"
+        "1. no data\n2. too narrow\n"
+    )
+    with pytest.raises(BadRequest, match="no table of cells"):
+        render(new, page="# something else")
+
+
+def test_the_page_of_the_project_is_one_that_can_be_filled() -> None:
+    page = (Path(__file__).parents[2] / "docs/figures/matrix.md").read_text()
+    assert render([], page=page) == page
+
+
 def test_cells_survive_their_file(tmp_path: Path) -> None:
     path, cells = tmp_path / "matrix.json", [Cell("a", "b", share=0.25), Cell("a", "c", "crash", trace="x")]
     assert load(path) == []

@@ -11,10 +11,10 @@ import pytest
 
 from graphpress.errors import BadRequest
 from graphpress.runner import Arrays
+from graphpress.tools.bench.calibration import main as write_data
 from graphpress.tools.bench.classification import accuracy
-from graphpress.tools.bench.data import main as write_data
+from graphpress.tools.bench.file_runner import FileRunner
 from graphpress.tools.bench.language import nats
-from graphpress.tools.bench.runner import FileRunner
 from graphpress.tools.bench.speech import BLOCK, HOP, Recorder, enhance, noisy, si_sdr, speech
 from graphpress.tools.bench.task import first, in_batches, parts
 from graphpress.tools.bench.zoo import tasks

@@ -16,6 +16,7 @@ import pytest
 from graphpress import interrupts
 from graphpress.errors import BadRequest
 from graphpress.job import bundle
+from tests import warm
 
 DEMO = resources.files("graphpress.tools.demo")
 # Runs the command with a place where it interrupts itself, as Ctrl-C would right there.
@@ -81,8 +82,7 @@ def compile_(out: str) -> list[str]:
 def test_in_each_phase(here: Path, phase: str) -> None:
     before = snapshot(here)
     for out in ("out", "new/deep") if phase in ("draft", "page") else ("out",):
-        command = [sys.executable, "-c", INTERRUPTED, PHASES[phase], *compile_(out)]
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120)
+        done = warm.python(INTERRUPTED, PHASES[phase], *compile_(out), cwd=here)
         assert (done.returncode, done.stdout) == (130, ""), done.stderr
         assert done.stderr == "graphpress: interrupted\n"
         assert snapshot(here) == before

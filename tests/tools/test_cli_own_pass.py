@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +13,8 @@ import graphpress as gp
 from graphpress.errors import RecipeError
 from graphpress.recipe import Recipe
 from graphpress.tools.cli.app import app, guarded
+from tests import warm
 
-COMMAND = Path(sys.executable).with_name("graphpress")
 OWN = '''
 from dataclasses import dataclass
 
@@ -125,10 +123,7 @@ def ops(path: str) -> list[str]:
 
 def test_from_the_command_line_in_a_process_of_its_own(here: Path) -> None:
     passes = "own_passes:Swap{new=Exp,most=3},own_passes:RULE,own_passes:IdentityEliminationPass,remove-dead"
-    done = subprocess.run(
-        [COMMAND, "opt", "m.onnx", "-p", passes, "--out", "out.onnx", "--json"], capture_output=True, text=True,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, check=False,
-    )  # fmt: skip
+    done = warm.graphpress("opt", "m.onnx", "-p", passes, "--out", "out.onnx", "--json", cwd=here)
     assert done.returncode == 0, done.stderr
     assert [p["pass"] for p in json.loads(done.stdout)["passes"]] == [
         "swap", "onnxscript-rules", "IdentityEliminationPass", "remove-dead",

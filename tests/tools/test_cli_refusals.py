@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +14,8 @@ import pytest
 from onnx import numpy_helper
 
 from graphpress.tools.cli.app import app, guarded
+from tests import warm
 
-COMMAND = Path(sys.executable).with_name("graphpress")
 RNG = np.random.default_rng(0)
 
 
@@ -158,6 +155,7 @@ def nan_at_nine() -> np.ndarray:
     return array
 
 
+Y, LABELLED = np.arange(16) % 8, {"x": x(16, 3, 8, 8)}
 DATA: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
     "wrong name": ({"image": x(16, 3, 8, 8)}, ["'image'", "no such input", "Known: x"]),
     "one too many": ({"x": x(16, 3, 8, 8), "y": x(16, 3)}, ["'y'", "no such input"]),
@@ -167,6 +165,9 @@ DATA: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
     "wrong type": ({"x": x(16, 3, 8, 8).astype(np.float64)}, ["'x'", "float64", "float32", "astype"]),
     "empty": ({"x": x(0, 3, 8, 8)}, ["no sample"]),
     "NaN": ({"x": nan_at_nine()}, ["'x'", "sample 9", "nan"]),
+    "one-hot labels": (LABELLED | {"labels": np.eye(8)[Y]}, ["'labels'", "(16, 8)", "argmax"]),
+    "labels of words": (LABELLED | {"labels": Y.astype(str)}, ["'labels'", "no class"]),
+    "labels out of range": (LABELLED | {"labels": Y + 1000}, ["'labels'", "sample 0", "512 classes"]),
     "unequal": ({"x": x(16, 3, 8, 8), "labels": np.zeros(15, np.int64)}, ["disagree", "x 16", "labels 15"]),
 }  # fmt: skip
 
@@ -273,6 +274,14 @@ def test_static_recipes_need_data(here: Path, capsys: pytest.CaptureFixture[str]
         ("quantize{weight=int9}", ["'weight'", "'int9'"]),
         ("fold-weights}", ["bracket"]),
         ("quantize", ["--data"]),
+        ("", ["names no pass", "graphpress passes"]),
+        ("quantize{mode=weight,weight=int4,quantizer=powr}", ["'powr'", "'power'"]),
+        ("quantize{mode=weight,weight=int4,quantizer='power{exponent=1}'}", ["power:exponent=0.5"]),
+        ("quantize{mode=weight,weight=int4,quantizer='power:exponnt=1'}", ["'exponnt'", "'exponent'"]),
+        ("recover{method=distil}", ["'method'", "'distil'", "'distill'"]),
+        ("recover{method={qvgen: {rnk: 3}}}", ["'method'", "'qvgen'", "'rnk'", "'rank'"]),
+        ("recover{losses={labels: {axs: 1}}}", ["'losses'", "'labels'", "'axs'", "'axis'"]),
+        ("recover{steps=2}", ["recover", "needs calibration data", "--data"]),
     ],
 )
 def test_opt(here: Path, capsys: pytest.CaptureFixture[str], passes: str, words: list[str]) -> None:
@@ -289,6 +298,30 @@ def test_other_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.npz" in refused(capsys, "audit", "m.onnx", "--data", "none.npz")
     assert "'model'" in refused(capsys, "inspect")
     assert "nowhere" in refused(capsys, "opt", "m.onnx", "-p", "remove-identity", "--out", "nowhere/n.onnx")
+
+
+def test_what_is_read_is_not_written_over(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not by another name either: the samples and the model are what a user cannot make again."""
+    Path("again.onnx").symlink_to("m.onnx")
+    whole = Path("m.onnx").read_bytes()
+    for out in ("m.onnx", "again.onnx", str(here / "m.onnx")):
+        said = refused(capsys, "opt", "m.onnx", "-p", "remove-identity", "--out", out)
+        assert f"--out {out}" in said and "m.onnx is read from there. Choose another --out." in said
+    assert Path("m.onnx").read_bytes() == whole
+    made = ["compile", "m.onnx", "--recipe", "clean", "--out", "out"]
+    assert guarded(lambda: app(made, standalone_mode=False)) == 0
+    said = refused(capsys, "compile", "out/model.onnx", "--recipe", "clean", "--out", "out")
+    assert "out/model.onnx is read from there" in said
+    Path("d.npz").rename("out/d.npz")
+    assert "out/d.npz is read from there" in refused(
+        capsys, "compile", "m.onnx", "--recipe", "w8a8", "--data", "out/d.npz", "--out", "out"
+    )
+    refused(capsys, "plan", "apply", "m.onnx", "out", "--out", "m.onnx")
+
+
+def test_plans_that_are_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Give a plan" in refused(capsys, "plan", "show", "none.json")
+    assert "Give a model that graphpress has quantized" in refused(capsys, "plan", "show", "m.onnx")
 
 
 def test_output_folders(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,25 +362,19 @@ def test_a_folder_that_may_not_be_written(here: Path) -> None:
         place = Path("/proc/graphpress")  # root may write anywhere else
     else:
         place = Path("locked/out")
-    done = run("compile", "m.onnx", "--recipe", "w8a16", "--out", str(place))
+    done = warm.graphpress("compile", "m.onnx", "--recipe", "w8a16", "--out", str(place), cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"graphpress: {place}: cannot be written[^\n]+Choose another --out\.\n", done.stderr), (
         done.stderr
     )
 
 
-def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120, **options)
-
-
 def test_a_file_size_limit_in_a_real_process(here: Path) -> None:
     """Writing past RLIMIT_FSIZE fails as a full disk does: in the middle of a file."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    limited = f"import resource, sys\nsys.dont_write_bytecode = True\n{limit}\n{warm.CLI}"
     before = listing(Path())
-    done = run("compile", "m.onnx", "--recipe", "w8a16", "--out", "out", preexec_fn=limit)
+    done = warm.python(limited, "compile", "m.onnx", "--recipe", "w8a16", "--out", "out", cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"graphpress: [^\n]+\n", done.stderr), done.stderr
     assert listing(Path()) == before
@@ -355,7 +382,7 @@ def test_a_file_size_limit_in_a_real_process(here: Path) -> None:
 
 def test_a_refusal_in_a_real_process(here: Path) -> None:
     Path("m.onnx").write_bytes(b"text")
-    done = run("compile", "m.onnx", "--recipe", "w8a8", "--out", "out")
+    done = warm.graphpress("compile", "m.onnx", "--recipe", "w8a8", "--out", "out", cwd=here)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"graphpress: m\.onnx: [^\n]+\n", done.stderr), done.stderr
     assert not Path("out").exists()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from graphpress.tools.cli.app import app, guarded
 from graphpress.tools.conformance import cases, run
 
 UNSUPPORTED = {"ImageDecoder"}  # in the core group: it needs a decoder of picture files
@@ -61,10 +60,10 @@ def test_a_difference_is_found(given: np.ndarray, expected: np.ndarray, why: str
     assert bool(text) == bool(why)
 
 
-def test_the_command(tmp_path: Path) -> None:
-    command = [Path(sys.executable).with_name("graphpress"), "conformance"]
-    done = subprocess.run([*command, "--op", "Relu", "--json"], capture_output=True, text=True, check=True)
-    data = json.loads(done.stdout)
+def test_the_command(found: run.Conformance, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After ``found``: onnx makes its cases once a process."""
+    assert guarded(lambda: app(["conformance", "--op", "Relu", "--json"], standalone_mode=False)) == 0
+    data = json.loads(capsys.readouterr().out)
     assert data["totals"]["passed"] == len(data["results"]) >= 2
     for wrong, what in (
         (["--op", "Reluu"], "--op Reluu: the suite has no case for it. Did you mean 'Relu'?"),
@@ -72,7 +71,7 @@ def test_the_command(tmp_path: Path) -> None:
         (["--backend", "fxx"], "backend 'fxx': there is no such backend"),
         (["--models", str(tmp_path)], "holds no ONNX file"),
     ):
-        done = subprocess.run([*command, *wrong], capture_output=True, text=True)
-        assert done.returncode == 2
-        assert what in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert guarded(lambda wrong=wrong: app(["conformance", *wrong], standalone_mode=False)) == 2
+        err = capsys.readouterr().err
+        assert what in err
+        assert err.count("\n") == 1

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphpress.contracts import PassReport
+from graphpress.contracts import Pass, PassReport
 from graphpress.errors import GraphpressError, PassError, VerifyError
 from graphpress.recipe import Recipe
 from graphpress.report.report import Report
@@ -65,12 +65,17 @@ def quick(recipe: Recipe) -> Recipe:
     """The recipe with short searches and short trainings."""
     return recipe.set(
         [
-            f"{p.name}.{option}={most}"
+            f"{p.name}.{option}={most * (2 if _in_phases(p) else 1)}"
             for p in recipe.passes
             for option, most in QUICK.items()
             if isinstance(getattr(p, option, None), int | float) and getattr(p, option) > most
         ]
     )
+
+
+def _in_phases(step: Pass) -> bool:
+    """Whether it trains by a method that wants a number of steps in each of its phases."""
+    return "qvgen" in (getattr(step, "method", None) or "")
 
 
 def fill(task: Task, name: str) -> Cell:

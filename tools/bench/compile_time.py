@@ -112,7 +112,7 @@ def fresh(tool: str, model: Path, data: Path, folder: Path) -> Figures:
     return {**json.loads(done.stdout.splitlines()[-1]), "whole_seconds": time.perf_counter() - start}
 
 
-def compare(model: Path, data: Path, repeat: int, tools: Sequence[str] = tuple(TOOLS)) -> dict[str, Figures]:
+def compare_tools(model: Path, data: Path, repeat: int, tools: Sequence[str] = tuple(TOOLS)) -> dict[str, Figures]:
     """Medians of ``repeat`` interleaved runs of each tool."""
     runs: dict[str, list[Figures]] = {t: [] for t in tools}
     with tempfile.TemporaryDirectory(prefix="graphpress-") as folder:
@@ -188,7 +188,7 @@ def measure(zoo: Path, models: str, repeat: int) -> dict[str, dict[str, Figures]
                 size = next(iter(arrays.values())).shape[-1]
                 arrays = {next(iter(arrays)): photographs(zoo, size)[0][:IMAGES]}
             np.savez(data, **arrays)  # type: ignore[arg-type]
-            found[task.name] = compare(task.file(Path(folder)), data, repeat)
+            found[task.name] = compare_tools(task.file(Path(folder)), data, repeat)
     seconds = start_up() | {"verify 10,000 nodes": verifier()}
     return {**found, "start-up": {name: {"seconds": s} for name, s in seconds.items()}}
 

@@ -14,9 +14,9 @@ from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import formats, ties
 from graphpress.passes.allocate import model as tables
-from graphpress.passes.allocate.latency import LatencyMeter, alternate
+from graphpress.passes.allocate.edges import Probe
+from graphpress.passes.allocate.meter import LatencyMeter, alternate
 from graphpress.passes.allocate.parts import Parts
-from graphpress.passes.allocate.probe import Probe
 from graphpress.passes.allocate.sensitivity import Sensitivity
 from graphpress.passes.allocate.space import Space, explore
 from graphpress.passes.allocate.store import Cache

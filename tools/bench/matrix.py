@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from graphpress import shipped
 from graphpress.errors import BadRequest, GraphpressError, nearest
+from graphpress.job.bundle import disk_errors
 from graphpress.tools.bench.cell import Cell
 from graphpress.tools.bench.children import lines
 from graphpress.tools.bench.zoo import add_options, tasks
@@ -81,25 +83,56 @@ def in_order(cells: Sequence[Cell], zoo: Path) -> list[Cell]:
     return sorted(cells, key=lambda c: (places.get(c.model, len(places)), c.recipe))
 
 
-def render(cells: Sequence[Cell], what: str = _QUICK) -> str:
-    """The table, models down and recipes across, with every reason once below it."""
-    models, recipes = dict.fromkeys(c.model for c in cells), dict.fromkeys(c.recipe for c in cells)
-    notes: dict[str, int] = {}
-    found = {(c.model, c.recipe): _text(c, notes) for c in cells}
+def render(cells: Sequence[Cell], what: str = _QUICK, page: str = "") -> str:
+    """The table, models down and recipes across, with every reason once below it.
+
+    Args:
+        cells: In order.
+        what: The settings in words.
+        page: What was rendered before; its cells stay where there are no new ones.
+
+    Raises:
+        BadRequest: The page holds no such table.
+    """
+    found = (_parsed(page) if page else {}) | {(c.model, c.recipe): _said(c) for c in cells}
+    models, recipes = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    recipes = sorted(recipes) if page else recipes
+    numbers: dict[str, int] = {}
     table = [f"| | {' | '.join(recipes)} |", "|---" * (len(recipes) + 1) + "|"]
-    table += [f"| {m} | {' | '.join(found.get((m, r), '') for r in recipes)} |" for m in models]
-    reasons = [f"{number}. {reason}" for reason, number in notes.items()]
+    for model in models:
+        row = (_noted(*found[model, recipe], numbers) if (model, recipe) in found else "" for recipe in recipes)
+        table.append(f"| {model} | {' | '.join(row)} |")
+    reasons = [f"{number}. {reason}" for reason, number in numbers.items()]
     return "\n".join([_HEAD.format(what=what), *table, "", *reasons]) + "\n"
 
 
-def _text(cell: Cell, notes: dict[str, int]) -> str:
+def _parsed(page: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """(model, recipe) -> (what a cell says, its reason) of a page that was rendered."""
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    if len(rows) < 2:
+        raise BadRequest("holds no table of cells", where="--into", fix="Give the page that --markdown has printed.")
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", page, re.MULTILINE))
+    found = {}
+    for model, *texts in rows[2:]:
+        for recipe, text in zip(rows[0][1:], texts, strict=True):
+            if text:
+                said, _, number = text.removesuffix("</sup>").partition("<sup>")
+                found[model, recipe] = said, reasons[number] if number else ""
+    return found
+
+
+def _said(cell: Cell) -> tuple[str, str]:
+    """(what it says, the reason)."""
     reason = " ".join(cell.reason.split())[:300].replace("|", "/")
-    mark = f"<sup>{notes.setdefault(reason, len(notes) + 1)}</sup>" if reason else ""
-    if cell.status == "applied":
-        parts = [f"{name} {count}" for name, count in cell.changes.items() if count] or [""]
-        parts = [parts[0], f"{cell.share:.0%}" if cell.share is not None else ""]
-        return ", ".join(p for p in parts if p) + ("" if cell.gate else "*") + mark
-    return {"skipped": "-", "refused": "no", "crash": "CRASH"}[cell.status] + mark
+    if cell.status != "applied":
+        return {"skipped": "-", "refused": "no", "crash": "CRASH"}[cell.status], reason
+    parts = [f"{name} {count}" for name, count in cell.changes.items() if count] or [""]
+    parts = [parts[0], f"{cell.share:.0%}" if cell.share is not None else ""]
+    return ", ".join(p for p in parts if p) + ("" if cell.gate else "*"), reason
+
+
+def _noted(text: str, reason: str, numbers: dict[str, int]) -> str:
+    return text + (f"<sup>{numbers.setdefault(reason, len(numbers) + 1)}</sup>" if reason else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,11 +146,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             for cell in progress(fill(cells, args, command), "cells", left):
                 cells.append(cell)
                 save(cells, args.out)
+        if args.markdown:
+            print(render(in_order(cells, args.zoo)), end="")
+        if args.into:
+            with disk_errors(args.into):
+                args.into.write_text(render(in_order(cells, args.zoo), page=args.into.read_text()))
     except GraphpressError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    if args.markdown:
-        print(render(in_order(cells, args.zoo)), end="")
     crashed = [c for c in cells if c.status == "crash"]
     for cell in crashed:
         print(f"crash: {cell.model}, {cell.recipe}: {cell.reason}\n{cell.trace}", file=sys.stderr)
@@ -130,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipes", help="comma-separated (default: all that are shipped)")
     parser.add_argument("--out", type=Path, default=Path("matrix.json"), help="file of cells; goes on where it stops")
     parser.add_argument("--markdown", action="store_true", help="print the table of docs/figures/matrix.md")
+    parser.add_argument("--into", type=Path, help="put the cells into this page, printed before; others stay")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a cell may take")
     return parser
 

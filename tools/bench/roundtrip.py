@@ -48,7 +48,7 @@ class _Failed(Exception):
     """ONNX Runtime does not take the model; the message is stripped of paths and names."""
 
 
-def check(path: Path, name: str = "") -> RoundTrip:
+def round_trip(path: Path, name: str = "") -> RoundTrip:
     """Load ``path``, save it and compare."""
     name = name or path.name
     try:
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = files(args.zoo)
     with concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
         names = [str(p.relative_to(args.zoo)) for p in paths]
-        results = list(pool.map(check, paths, names, chunksize=16))
+        results = list(pool.map(round_trip, paths, names, chunksize=16))
     text = table(results)
     if args.out:
         args.out.write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 
 from graphpress.errors import GraphpressError
 from graphpress.runner import Runner
-from graphpress.tools.bench.runner import FileRunner
+from graphpress.tools.bench.file_runner import FileRunner
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import add_options, tasks
 
@@ -104,9 +104,9 @@ def warm() -> None:
 
 def latency(task: Task, batch: int, old: Runner, new: Runner, seconds: float) -> dict[str, float]:
     """Medians in ms of interleaved runs of the float and the new model."""
-    from graphpress.job.latency import compare
+    from graphpress.job.latency import compare_latency
 
-    return compare(old, new, task.feeds(batch), seconds)
+    return compare_latency(old, new, task.feeds(batch), seconds)
 
 
 def _bytes(path: Path) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from graphpress.runner import Arrays, Runner
-from graphpress.tools.bench.runner import FileRunner
+from graphpress.tools.bench.file_runner import FileRunner
 from graphpress.tools.bench.task import Scores, Task, first
 
 RATE = 16000

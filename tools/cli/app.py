@@ -263,5 +263,5 @@ def guarded(command: Callable[[], Any], debug: bool = False) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"graphpress: {message}", file=sys.stderr)
+    print(f"graphpress: {' '.join(message.split())}", file=sys.stderr)  # what others raise may have several lines
     return code

@@ -43,6 +43,7 @@ def compile_to(
     as_json: bool,
 ) -> int:
     """Compile and write the folder: 0, or 1 where the gate failed (then the model is written only on ``keep``)."""
+    bundle.spare(out, model, data)
     resolved = budgets.handed(Recipe.load(recipe).set(assignments), max_latency, max_size, max_drop)
     with bundle.claim(out) as draft:
         failure = None
@@ -113,6 +114,7 @@ def opt(
     model: Path, passes: str, out: Path, *, data: Path | None, target: str, seed: int, show: bool
 ) -> dict[str, Any]:
     """Run passes and save; what each did."""
+    bundle.spare(out, model, data)
     steps = parse_passes(passes)
     loaded, where = gp.load(model), Target.load(target)
     samples = gp.CalibrationData.load(data) if data is not None else None
@@ -189,13 +191,13 @@ def compare_models(folder: Path) -> Any:
     Raises:
         BadRequest: There is none.
     """
-    from graphpress.tools.conformance import models
+    from graphpress.tools.conformance import whole_models
 
     files = sorted(folder.rglob("*.onnx"))
     if not files:
         raise BadRequest("holds no ONNX file", where=str(folder), fix="Give a folder of models.")
     with terminal.progress() as progress:
-        return models.run(progress(files, "models", len(files)), folder)
+        return whole_models.run(progress(files, "models", len(files)), folder)
 
 
 def demo(out: Path, as_json: bool) -> int:

@@ -76,6 +76,7 @@ def apply(
         StaleSite: The plan names an operator or slot that the tidied model does not have; the nearest is given.
         BadRequest: It has calibrated activations, or GPTQ is asked for, and there are no data.
     """
+    bundle.spare(out, model, source, data)
     plan, loaded, where = read(source), gp.load(model), Target.load(target)
     samples = gp.CalibrationData.load(data) if data is not None else None
     if samples is not None:
@@ -107,7 +108,8 @@ def read(source: Path) -> Plan:
             raise BadRequest("the report holds no plan", where=str(path), fix="Its recipe quantizes nothing.")
         return Plan.from_json(plan)
     except OSError as e:
-        raise BadRequest(e.strerror or "cannot be read", where=str(path)) from e
+        fix = "Give a plan, the report of a compilation or its folder, or a quantized ONNX file."
+        raise BadRequest(e.strerror or "cannot be read", where=str(path), fix=fix) from e
     except GraphpressError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -121,5 +123,6 @@ def _of_model(model: ir.Model, path: Path) -> Plan:
     for node in edit.nodes(model):
         schemes |= keys.schemes(node)
     if not schemes:
-        raise BadRequest("no operator of it says that it is quantized", where=str(path))
+        fix = "Give a model that graphpress has quantized."
+        raise BadRequest("no operator of it says that it is quantized", where=str(path), fix=fix)
     return Plan(schemes)

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 from graphpress.tools.check import rooms
-from graphpress.tools.mutants import forks, table
+from graphpress.tools.mutants import forks, formulas
 from graphpress.tools.mutants.mutants import Mutant, mutants
+from graphpress.tools.mutants.warm import ALIVE, LATE, NEVER_RUN, Warm
 
 LEAST = 0.9
 
@@ -30,14 +31,14 @@ def main() -> int:
     options = parser.parse_args()
     root = Path.cwd()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    chosen = [f for f in table.load(root) if not options.files or f.file in options.files]
+    chosen = [f for f in formulas.load(root) if not options.files or f.file in options.files]
     if not chosen:
-        parser.error(f"not in {table.TABLE}: {', '.join(options.files)}")
+        parser.error(f"not in {formulas.TABLE}: {', '.join(options.files)}")
     options.out.mkdir(parents=True, exist_ok=True)
     return 1 if sum(_in_a_fork(root, formula, options) for formula in chosen) else 0
 
 
-def _in_a_fork(root: Path, formula: table.Formula, options: argparse.Namespace) -> bool:
+def _in_a_fork(root: Path, formula: formulas.Formula, options: argparse.Namespace) -> bool:
     """Whether this file fails."""
     found = options.out / f"{formula.file.replace('/', '.')}.json"
     found.unlink(missing_ok=True)
@@ -47,21 +48,22 @@ def _in_a_fork(root: Path, formula: table.Formula, options: argparse.Namespace) 
     return not json.loads(found.read_text(encoding="utf-8"))["fine"]
 
 
-def _judge(root: Path, formula: table.Formula, options: argparse.Namespace, found: Path) -> None:
+def _judge(root: Path, formula: formulas.Formula, options: argparse.Namespace, found: Path) -> None:
     (source,) = (s for s in rooms.sources(root) if s.path == root / formula.file)
     planted = formula.planted_in(source.text)
     made = [] if options.planted else mutants(source.text)
     of = len(made)
     if options.sample and of > options.sample:
         made = sorted(random.Random(0).sample(made, options.sample), key=lambda m: m.line)
-    warm = forks.Warm(source.module, source.path, formula.selection)
+    warm = Warm(source.module, source.path, source.text, formula.selection)
     began = time.monotonic()
     failed = warm.warm_up()
-    if failed or warm.judge(source.text) != forks.ALIVE:
+    if failed:
         print(f"{formula.file}: its tests fail as they are\n{failed}")
         return
-    fates = [(m, warm.judge(m.code)) for m in [*planted, *made]]
-    alive = [m for m, fate in fates if fate == forks.ALIVE]
+    judged = [*planted, *made]
+    fates = list(zip(judged, warm.fates([(m.line, m.code) for m in judged]), strict=True))
+    alive = [m for m, fate in fates if fate in (ALIVE, NEVER_RUN)]
     unlisted = [m for m in alive if formula.reason(m) is None]
     share = 1 - len(alive) / max(1, len(fates))
     fine = share >= LEAST and not unlisted
@@ -69,7 +71,7 @@ def _judge(root: Path, formula: table.Formula, options: argparse.Namespace, foun
         f"{formula.file}: {len(fates) - len(alive)} of {len(fates)} killed ({share:.1%}), "
         f"{len(alive) - len(unlisted)} live with a reason, {len(unlisted)} without"
         f"{f'; a sample of {of}' if len(made) < of else ''}; "
-        f"{sum(fate == forks.LATE for _, fate in fates)} by time; {time.monotonic() - began:.0f} s"
+        f"{sum(fate == LATE for _, fate in fates)} by time; {time.monotonic() - began:.0f} s"
     )
     for mutant in unlisted:
         print(f"  {mutant.line} {mutant.kind}\n    - {mutant.old}\n    + {mutant.new}")
@@ -77,7 +79,7 @@ def _judge(root: Path, formula: table.Formula, options: argparse.Namespace, foun
     found.write_text(json.dumps(_record(formula, fates, fine), indent=1), encoding="utf-8")
 
 
-def _record(formula: table.Formula, fates: list[tuple[Mutant, str]], fine: bool) -> dict[str, object]:
+def _record(formula: formulas.Formula, fates: list[tuple[Mutant, str]], fine: bool) -> dict[str, object]:
     rows = [
         {"line": m.line, "kind": m.kind, "old": m.old, "new": m.new, "fate": fate, "reason": formula.reason(m)}
         for m, fate in fates

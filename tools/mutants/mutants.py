@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cosmic_ray.mutating import mutate_code
 
-from graphpress.tools.mutants.operators import operators
+from graphpress.tools.mutants.changes import operators
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Mutant:
 def mutants(code: str) -> list[Mutant]:
     """Every mutant that means something else, in order of lines.
 
-    Left out, as no test of numbers could or should see them: annotations, decorators, imports, assertions, and the
-    arguments of what is raised (an error's wording). Neither could they tell -1 from another negative size in reshape.
+    Left out, as no test of numbers could or should see them: annotations, decorators, imports, assertions (``strict``
+    of zip is one), and the arguments of what is raised (an error's wording). Neither could they tell -1 from another
+    negative size in reshape, and that an option's default is 128, not 127, is a choice.
     """
     quiet = list(_quiet(code))
     seen = {code}
@@ -80,6 +81,14 @@ def _first_difference(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+def _sizes(body: list[ast.stmt]) -> Iterator[ast.expr]:
+    """Defaults of fields that are integers of 8 and more."""
+    for field in body:
+        match field:
+            case ast.AnnAssign(value=ast.Constant(value=int() as value) as given) if value >= 8:
+                yield given
+
+
 def _quiet(code: str) -> Iterator[tuple[int, int]]:
     """Spans of characters that are left as they are."""
     starts = [0]
@@ -91,16 +100,23 @@ def _quiet(code: str) -> Iterator[tuple[int, int]]:
         return starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
 
     for node in ast.walk(ast.parse(code)):
-        match node:
-            case ast.Assert() | ast.Import() | ast.ImportFrom():
-                yield span(node)
-            case ast.Raise(exc=ast.Call(args=args, keywords=keywords)):
-                yield from (span(a) for a in (*args, *(k.value for k in keywords)))
-            case ast.Call(func=ast.Attribute(attr="reshape"), args=args):
-                yield from (span(a) for a in args if isinstance(a, ast.UnaryOp))
-            case ast.FunctionDef() | ast.ClassDef():
-                yield from (span(d) for d in node.decorator_list)
-                if isinstance(node, ast.FunctionDef) and node.returns is not None:
-                    yield span(node.returns)
-            case ast.arg(annotation=ast.expr() as annotation) | ast.AnnAssign(annotation=annotation):
-                yield span(annotation)
+        yield from (span(n) for n in _left_out(node))
+
+
+def _left_out(node: ast.AST) -> Sequence[ast.expr | ast.stmt]:
+    match node:
+        case ast.Assert() | ast.Import() | ast.ImportFrom():
+            return [node]
+        case ast.Raise(exc=ast.Call(args=args, keywords=keywords)):
+            return [*args, *(k.value for k in keywords)]
+        case ast.Call(func=ast.Name("zip"), keywords=keywords):
+            return [k.value for k in keywords]
+        case ast.Call(func=ast.Attribute(attr="reshape"), args=args):
+            return [a for a in args if isinstance(a, ast.UnaryOp)]
+        case ast.FunctionDef(returns=returns, decorator_list=decorators):
+            return [*decorators, *filter(None, [returns])]
+        case ast.ClassDef(body=body, decorator_list=decorators):
+            return [*decorators, *_sizes(body)]
+        case ast.arg(annotation=ast.expr() as annotation) | ast.AnnAssign(annotation=annotation):
+            return [annotation]
+    return []

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from graphpress.backends.fx.operands import Tensor
-from graphpress.backends.fx.ops import activation, elementwise, linear
+from graphpress.backends.fx.ops import activation, elementwise, products
 from graphpress.errors import Unsupported
 
 _SIGN = -(2**63)
@@ -104,7 +104,7 @@ def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5, in_types: tuple[
 
 
 def einsum(*xs: Tensor, equation: str, in_types: tuple[str | None, ...] = ()) -> Tensor:
-    return wrapped(linear.integer_einsum(*xs, equation=equation), in_types)
+    return wrapped(products.integer_einsum(*xs, equation=equation), in_types)
 
 
 def gemm(
@@ -113,7 +113,7 @@ def gemm(
 ) -> Tensor:  # fmt: skip
     if alpha != 1.0 or beta != 1.0:
         raise Unsupported("scales no products of unsigned integers")
-    return wrapped(linear.gemm(a, b, c, transA=transA, transB=transB), in_types)
+    return wrapped(products.gemm(a, b, c, transA=transA, transB=transB), in_types)
 
 
 def sign(x: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def _shifted_right(x: Tensor, y: Tensor | int) -> Tensor:
 
 add, sub = _wrapping("add", torch.add), _wrapping("sub", torch.sub)
 mul, bitwise_not = _wrapping("mul", torch.mul), _wrapping("bitwise_not", torch.bitwise_not)
-matmul = _wrapping("matmul", linear.integer_matmul)
+matmul = _wrapping("matmul", products.integer_matmul)
 less, less_or_equal = _ordering("less", torch.lt), _ordering("less_or_equal", torch.le)
 greater, greater_or_equal = _ordering("greater", torch.gt), _ordering("greater_or_equal", torch.ge)
 

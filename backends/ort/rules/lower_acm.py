@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.backends import canonical
-from graphpress.backends.ort import emit, unsigned
+from graphpress.backends.ort import emit, moved_codes
 from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN
@@ -225,7 +225,7 @@ class _Emitter:
         if x.scale is None or w.scale is None:
             return self.op("MatMul", x.values, self.const(w.array, name))
         moved = self.target.saturates
-        weight = self.const(unsigned.moved(w.array) if moved else w.array, name)
+        weight = self.const(moved_codes.moved(w.array) if moved else w.array, name)
         one, middle = self.const(np.array(1, np.float32), "one"), self.const(np.array(128, np.uint8), "middle")
         scale = self.const(w.scale.astype(np.float32), f"{name}_scale")
         inputs = [x.values, weight, one, scale, middle, *([middle] if moved else [])]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
-from graphpress.backends.ort import emit, unsigned
+from graphpress.backends.ort import emit, moved_codes
 from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit
 from graphpress.target import Target
@@ -49,9 +49,9 @@ def _constants(node: ir.Node, w: Weight, target: Target, shared: emit.Shared) ->
         return np.broadcast_to(array.reshape(-1), wide).copy()
 
     codes, zero = w.codes, w.zero.astype(w.codes.dtype)
-    if unsigned.overflows(w, target):
-        codes, zero = unsigned.moved(codes), unsigned.moved(zero)
-        unsigned.note(node, target)
+    if moved_codes.overflows(w, target):
+        codes, zero = moved_codes.moved(codes), moved_codes.moved(zero)
+        moved_codes.note(node, target)
     return [
         shared.const(graph, ("lstm", name), f"{name}_T", lambda: np.ascontiguousarray(codes.transpose(0, 2, 1))),
         shared.const(graph, ("lstm scale", name), f"{name}_scale", lambda: spread(w.scale)),

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
-from graphpress.backends.ort import emit, unsigned
+from graphpress.backends.ort import emit, moved_codes
 from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit, quantized
 from graphpress.graph.quantized import Expanded
@@ -75,14 +75,16 @@ def _constant(node: ir.Node, x: Activation, w: Weight, target: Target, shared: e
     if m is None:
         return False
     assert isinstance(node.graph, ir.Graph)
-    if moved := unsigned.overflows(w, target):
-        unsigned.note(node, target)
+    if moved := moved_codes.overflows(w, target):
+        moved_codes.note(node, target)
     codes = _codes(node, w, shared, transposed=transposed, moved=moved)
     key = (w.value.name, w.node.inputs[1].name if w.node.inputs[1] else "")
     scale = shared.const(node.graph, ("scale", *key), f"{w.value.name}_scale", lambda: _small(m.scale))
     zero = None
     if moved:
-        zero = shared.const(node.graph, ("zero", *key), f"{w.value.name}_zero", lambda: unsigned.moved(_small(m.zero)))
+        zero = shared.const(
+            node.graph, ("zero", *key), f"{w.value.name}_zero", lambda: moved_codes.moved(_small(m.zero))
+        )
     elif not w.symmetric:
         storage = np.int8 if w.dtype.is_signed() else np.uint8
         zero = shared.const(node.graph, ("zero", *key), f"{w.value.name}_zero", lambda: _small(m.zero).astype(storage))
@@ -110,7 +112,7 @@ def _codes(node: ir.Node, w: Weight, shared: emit.Shared, *, transposed: bool, m
     if moved:
         key = ("unsigned", transposed, w.value.name)
         right = w.codes.T if transposed else w.codes
-        return shared.const(node.graph, key, f"{w.value.name}_unsigned", lambda: unsigned.moved(right))
+        return shared.const(node.graph, key, f"{w.value.name}_unsigned", lambda: moved_codes.moved(right))
     if isinstance(w, Expanded):
         value = emit.looked_up(node, w, shared)
         return emit.helper_node("Transpose", [value], node, {"perm": [1, 0]}) if transposed else value

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Weight
-from graphpress.backends.ort import emit, unsigned
+from graphpress.backends.ort import emit, moved_codes
 from graphpress.backends.ort.groups import matching, quantizers
 from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit, quantized
@@ -54,7 +54,7 @@ def _slot(node: ir.Node, slot: int, target: Target, shared: emit.Shared) -> bool
     if make is _restored and isinstance(w, Expanded):
         return False  # the body of what decodes it is folded at load
     if make in (_unsigned_weight, _narrowed_weight):
-        unsigned.note(node, target)
+        moved_codes.note(node, target)
     edit.set_input(node, slot, make(node, w, shared))
     edit.remove_unused([value])
     return True
@@ -64,7 +64,7 @@ def _form(node: ir.Node, slot: int, w: Weight, target: Target) -> Callable[..., 
     """What makes of a weight what the target runs best; None where it may stay."""
     if not (_between_static(node, target) and _fits(node, slot, w, target)):
         return _restored if Fact.DEQUANTIZES_IN_EVERY_RUN in target.facts else None
-    if unsigned.overflows(w, target) and not _depthwise(node, w):
+    if moved_codes.overflows(w, target) and not _depthwise(node, w):
         return _unsigned_weight if Fact.MULTIPLIES_UNSIGNED_EXACTLY in target.facts else _narrowed_weight
     return None if w.bits == 8 and not isinstance(w, Expanded) else _widened_weight
 
@@ -105,8 +105,8 @@ def _unsigned_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     if SPARSITY in site.metadata_props and w.value.is_initializer():
         codes = emit.moved_at_load(site, w.value)
     else:
-        codes = shared.const(graph, ("unsigned", name), f"{name}_unsigned", lambda: unsigned.moved(w.codes))
-    zero = edit.add_const(graph, unsigned.moved(w.zero), f"{name}_middle")
+        codes = shared.const(graph, ("unsigned", name), f"{name}_unsigned", lambda: moved_codes.moved(w.codes))
+    zero = edit.add_const(graph, moved_codes.moved(w.zero), f"{name}_middle")
     attributes = {} if w.axis is None else {"axis": w.axis}
     scale = edit.add_const(graph, w.scale, f"{name}_scale") if isinstance(w, Expanded) else w.node.inputs[1]
     out = emit.helper_node("DequantizeLinear", [codes, scale, zero], site, attributes)
@@ -116,7 +116,9 @@ def _unsigned_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
 def _narrowed_weight(site: ir.Node, w: Weight, shared: emit.Shared) -> ir.Value:
     graph, name = site.graph, w.value.name
     assert isinstance(graph, ir.Graph)
-    made = shared.once(("narrow", id(graph), w.node.name), lambda: unsigned.narrowed(w.codes, w.zero, w.scale, w.axis))
+    made = shared.once(
+        ("narrow", id(graph), w.node.name), lambda: moved_codes.narrowed(w.codes, w.zero, w.scale, w.axis)
+    )
     codes, scale = (edit.add_const(graph, a, f"{name}_narrow") for a in made)
     attributes = {} if w.axis is None else {"axis": w.axis}
     return edit.like(emit.helper_node("DequantizeLinear", [codes, scale], site, attributes), w.node.outputs[0])

@@ -21,8 +21,8 @@ from graphpress import catalog
 from graphpress.context import Context
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.graph import edit
-from graphpress.graph.cut import cut
 from graphpress.keys import ADAPTED
+from graphpress.observe.inner import InnerValues
 from graphpress.passes.structure.layers.linear import Linear
 
 
@@ -163,15 +163,11 @@ class Scribe:
 
     def add_behind(self, part: str, branch: ir.Value, after: ir.Node) -> None:
         """Let all that read the layer's result read its sum with ``branch``, under the name that the result had."""
-        result, public = self.layer.output, self.layer.output.is_graph_output()
-        name = result.name
+        result = self.layer.output
         add = self.node(part, "Add", [result, branch], result.shape, after=after)
         edit.like(add.outputs[0], result)
-        edit.replace(result, add.outputs[0])
+        edit.stand_for(result, add.outputs[0], "bare")
         edit.set_input(add, 0, result)
-        if not public:
-            result.name = edit.fresh_name(self.graph, f"{name}_bare")
-            add.outputs[0].name = name
 
     def _name(self, part: str) -> str:
         return f"{self.layer.node.name}.{self.adapter}.{part}"
@@ -186,11 +182,7 @@ def take_away(model: ir.Model, attached: Attached, part: str) -> None:
     add = attached.node(model, part)
     result, total = add.inputs[0], add.outputs[0]
     assert result is not None
-    name, public = total.name, total.is_graph_output()
-    edit.replace(total, result)
-    if not public:
-        total.name = edit.fresh_name(model, f"{name}_gone")
-        result.name = name
+    edit.stand_for(total, result, "gone")
     edit.remove_unused([total])
     edit.index(model)
 
@@ -244,4 +236,4 @@ def evaluated(model: ir.Model, value: ir.Value, ctx: Context) -> np.ndarray:
     execute, name = ctx.oracle or ctx.run, value.name or ""
     if execute is None:
         raise BadRequest("nothing may be executed", where=f"value {name!r}", fix="Give Context(run=..).")
-    return execute(cut(model, [], [name]))({})[name]
+    return InnerValues.of(model, [name], execute, given=[], floats=False)({})[name]

@@ -93,14 +93,14 @@ def fold_all(
     found, whole = attached(model), model.clone() if feeds else None
     for one in reversed(found):
         kind(one.adapter).fold(model, one, ctx)
-    check(model, before)
+    check_gone(model, before)
     execute = ctx.oracle or ctx.run
     if whole is not None and execute is not None:
         same_outputs(whole, model, execute, feeds, tolerance)
     return len(found)
 
 
-def check(model: ir.Model, before: Skeleton) -> None:
+def check_gone(model: ir.Model, before: Skeleton) -> None:
     """Prove that nothing is left of any adapter.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.recover.engine.parameters import find
+from graphpress.passes.recover.engine.parameters import trainable_of
 from graphpress.passes.recover.engine.student import typed
 
 
@@ -68,7 +68,7 @@ def blocks(model: ir.Model, teacher: ir.Model, parameters: Collection[str]) -> t
     float value of that name.
     """
     model, teacher = typed(model), typed(teacher)
-    matrices = find(model).matrices
+    matrices = trainable_of(model).matrices
     flow = _flow(model.graph, {*parameters, *matrices})
     known = {v.name: v.dtype for n in teacher.graph for v in n.outputs}
     segments = _merged(list(_segments(model.graph, flow, known)), flow, set(matrices))

@@ -41,7 +41,7 @@ class Trainable:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def find(model: ir.Model) -> Trainable:
+def trainable_of(model: ir.Model) -> Trainable:
     """What of a model can be trained.
 
     A traced model says itself what its parameters are. Of another one it is what layers, norms, embeddings and

@@ -34,7 +34,7 @@ class Selection:
         return self.by in ("held", "metric")
 
 
-def choose(method: Method, name: str, asked: Select | None) -> Select:
+def selected(method: Method, name: str, asked: Select | None) -> Select:
     """What the user asks for, or else the method.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from graphpress import catalog
 from graphpress.errors import BadRequest, nearest
+from graphpress.passes.recover.engine.needs import Needs
 from graphpress.typed import typed
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Seen:
         return self.batch[name]
 
 
-class Loss(ABC):
+class Loss(Needs, ABC):
     """A number to be made small, a mean over samples: a tensor without axes.
 
     A loss is one file in this folder: a dataclass whose ``init`` fields are its options (any JSON type), put down as
@@ -83,20 +84,10 @@ class Loss(ABC):
     in ``after_step`` alone, and gives it out and takes it back as JSON.
 
     Attributes:
-        features: Values beside the outputs that both models have to give.
-        reads: Arrays of the data beside the model's inputs that it looks up in ``seen``; ``labels`` are there anyway.
         teacher: Whether it compares with a teacher.
     """
 
     teacher: ClassVar[bool] = True
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     @abstractmethod
     def __call__(self, seen: Seen) -> torch.Tensor: ...
@@ -125,7 +116,7 @@ class Loss(ABC):
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(Needs):
     """The sum of losses by name, each with its factor."""
 
     terms: Mapping[str, tuple[float, Loss]]

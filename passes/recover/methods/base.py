@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_ir as ir
 
+from graphpress.passes.recover.engine.needs import Needs
 from graphpress.passes.recover.engine.ranks import Ranks
 from graphpress.passes.recover.engine.roles import TrainedRole
 from graphpress.passes.recover.engine.scope import Scope
@@ -63,7 +64,7 @@ class Update:
     ranks: Ranks = field(default_factory=Ranks)
 
 
-class Method(ABC):
+class Method(Needs, ABC):
     """A way to train. See the head of this file for when what is called.
 
     Attributes:
@@ -72,8 +73,6 @@ class Method(ABC):
         blocks: Whether it can train block by block; it then trains ``scope.student`` itself.
         select: How what is kept is chosen unless the user says otherwise.
         selects: The ways that make sense.
-        features: Values of the main graph beside the outputs that the student and the teacher have to give.
-        reads: Arrays of the data beside the model's inputs that it finds in the batches. ``labels`` are there anyway.
     """
 
     teacher: ClassVar[bool] = True
@@ -81,14 +80,6 @@ class Method(ABC):
     blocks: ClassVar[bool] = False
     select: ClassVar[Select] = "held"
     selects: ClassVar[tuple[Select, ...]] = ("held", "metric", "last", "ema")
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     @abstractmethod
     def setup(self, scope: Scope) -> dict[str, TrainedRole]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def divergence(p: torch.Tensor, q: torch.Tensor, tau: float) -> torch.Tensor:
+def softened_divergence(p: torch.Tensor, q: torch.Tensor, tau: float) -> torch.Tensor:
     """KL(softmax(p / tau) || softmax(q / tau)) of logits [..., classes], in nats: [...]."""
     log_p, log_q = (p / tau).log_softmax(-1), (q / tau).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -49,7 +49,7 @@ def balanced(q: torch.Tensor, p: torch.Tensor, delta: float, tau: float) -> torc
     """tau^2 mean_i (u_i KL(p_i || q_i) + r_i KL(q_i || p_i)); p has no gradient."""
     p = p.detach()
     u, r = weights(q, p, delta, tau)
-    return tau**2 * (u * divergence(p, q, tau) + r * divergence(q, p, tau)).mean()
+    return tau**2 * (u * softened_divergence(p, q, tau) + r * softened_divergence(q, p, tau)).mean()
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Bdkd(Method):
         assert scope.before is not None and scope.taught is not None
         self.student, self.taught, self.label = scope.student, scope.taught, Labels(self.axis, self.on)
         self.look = partial(look, scope.student, None, scope.outputs)
-        own = [n for n in parameters.find(scope.before).weights if n in scope.taught.parameters]
+        own = [n for n in parameters.trainable_of(scope.before).weights if n in scope.taught.parameters]
         settings = replace(scope.settings, lr=self.teacher_lr or scope.settings.lr)
         return {
             "student": scope.role(scope.student),
@@ -102,7 +102,7 @@ class Bdkd(Method):
         student = self.look(batch)
         teacher = replace(student, student=self.taught(batch))
         q, p = self.logits(student), self.logits(teacher)
-        back = self.temperature**2 * divergence(q.detach(), p, self.temperature).mean()
+        back = self.temperature**2 * softened_divergence(q.detach(), p, self.temperature).mean()
         return {
             "student": self.label(student) + self.student_weight * balanced(q, p, self.delta, self.temperature),
             "teacher": self.label(teacher) + self.teacher_weight * back,

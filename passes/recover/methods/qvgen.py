@@ -61,9 +61,9 @@ class Qvgen(Distill):
         self.ranks, steps = ranks(self.rank), scope.settings.steps
         period = int((steps or 0) * self.share) // len(self.ranks)
         if period < 1 or scope.settings.seconds is not None:
-            raise _wrong(
-                f"the branches fade in {len(self.ranks)} phases of equal steps", "Set steps, and leave out seconds."
-            )
+            least = math.ceil(len(self.ranks) / self.share)
+            what = f"branches of rank {self.rank} fade in {len(self.ranks)} phases of equal steps"
+            raise _wrong(what, f"Set steps, to {least} at least, and leave out seconds.")
         self.ctx, self.period, self.stage = scope.ctx, period, 0
         self.whole = typed(scope.model).clone()
         self.before = gone.Skeleton.of(self.whole)

@@ -76,9 +76,16 @@ def _grid(q: QuantizedLayer, weight: np.ndarray, factors: list[Array], observer:
         return q.params()
     costs = None
     if observer == "loss":
-        each = np.stack([1 / np.square(_numpy(u).diagonal()) for u in factors])
-        costs = q.stored(np.repeat(each / each.mean(), len(weight) // len(factors), axis=0).astype(np.float32))
+        each = _costs(np.stack([_numpy(u).diagonal() for u in factors]))
+        costs = q.stored(np.repeat(each, len(weight) // len(factors), axis=0).astype(np.float32))
     return q.cast(q.quantizer.fit(q.stored(weight), _scheme(q.scheme, observer), costs))
+
+
+def _costs(diagonal: Array) -> Array:
+    """What a squared error of each column costs, of U_jj; a common factor is of no account."""
+    xp = array_namespace(diagonal)
+    costs = 1 / xp.square(diagonal)
+    return costs / xp.mean(costs)
 
 
 def _scheme(scheme: Scheme, observer: str) -> Scheme:
@@ -104,8 +111,7 @@ class _Rounding:
             return
         xp, quantizer = array_namespace(columns), self.q.quantizer
         scheme = replace(_scheme(self.q.scheme, self.observer), granularity=per_channel(0))
-        costs = 1 / xp.square(diagonal[: self.size]) if self.observer == "loss" else None
-        costs = None if costs is None else costs / xp.mean(costs)
+        costs = _costs(diagonal[: self.size]) if self.observer == "loss" else None
         found = quantizer.fit(columns[:, : self.size], scheme, costs, self.params.tables)
         here = slice(start, start + self.size)
         scale = self.q.cast(replace(found, scale=_numpy(found.scale))).scale

@@ -15,7 +15,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.observe.data import CalibrationData
-from graphpress.observe.moments import Moments, Rows, Sum
+from graphpress.observe.moments import Moments, Rows, Sum, add_up
 from graphpress.passes.recover.rounding import grids
 from graphpress.passes.recover.rounding.columns import round_layer
 from graphpress.passes.recover.rounding.gptq_state import State
@@ -78,9 +78,10 @@ class Gptq(Pass):
 
     def _takes(self, q: QuantizedLayer, report: PassReport) -> bool:
         width = math.prod(q.layer.shape[1:])
-        if width > self.largest:
-            report.skip(q.layer.node, f"it has {width} inputs, over the {self.largest} of option 'largest'")
-        return width <= self.largest
+        if width <= self.largest:
+            return True
+        report.skip(q.layer.node, f"it has {width} inputs, over the {self.largest} of option 'largest'")
+        return False
 
     def _check(self) -> None:
         for option, least in (("samples", 1), ("batch_size", 1), ("block", 1)):
@@ -117,7 +118,7 @@ class _LayerByLayer:
                 state.save()
         finally:
             state.save(now=True)
-        self.report.metrics["error against rounding to nearest"] = round(float(np.mean(self.gains or [1.0])), 4)
+        self.report.metrics["error against rounding to nearest"] = round(float(np.mean(self.gains)), 4)
 
     def wave(self, layers: Sequence[QuantizedLayer], prefix: Prefix, state: State) -> None:
         """Settle layers that do not depend on one another."""
@@ -132,9 +133,7 @@ class _LayerByLayer:
         parts = [{r: Sum() for r in rows} for _ in range(2)]
         values = prefix.values(list(dict.fromkeys(r.value for r in rows)))
         for part, batches in zip(parts, (islice(values, self.fitted), values), strict=True):
-            for batch in batches:
-                for r, total in part.items():
-                    total.update(r, batch[r.value])
+            add_up(part, batches)
         for r in rows:
             seen, unseen = (part[r] for part in parts)
             yield seen.moments(), (unseen if unseen.count else seen).moments()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.graph.cut import cut
 from graphpress.observe import npz
-from graphpress.observe.collect import ahead
+from graphpress.observe.inner import InnerValues
 from graphpress.runner import Arrays, Executor
 
 MEMORY = 1 << 30  # bytes of kept values; more lie in a temporary folder
@@ -116,14 +115,7 @@ class Prefix:
         return self._computed(names)
 
     def _computed(self, names: Sequence[str]) -> Iterator[Arrays]:
-        kept = [n for n in names if n in self.names]
-        new = [n for n in names if n not in self.names]
-        run = self._runner(new) if new else lambda batch: {}
-        return ahead(lambda batch: {n: batch[n] for n in kept} | run(batch), self.store)
-
-    def _runner(self, new: Sequence[str]) -> Callable[[Arrays], dict[str, np.ndarray]]:
-        runner = self.execute(cut(self.model, self.names, new), new)
-        return lambda batch: runner({n: batch[n] for n in runner.input_names})
+        return InnerValues.of(self.model, names, self.execute, given=self.names, floats=False).batches(self.store)
 
 
 @dataclass

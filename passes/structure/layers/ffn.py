@@ -103,7 +103,7 @@ class LayerBlocks:
     refused: list[tuple[str, str]] = field(default_factory=list)
 
 
-def find(graph: ir.Graph) -> LayerBlocks:
+def layer_blocks(graph: ir.Graph) -> LayerBlocks:
     """The blocks and projections of one graph, in its order. Matrix products only: convolutions are none."""
     result, within = LayerBlocks(), branch_nodes(graph)
     layers = {view.node: view for n in graph if isinstance(view := _matrix(n), Linear)}

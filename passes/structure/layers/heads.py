@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.graph.movement import Way, moves
 from graphpress.passes.structure.channels.ask import IN, OUT, Ask, Move
 from graphpress.passes.structure.channels.commuting import answer
 from graphpress.passes.structure.channels.follow import Carried, follow
@@ -18,7 +19,7 @@ _BETWEEN = (
     "Softmax", "Add", "Mul", "Div", "Sub", "Where", "Cast", "Dropout", "Identity", "Tanh", "Clip", "Reshape", "Max",
     "IsNaN", "Expand", "Squeeze", "Unsqueeze",
 )  # fmt: skip
-_COPIES = ("Reshape", "Expand", "Unsqueeze", "Squeeze", "Transpose", "Identity")
+_COPIES = (Way.VIEW, Way.REORDER, Way.REPEAT)
 _LONGEST = 24  # nodes between the two products of an attention
 
 
@@ -127,7 +128,7 @@ def before_copies(node: ir.Node, slot: int, lanes: Lanes, extent: int) -> tuple[
     """
     value = node.inputs[slot]
     best = (node, slot, lanes) if covers(lanes, value, -1) else None
-    while value is not None and (maker := value.producer()) is not None and _is(maker, *_COPIES):
+    while value is not None and (maker := value.producer()) is not None and moves(maker, *_COPIES):
         said = answer(Ask(maker, (OUT, 0), lanes, Move.ROTATE, extent))
         if isinstance(said, str) or (IN, 0) not in said.ties or len(value.uses()) != 1 or value.is_graph_output():
             break

@@ -11,7 +11,7 @@ import torch
 
 import graphpress as gp
 from graphpress.backends import fx
-from graphpress.backends.fx import weights
+from graphpress.backends.fx import shelf
 from graphpress.errors import BadRequest, Unsupported
 from tests import kit
 
@@ -93,7 +93,7 @@ def test_read_only_weights_can_be_trained(tmp_path_factory: pytest.TempPathFacto
     module = gp.to_torch(path)
     module(torch.ones(2, 4), torch.ones(4, 3)).sum().backward()
     torch.optim.SGD(module.parameters(), lr=1.0).step()
-    weights.disown(module)
+    shelf.disown(module)
     with torch.no_grad():
         module.get_parameter("fc_weight").zero_()
 

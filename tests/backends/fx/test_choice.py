@@ -240,7 +240,7 @@ def test_the_lowered_module_compiles_and_exports() -> None:
 
 def test_a_site_is_only_what_one_reader_sees() -> None:
     model = linear()
-    site = sites.find(next(n for n in model.graph if n.name == "fc"))
+    site = sites.product_site(next(n for n in model.graph if n.name == "fc"))
     assert site is not None
     assert (site.mode, site.relu, site.tail.name) == ("static", True, "requantize")
     assert {n.op_type for n in site.covered} == {"MatMul", "Add", "Relu", "QuantizeLinear"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphpress.backends.fx.ops import linear
+from graphpress.backends.fx.ops import products
 from tests.backends.fx.single import doubles, in_onnx, in_torch, module, normal, same
 
 RANKS = [((4,), (4,)), ((4,), (4, 5)), ((3, 4), (4,)), ((4,), (2, 4, 5)), ((6, 1, 3, 4), (2, 4, 5))]
@@ -67,7 +67,7 @@ def test_products_of_integers_without_a_kernel(left: tuple[int, ...], right: tup
 
     rng = np.random.default_rng(0)
     a, b = (torch.from_numpy(rng.integers(-9, 9, s)) for s in (left, right))
-    given = linear.integer_matmul(a.as_subclass(Elsewhere), b.as_subclass(Elsewhere)).as_subclass(torch.Tensor)
+    given = products.integer_matmul(a.as_subclass(Elsewhere), b.as_subclass(Elsewhere)).as_subclass(torch.Tensor)
     assert torch.equal(given, torch.matmul(a, b))
 
 

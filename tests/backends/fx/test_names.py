@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from graphpress.backends import fx as backend
-from graphpress.backends.fx import weights
+from graphpress.backends.fx import shelf
 from tests.backends.given import parse
 
 
@@ -26,8 +26,8 @@ def test_keywords_and_names_of_modules_own_attributes() -> None:
 
 def test_a_tensor_whose_name_begins_anothers() -> None:
     root = torch.nn.Module()
-    assert weights.place(root, "a.b", torch.zeros(1)) == "a.b"
-    assert weights.place(root, "a.b.c", torch.ones(1)) == "a.b_1.c"
-    assert weights.place(root, "a.b.d", torch.ones(1)) == "a.b_1.d"
-    assert weights.place(root, "a.b_1", torch.ones(1)) == "a.b_1_1"
+    assert shelf.place(root, "a.b", torch.zeros(1)) == "a.b"
+    assert shelf.place(root, "a.b.c", torch.ones(1)) == "a.b_1.c"
+    assert shelf.place(root, "a.b.d", torch.ones(1)) == "a.b_1.d"
+    assert shelf.place(root, "a.b_1", torch.ones(1)) == "a.b_1_1"
     assert len(root.state_dict()) == 4

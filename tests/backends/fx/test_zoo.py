@@ -11,7 +11,7 @@ import torch
 import graphpress as gp
 from graphpress.backends import fx, reference
 from graphpress.errors import BadRequest
-from graphpress.tools.conformance import inputs, models, run
+from graphpress.tools.conformance import inputs, run, whole_models
 
 CNNS = [
     "cifar10/mlperf_tiny_resnet8", "cifar10/resnet20", "cifar10/resnet20_bn", "cifar10/resnet56",
@@ -25,7 +25,7 @@ BRANCHING = ["speech/silero_vad/silero_vad", "speech/silero_vad/silero_vad_16k_o
 
 @pytest.mark.parametrize("name", [*WHOLE, *BRANCHING])
 def test_a_real_model_equals_the_reference(zoo: Path, name: str) -> None:
-    assert models.check(zoo / f"{name}.onnx") == (run.PASSED, "")
+    assert whole_models.conforms(zoo / f"{name}.onnx") == (run.PASSED, "")
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -55,7 +55,7 @@ def _feeds(model: object) -> dict[str, object]:
 def test_every_small_graph_equals_the_reference_or_names_what_is_missing(zoo: Path) -> None:
     folder = zoo / "onnx_zoo"
     runs = {e["file"] for e in json.loads((folder / "manifest.json").read_text()) if e["ort"] == "runs"}
-    found = models.run(sorted(folder.rglob("*.onnx")), folder)
+    found = whole_models.run(sorted(folder.rglob("*.onnx")), folder)
     assert {r.name: r.why for r in found.results if r.verdict == run.FAILED} == {}
     missing = [r for r in found.results if r.verdict == run.UNSUPPORTED]
     assert all("unsupported: " in r.why or "has no attribute" in r.why for r in missing)

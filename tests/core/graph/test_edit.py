@@ -201,6 +201,20 @@ def test_what_supersedes_a_node_keeps_its_name_its_notes_and_its_public_output()
     assert second.outputs[0].dtype == ir.DataType.FLOAT
 
 
+def test_what_stands_for_a_value_has_its_name_and_a_public_one_stays_public() -> None:
+    model = kit.parse("g (float[4] x) => (float[4] y) { a = Abs(x)  y = Neg(a) }")
+    edit.index(model)
+    a, y = (n.outputs[0] for n in model.graph)
+    made = edit.new_node("Exp", [a], after=model.graph[0]).outputs[0]
+    edit.stand_for(a, made, "bare")
+    edit.set_input(made.producer(), 0, a)
+    assert (a.name, made.name) == ("a_bare", "a") and model.graph[-1].inputs[0] is made
+    twice = edit.new_node("Add", [y, y], after=model.graph[-1]).outputs[0]
+    edit.stand_for(y, edit.like(twice, y))
+    assert model.graph.outputs[0] is twice and (twice.name, y.name) == ("y", "y_old")
+    verify.check(model)
+
+
 def test_of_several_outputs_those_that_nothing_reads_need_no_heir() -> None:
     model = kit.parse("g (float[4] x) => (float[2] y) { a, b = Split <num_outputs = 2> (x) y = Neg(b) }")
     edit.index(model)

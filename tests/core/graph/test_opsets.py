@@ -64,8 +64,11 @@ def test_graphs_of_every_age(zoo: Path) -> None:
         for e in entries
         if e["ort"] == "runs" and (e["opset"] or 21) < 16 and e["nodes"] < 300 and "Random" not in str(e["ops"])
     ]
-    checked = 0
-    for entry in old:
+    checked, seen = 0, set[tuple[str, int]]()
+    for entry in sorted(old, key=lambda e: e["nodes"]):
+        of_an_age = {(op, entry["opset"]) for op in entry["ops"]}
+        if of_an_age <= seen:  # each operator of each age once: the smallest model that has it
+            continue
         try:
             model = onnx_file.load(zoo / "onnx_zoo" / entry["file"])
             feeds = kit.random_feeds(model)
@@ -77,5 +80,6 @@ def test_graphs_of_every_age(zoo: Path) -> None:
         verify.check(raised)
         after = kit.run(raised, feeds)
         assert deviation(before, after) <= 1e-5, entry["file"]
+        seen |= of_an_age
         checked += 1
-    assert checked > 70
+    assert checked > 40

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphpress.errors import BadRequest
-from graphpress.job.gate import Gate, compare, judge
+from graphpress.job.gate import Gate, compare_outputs, judge
 
 
 def runner(outputs: list[np.ndarray]):
@@ -18,7 +18,7 @@ def test_figures_over_batches_equal_the_closed_form() -> None:
     rng = np.random.default_rng(0)
     a, noise = rng.normal(size=(12, 10)).astype(np.float32), rng.normal(size=(12, 10)).astype(np.float32) * 0.1
     b = a + noise
-    outputs, samples = compare(runner([a[:5], a[5:]]), runner([b[:5], b[5:]]), [{"x": a[:5]}, {"x": a[5:]}])
+    outputs, samples = compare_outputs(runner([a[:5], a[5:]]), runner([b[:5], b[5:]]), [{"x": a[:5]}, {"x": a[5:]}])
     u, v = a.astype(np.float64), b.astype(np.float64)
     assert samples == 12
     assert outputs[0].sqnr == pytest.approx(10 * math.log10((u**2).sum() / ((u - v) ** 2).sum()), abs=1e-9)
@@ -32,19 +32,19 @@ def test_figures_over_batches_equal_the_closed_form() -> None:
 )
 def test_broken_outputs_never_pass(bad: np.ndarray) -> None:
     good = np.arange(12, dtype=np.float32).reshape(3, 4)
-    result = judge(*compare(runner([good]), runner([bad]), [{"x": good}]), Gate())
+    result = judge(*compare_outputs(runner([good]), runner([bad]), [{"x": good}]), Gate())
     assert not result.passed and "output 'y'" in result.failures[0]
 
 
 def test_equal_outputs_pass_and_masks_of_minus_infinity_do_not_count() -> None:
     x = np.array([[0.0, 1.0, -np.inf]], np.float32)
-    outputs, n = compare(runner([x]), runner([x]), [{"x": x}])
+    outputs, n = compare_outputs(runner([x]), runner([x]), [{"x": x}])
     assert outputs[0].sqnr == math.inf and judge(outputs, n, Gate()).passed
 
 
 def test_only_two_dimensional_scores_are_taken_for_classes() -> None:
     x = np.ones((2, 3, 4), np.float32)
-    outputs, _ = compare(runner([x]), runner([x]), [{"x": x}])
+    outputs, _ = compare_outputs(runner([x]), runner([x]), [{"x": x}])
     assert outputs[0].agreement is None
 
 

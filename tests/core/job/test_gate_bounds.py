@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from graphpress.errors import BadRequest
-from graphpress.job.gate import Gate, OutputCheck, compare, judge, sqnr
+from graphpress.job.gate import Gate, OutputCheck, compare_outputs, judge, sqnr
 
 
 def runner(*outputs: np.ndarray):
@@ -20,7 +20,7 @@ def runner(*outputs: np.ndarray):
 
 def check(a: list[np.ndarray], b: list[np.ndarray]) -> OutputCheck:
     """The figures of output y over batches."""
-    (found,), _ = compare(runner(*a), runner(*b), [{"x": x} for x in a])
+    (found,), _ = compare_outputs(runner(*a), runner(*b), [{"x": x} for x in a])
     return found
 
 
@@ -93,13 +93,14 @@ def test_samples_are_the_longest_input_of_each_batch() -> None:
         {"length": np.zeros(3), "x": np.zeros((5, 2))},
         {"scalar": np.float32(2)},
     ]
-    assert compare(runner(y, y, y), runner(y, y, y), batches)[1] == 5 + 5 + 1
+    assert compare_outputs(runner(y, y, y), runner(y, y, y), batches)[1] == 5 + 5 + 1
 
 
 def test_floats_of_every_kind_are_compared_and_integers_are_not() -> None:
     kinds = {"f16": np.float16, "f32": np.float32, "b16": ml_dtypes.bfloat16, "i": np.int64, "t": bool}
     outputs = {name: np.ones((2, 2)).astype(kind) for name, kind in kinds.items()}
-    found, _ = compare(lambda feeds: outputs, lambda feeds: dict(reversed(outputs.items())), [{"x": np.ones(2)}])
+    turned = dict(reversed(outputs.items()))
+    found, _ = compare_outputs(lambda feeds: outputs, lambda feeds: turned, [{"x": np.ones(2)}])
     assert [o.name for o in found] == ["f16", "f32", "b16"]
 
 

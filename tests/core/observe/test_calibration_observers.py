@@ -208,7 +208,7 @@ def test_the_divergence_is_that_of_the_published_algorithm(counts: np.ndarray, d
     groups = data.draw(st.sampled_from([2, 4, 8]))
     start = data.draw(st.integers(0, len(counts) - groups))
     stop = data.draw(st.integers(start + groups, len(counts)))
-    found = ranges.divergence(counts, np.array([start]), np.array([stop]), groups)[0]
+    found = ranges.range_divergence(counts, np.array([start]), np.array([stop]), groups)[0]
     assert found == pytest.approx(brute_divergence(counts, start, stop, groups), abs=1e-9)
 
 
@@ -223,7 +223,7 @@ def test_entropy_takes_the_bin_that_brute_force_takes(kind: str) -> None:
     counts[0] = counts[1]
     stops = range(8, len(counts) + 1, 1 if kind == "relu" else 16)
     losses = {stop: brute_divergence(counts, 0, stop, 8) for stop in stops}
-    mine = ranges.divergence(counts, np.zeros(1, int), np.array([round(found.hi / seen.width)]), 8)[0]
+    mine = ranges.range_divergence(counts, np.zeros(1, int), np.array([round(found.hi / seen.width)]), 8)[0]
     assert mine <= min(losses.values()) + 1e-9
     if kind == "relu":
         best = max(s for s, loss in losses.items() if loss <= min(losses.values()) + 1e-12)

@@ -13,7 +13,8 @@ from graphpress.report import tables
         ("", "float"),
         ("weight[1] int8 per_channel:0 sym minmax", "weight int8 per_channel:0"),
         (
-            "activation[0] uint8 per_tensor asym mse; output[0] uint8 per_tensor asym mse; weight[1] int8 per_tensor",
+            "activation[0] uint8 per_tensor asym mse; output[0] uint8 per_tensor asym mse; "
+            "weight[1] int8 per_tensor sym mse",
             "weight int8, activation uint8",
         ),
         (

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphpress import keys
 from graphpress.backends import ort, reference
 from graphpress.context import Context
 from graphpress.contracts import PassReport
@@ -186,6 +187,19 @@ def test_what_cannot_be_trained_says_why() -> None:
     folded, _ = kit.apply(cut, QuantizeLearners(), FoldWeights())
     with pytest.raises(BadRequest, match="integers already"):
         kit.apply(folded, SHORT, ctx=context(before))
+
+
+def test_the_schemes_of_eight_bit_learners_are_read_as_any_others() -> None:
+    made, _ = kit.apply(encoder(), Acm(), QuantizeLearners())
+    found = site.sites(made)
+    assert found
+    for s in found:
+        widths = [s.array(w).shape[1] for w in ("w1", "w2")]  # [learners, in, out]
+        assert {f"[{at.slot}] {at.role}": str(v) for at, v in keys.schemes(s.node).items()} == {
+            "[0] activation": "int8 per_token sym dynamic",
+            "[4] weight": f"int8 per_group:1:{widths[0]} sym mse",
+            "[6] weight": f"int8 per_group:1:{widths[1]} sym mse",
+        }
 
 
 def test_eight_bit_learners_can_be_trained() -> None:

@@ -17,7 +17,7 @@ from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest, GateError, StaleSite
 from graphpress.job import budgets, engine
 from graphpress.passes.allocate.allocate import Allocate
-from graphpress.passes.allocate.budgets import absolute
+from graphpress.passes.allocate.amounts import absolute
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe

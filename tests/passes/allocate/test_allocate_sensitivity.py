@@ -14,7 +14,7 @@ from graphpress.errors import BadRequest
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import fisher
 from graphpress.passes.allocate.divergence import OutputKind, divergence, kinds
-from graphpress.passes.allocate.probe import Probe
+from graphpress.passes.allocate.edges import Probe
 from graphpress.passes.allocate.sensitivity import Measurer, Sensitivity
 from graphpress.passes.allocate.store import Cache
 from graphpress.passes.quantize.apply_plan import ApplyPlan
@@ -103,8 +103,9 @@ def test_what_was_measured_is_found_again_and_what_was_estimated_is_not(tmp_path
     assert again.drops == first.drops
     other, _ = measured(allocating.context(allocating.images(seed=8)), store=Cache(tmp_path, "s"))
     assert other.cached == 0
-    (tmp_path / "s.json").write_text("{broken")
-    assert measured(ctx, store=Cache(tmp_path, "s"))[0].drops == first.drops
+    (tmp_path / "s.npz").write_text("{broken")
+    with pytest.raises(BadRequest, match=r"s.npz: the file is no store of measured figures. Delete it"):
+        Cache(tmp_path, "s")
 
 
 def accuracy(runner: Runner) -> float:

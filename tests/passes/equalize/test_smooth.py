@@ -14,8 +14,9 @@ from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
+from graphpress.passes.clean.infer_shapes import InferShapes
 from graphpress.passes.equalize import factors as search
-from graphpress.passes.equalize.smooth import Place, Smooth, find
+from graphpress.passes.equalize.smooth import Place, Smooth, find_places
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.structure.layers.linear import layers
 from tests import kit
@@ -99,7 +100,7 @@ def smooth(made: ir.Model, x: np.ndarray, **options: Any) -> tuple[ir.Model, Pas
 def test_the_function_stays(kind: str, alpha: float) -> None:
     body, readers = CARRIERS[kind]
     made, unseen = made_of(body), {"x": data(seed=9)}
-    (place,) = [p for p in find(made, PassReport()) if [r.weight_value.name for r in p.readers] == readers]
+    (place,) = [p for p in find_places(made, PassReport()) if [r.weight_value.name for r in p.readers] == readers]
     after, _ = smooth(made, data(), alpha=alpha)
     wanted, got = (kit.run(m, unseen) for m in (made, after))
     for name in wanted:
@@ -144,7 +145,7 @@ def inner(made: ir.Model, feeds: dict[str, np.ndarray], name: str) -> np.ndarray
 def test_heads_that_share_values_share_the_louder_factor() -> None:
     """Query heads 0 and 1 read values 0, heads 2 and 3 values 1; a channel of values has one factor for both copies."""
     made = made_of(CARRIERS["attention, shared values"][0])
-    (place,) = find(made, PassReport())[-1:]
+    (place,) = find_places(made, PassReport())[-1:]
     np.testing.assert_array_equal(labels(place), [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]])
     after, _ = smooth(made, data(), alpha=0.7)
     seen = np.abs(inner(made, {"x": data()}, "o").reshape(-1, 16)).max(axis=0)[labels(place)].max(axis=0)
@@ -238,6 +239,22 @@ def test_a_convolution_is_a_skip() -> None:
     text = "g (float[N, 4, 5, 5] x, float[6, 4, 3, 3] w) => (float[N, 6, 3, 3] y) { y = Conv(x, w) }"
     _, report = smooth(model(text, {"w": normal(6, 4, 3, 3)}), normal(4, 4, 5, 5))
     assert "convolution" in report.skips[0].why
+
+
+@pytest.mark.parametrize("pool", ["GlobalAveragePool(a)", "GlobalMaxPool(a)", "ReduceMean <keepdims = 1> (a, axes)"])
+def test_behind_a_pool_factors_are_as_asked_but_none_is_searched(pool: str) -> None:
+    """What is quantized before the pool, the search does not see."""
+    text = f"""g (float[N, 4, 5, 5] x, float[6, 4, 1, 1] w, float[6, 3] v) => (float[N, 3] y)
+        <int64[2] axes = {{2, 3}}> {{ a = Conv(x, w) p = {pool} f = Flatten(p) y = MatMul(f, v) }}"""
+    made, _ = kit.apply(model(text, {"w": normal(6, 4, 1, 1), "v": normal(6, 3, seed=1)}), InferShapes())
+    feeds = normal(8, 4, 5, 5)
+    after, report = smooth(made, feeds)
+    assert report.changed == 0 and report.metrics == {}
+    assert any("condenses what is quantized before it" in s.why and s.where == "f" for s in report.skips)
+    kit.assert_same_structure(after, made)
+    after, report = smooth(made, feeds, alpha=0.5)
+    assert report.changed == 1
+    kit.assert_same_outputs(made, after, rtol=1e-5, atol=1e-5)
 
 
 def test_bad_requests() -> None:

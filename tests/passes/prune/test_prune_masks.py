@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from graphpress.errors import BadRequest
 from graphpress.observe.moments import Moments
 from graphpress.passes.prune import masks, methods
-from graphpress.passes.prune.pattern import checked
+from graphpress.passes.prune.asked_pattern import checked
 
 RNG = np.random.default_rng
 

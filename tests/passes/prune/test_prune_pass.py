@@ -150,8 +150,7 @@ def test_a_pass_that_breaks_the_pattern_is_named(stage: str) -> None:
             "integers": [Quantize(mode="weight"), *Recipe.load("fold").passes]}[stage]  # fmt: skip
     with pytest.raises(VerifyError, match="has no longer the pattern 2:4") as e:
         kit.apply(model, Prune(), *more, Break())
-    assert "MatMul_2" in str(e.value)
-    assert any("'break'" in note for note in e.value.__notes__)
+    assert "MatMul_2" in str(e.value) and "pass 'break' left a broken graph" in str(e.value)
 
 
 def test_a_pruned_model_quantizes_and_folds_with_its_pattern() -> None:

@@ -157,7 +157,9 @@ def test_batched_weights_get_one_scale_where_the_arithmetic_is_integer() -> None
     made = model(text, {"w": normal(2, 4, 3)})
     for options in (QuantizeOptions(), QuantizeOptions(mode="dynamic")):
         assert str(plan(made, options)[Site.parse("mm[1] weight")]) == "int8 per_tensor sym minmax"
-        assert "batch of matrices" in reasons(made, options)["mm[1] weight"]
+        assert "not of a batch of them" in reasons(made, options)["mm[1] weight"]
+        for target in (None, "torch-cpu"):
+            assert str(plan(made, options, target)[Site.parse("mm[1] weight")]) == "int8 per_channel:2 sym minmax"
     assert (
         str(plan(made, QuantizeOptions(mode="weight"))[Site.parse("mm[1] weight")]) == "int8 per_channel:2 sym minmax"
     )

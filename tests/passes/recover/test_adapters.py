@@ -174,7 +174,7 @@ def _folded() -> tuple[ir.Model, gone.Skeleton]:
     skeleton = gone.Skeleton.of(model)
     LowRank(4).insert(model, layer(model), CTX)
     gone.fold_all(model, skeleton, CTX)
-    gone.check(model, skeleton)
+    gone.check_gone(model, skeleton)
     return model, skeleton
 
 
@@ -228,14 +228,14 @@ def test_what_is_left_behind_is_found(plant: Callable[[ir.Model], None]) -> None
     model, skeleton = _folded()
     plant(model)
     with pytest.raises(PassError, match=r"the folded model is not the one before: (left|missing)"):
-        gone.check(model, skeleton)
+        gone.check_gone(model, skeleton)
 
 
 def test_an_adapter_that_is_still_there_is_named_even_if_it_was_there_before() -> None:
     model = int4(MATMUL)
     Lora(2).insert(model, layer(model), CTX)
     with pytest.raises(PassError, match="lora at MatMul_0"):
-        gone.check(model, gone.Skeleton.of(model))
+        gone.check_gone(model, gone.Skeleton.of(model))
 
 
 def test_outputs_that_moved_are_found_and_the_tolerance_is_the_stated_one() -> None:

@@ -126,6 +126,7 @@ def test_inputs_that_do_not_correlate_leave_rounding_to_nearest_and_say_so() -> 
     after, report = gptq(start, x, Gptq(observer="keep", samples=128))
     np.testing.assert_array_equal(weights(after)[q.name], q.rounded(q.params()))
     assert "no worse" in report.skips[0].why
+    assert report.metrics["error against rounding to nearest"] == 1.0
 
 
 def test_never_worse_on_samples_held_out() -> None:
@@ -227,6 +228,21 @@ def test_no_node_runs_twice_and_batches_do_not_matter(tmp_path: Path) -> None:
     Gptq(batch_size=3).run(other, ctx, report)
     for name, w in weights(one).items():
         np.testing.assert_allclose(weights(other)[name], w, atol=1e-6)
+
+
+def test_what_a_wave_has_run_no_later_one_runs_again() -> None:
+    ran: list[str] = []
+
+    def execute(part: ir.Model, outputs: Iterable[str] | None = None) -> Runner:
+        ran.extend(n.op_type for n in part.graph if n.op_type in ("Relu", "Tanh", "Abs"))
+        return reference.execute(part, outputs)
+
+    text = """g (float[N, 32] x, float[32, 16] a, float[16, 16] b, float[16, 16] c, float[16, 16] d) => (float[N, 16] y)
+    { h = MatMul(x, a) i = Relu(h) j = MatMul(i, b) k = Tanh(j) l = MatMul(k, c) m = Abs(l) y = MatMul(m, d) }"""
+    given = {n: normal(32 if n == "a" else 16, 16, seed=i) for i, n in enumerate("abcd")}
+    start, _ = kit.apply(model(text, given), GROUPS, ctx=context(None, None))
+    Gptq(batch_size=128).run(start, replace(context({"x": correlated(64)}, None), run=execute), PassReport())
+    assert ran == ["Relu", "Tanh", "Abs"]
 
 
 def test_values_beyond_the_memory_lie_on_disk() -> None:

@@ -248,8 +248,12 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(tmp_path: Path, after
 @pytest.mark.parametrize(
     ("changes", "model", "what"),
     [
-        ({"seconds": 5.0}, int4, "the branches fade in 4 phases of equal steps. Set steps, and leave out seconds"),
-        ({"steps": 3}, int4, "the branches fade in 4 phases"),
+        (
+            {"seconds": 5.0},
+            int4,
+            "branches of rank 8 fade in 4 phases of equal steps. Set steps, to 4 at least, and leave out seconds",
+        ),
+        ({"steps": 3}, int4, "branches of rank 8 fade in 4 phases"),
         ({}, lambda m: m, "no layer whose weight is trained has a quantized one. Put quantize before recover"),
         ({"train": "scales"}, int4, "no layer whose weight is trained has a quantized one"),
     ],

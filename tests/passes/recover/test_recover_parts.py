@@ -59,7 +59,7 @@ def decoder() -> ir.Model:
 
 
 def test_layers_norms_biases_and_tables_are_trained_and_tables_of_positions_are_not() -> None:
-    found = parameters.find(decoder())
+    found = parameters.trainable_of(decoder())
     assert sorted(found.weights) == ["a", "b", "bias", "gain", "table"]
     assert sorted(found.matrices) == ["a", "b", "table"]
     assert found.scales == []
@@ -69,12 +69,12 @@ def test_layers_norms_biases_and_tables_are_trained_and_tables_of_positions_are_
 def test_roles_that_a_traced_module_notes_count_more_than_readers() -> None:
     model = chain()
     model.graph.initializers["w1"].metadata_props["graphpress.role"] = "buffer"
-    assert parameters.find(model).weights == ["b1", "w2", "w3"]
+    assert parameters.trainable_of(model).weights == ["b1", "w2", "w3"]
 
 
 def test_quantized_weights_are_found_before_q_and_their_scales_beside() -> None:
     model = int4(chain())
-    found = parameters.find(model)
+    found = parameters.trainable_of(model)
     assert sorted(found.weights) == ["b1", "w1", "w2", "w3"]
     assert sorted(found.scales) == ["w1_scale", "w2_scale", "w3_scale"]
     assert parameters.bits(model) == 4
@@ -91,19 +91,19 @@ def test_the_factors_of_a_rotation_at_run_time_are_left_alone() -> None:
     }
     """
     weights = {"left": np.eye(2, dtype=np.float32), "right": np.eye(2, dtype=np.float32), "w": normal(4, 4)}
-    assert parameters.find(quantizing.model(text, weights)).weights == ["w"]
+    assert parameters.trainable_of(quantizing.model(text, weights)).weights == ["w"]
 
 
 def test_half_precision_is_refused_with_the_reason() -> None:
     text = "agraph (float16[N, 4] x, float16[4, 4] w) => (float16[N, 4] y) { y = MatMul(x, w) }"
-    found = parameters.find(quantizing.model(text, {"w": np.ones((4, 4), np.float16)}))
+    found = parameters.trainable_of(quantizing.model(text, {"w": np.ones((4, 4), np.float16)}))
     assert found.weights == []
     assert found.refused == {"w": "it is FLOAT16: updates would be lost in rounding"}
 
 
 def test_blocks_end_at_the_residual_stream_and_positions_and_shapes_go_around() -> None:
     model = decoder()
-    found, spread = blocks(model, model, parameters.find(model).weights)
+    found, spread = blocks(model, model, parameters.trainable_of(model).weights)
     assert [(b.source, b.outputs) for b in found] == [
         (None, ("x0",)), ("x0", ("x1",)), ("x1", ("x2",)), ("x2", ("logits",)),
     ]  # fmt: skip
@@ -116,17 +116,17 @@ def test_blocks_end_at_the_residual_stream_and_positions_and_shapes_go_around() 
 def test_a_cut_needs_a_value_of_the_teacher() -> None:
     model, teacher = decoder(), decoder()
     next(v for n in teacher.graph for v in n.outputs if v.name == "x1").name = "another"
-    found, _ = blocks(model, teacher, parameters.find(model).weights)
+    found, _ = blocks(model, teacher, parameters.trainable_of(model).weights)
     assert [b.outputs[0] for b in found] == ["x0", "x2", "logits"]
 
 
 def test_a_layer_takes_its_bias_and_activation_with_it() -> None:
     model = chain()
-    found, _ = blocks(model, model, parameters.find(model).weights)
+    found, _ = blocks(model, model, parameters.trainable_of(model).weights)
     assert [(b.source, b.outputs, b.parameters) for b in found] == [
         (None, ("h",), ("w1", "b1")), ("h", ("r",), ("w2",)), ("r", ("y",), ("w3",)),
     ]  # fmt: skip
-    assert blocks(int4(model), model, parameters.find(int4(model)).weights)[0] == found
+    assert blocks(int4(model), model, parameters.trainable_of(int4(model)).weights)[0] == found
 
 
 def test_every_sample_comes_once_an_epoch_in_an_order_of_its_own() -> None:

@@ -36,7 +36,7 @@ def test_resnet20_with_4_bit_weights_comes_back_block_by_block(zoo: Path) -> Non
 
 def test_the_code_model_has_a_block_for_each_residual_branch(zoo: Path) -> None:
     clean = kit.apply(load(zoo / "llm/codelm/codelm.onnx"), *Recipe.load("clean").passes)[0]
-    found = parameters.find(clean)
+    found = parameters.trainable_of(clean)
     assert len(found.matrices) == 1 + 6 * 7 + 1
     assert len(found.weights) == len(found.matrices) + 6 * 2 + 1
     cut, spread = blocks(clean, clean, found.weights)

@@ -42,7 +42,7 @@ def graph(body: str, outputs: str = "float[N,4] y") -> ir.Model:
 def test_plain_block(form: str, bias: bool) -> None:
     text, kind = ACTIVATIONS[form]
     first = "p = MatMul(x, w1) h = Add(p, b1)" if bias else "h = MatMul(x, w1)"
-    found = ffn.find(graph(f"{first} {text} q = MatMul(a, w2) y = Add(q, b2)").graph)
+    found = ffn.layer_blocks(graph(f"{first} {text} q = MatMul(a, w2) y = Add(q, b2)").graph)
     (block,) = found.blocks
     assert (block.activation, block.width, block.hidden, block.out) == (kind, 4, 6, 4)
     assert (block.input.name, block.hidden_value.name, block.output.name) == ("x", "a", "y")
@@ -55,7 +55,7 @@ def test_plain_block(form: str, bias: bool) -> None:
 def test_gated_block_on_a_residual_branch(form: str) -> None:
     text, kind = ACTIVATIONS[form]
     body = f"h = MatMul(x, w1) v = MatMul(x, wg) {text} m = Mul(v, a) q = MatMul(m, w2) y = Add(x, q)"
-    (block,) = ffn.find(graph(body).graph).blocks
+    (block,) = ffn.layer_blocks(graph(body).graph).blocks
     assert block.activation == kind
     assert block.gate is not None
     np.testing.assert_array_equal(block.gate.weight(), WEIGHTS["wg"].T)
@@ -79,14 +79,14 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_looks_like_one_says_why_it_is_none(case: str) -> None:
     body, outputs, why = REFUSED[case]
-    found = ffn.find(graph(body, outputs).graph)
+    found = ffn.layer_blocks(graph(body, outputs).graph)
     assert not found.blocks
     assert len(found.refused) == 1
     assert why in found.refused[0][1]
 
 
 def test_other_functions_are_no_activation() -> None:
-    found = ffn.find(graph("h = MatMul(x, w1) a = Exp(h) y = MatMul(a, w2)").graph)
+    found = ffn.layer_blocks(graph("h = MatMul(x, w1) a = Exp(h) y = MatMul(a, w2)").graph)
     assert not found.blocks
     assert not found.refused
 
@@ -103,7 +103,7 @@ def test_projections_stand_on_residual_branches() -> None:
     text = """g (float[N,4] x, float[4,4] wq, float[4,4] wo, float[4,3] wh, float[4,6] w1, float[6,4] w2)
       => (float[N,3] y) { q = MatMul(x, wq) s = Softmax(q) o = MatMul(s, wo) r = Add(o, x)
       h = MatMul(r, w1) a = Relu(h) d = MatMul(a, w2) t = Add(r, d) y = MatMul(t, wh) }"""
-    found = ffn.find(model(text, weights).graph)
+    found = ffn.layer_blocks(model(text, weights).graph)
     assert [p.output.name for p in found.projections] == ["q", "o"]
     assert [b.output.name for b in found.blocks] == ["d"]
 
@@ -111,9 +111,9 @@ def test_projections_stand_on_residual_branches() -> None:
 def test_real_models(zoo) -> None:
     import graphpress as gp
 
-    found = ffn.find(gp.load(zoo / "llm/codelm/codelm.onnx").graph)
+    found = ffn.layer_blocks(gp.load(zoo / "llm/codelm/codelm.onnx").graph)
     assert [(b.activation, b.gate is not None, b.hidden, b.residual) for b in found.blocks] == [
         ("silu", True, 704, True)
     ] * 6
     assert len(found.projections) == 24
-    assert not ffn.find(gp.load(zoo / "cifar10/resnet20.onnx").graph).projections
+    assert not ffn.layer_blocks(gp.load(zoo / "cifar10/resnet20.onnx").graph).projections

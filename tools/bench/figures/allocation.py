@@ -14,10 +14,10 @@ import onnx_ir as ir
 import graphpress as gp
 from graphpress.contracts import PassReport
 from graphpress.job import engine
-from graphpress.job.latency import compare
+from graphpress.job.latency import compare_latency
 from graphpress.passes.allocate.allocate import CHECKED
 from graphpress.passes.allocate.divergence import divergence, kinds
-from graphpress.passes.allocate.probe import Probe
+from graphpress.passes.allocate.edges import Probe
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.report import report as reports
@@ -116,7 +116,7 @@ def _at_accuracy(task: Task, source: ir.Model, progress: Progress) -> tuple[Figu
     uniform = _made(task, source, Recipe.load("w8a8"), progress)
     allowed = _divergence(task, source, uniform.runner, progress)
     plan = _made(task, source, _mixed(objective="latency", max_drop=allowed, measure=4), progress)
-    found = compare(uniform.runner, plan.runner, task.feeds(1), SECONDS)
+    found = compare_latency(uniform.runner, plan.runner, task.feeds(1), SECONDS)
     faster = 1 / found["ratio"]
     figure = Figure(
         f"{task.name}: speed of the plan at the accuracy of uniform W8A8", "never slower", f"{faster:.2f}x",

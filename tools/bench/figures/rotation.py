@@ -186,7 +186,7 @@ def double(model: ir.Model) -> ir.Model:
 def _in_torch(model: ir.Model) -> Runner:
     """The torch backend has all of ONNX in float64, which ONNX Runtime has not."""
     from graphpress.backends import fx
-    from graphpress.backends.fx.runner import ModuleRunner
+    from graphpress.backends.fx.module_runner import ModuleRunner
 
     return ModuleRunner(model, fx.build(model), None)
 

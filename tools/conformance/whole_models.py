@@ -28,12 +28,12 @@ def run(files: Iterable[Path], root: Path) -> Conformance:
     """Compare each file; results go by the file's path below ``root``."""
     found = Conformance("fx against the reference")
     for path in files:
-        verdict, why = check(path)
+        verdict, why = conforms(path)
         found.results.append(Result(str(path.relative_to(root)), path.relative_to(root).parts[0], "", "", verdict, why))
     return found
 
 
-def check(path: Path) -> tuple[str, str]:
+def conforms(path: Path) -> tuple[str, str]:
     """(verdict, reason) of one file."""
     try:
         model = onnx_file.load(path)
@@ -54,7 +54,7 @@ def check(path: Path) -> tuple[str, str]:
         return UNSUPPORTED, str(e)
     except Exception as e:  # noqa: BLE001 - whatever it is, the model does not run as it should
         return FAILED, f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
-    why = next((f"output {n!r}: {w}" for n, y in outputs.items() if (w := difference(ours[n], y))), "")
+    why = next((f"output {n!r}: {w}" for n, y in outputs.items() if (w := first_difference(ours[n], y))), "")
     return (FAILED, why) if why else (PASSED, "")
 
 
@@ -72,12 +72,12 @@ def _answer(model: ir.Model, session: Session) -> tuple[dict[str, Any], dict[str
     return None
 
 
-def difference(a: Any, b: Any) -> str:
+def first_difference(a: Any, b: Any) -> str:
     """Why two outputs are not equal within the tolerance of their type, or ""."""
     if isinstance(b, list):
         if not isinstance(a, list) or len(a) != len(b):
             return "another sequence"
-        return next((w for x, y in zip(a, b, strict=True) if (w := difference(x, y))), "")
+        return next((w for x, y in zip(a, b, strict=True) if (w := first_difference(x, y))), "")
     if b is None or a is None:
         return "" if a is b else "only one of both is there"
     if a.dtype != b.dtype or a.shape != b.shape:

@@ -35,7 +35,7 @@ class PruneWish(Protocol):
     def min_inputs(self) -> int: ...
 
 
-def choose(model: ir.Model, wish: PruneWish, report: PassReport) -> list[Linear]:
+def eligible_layers(model: ir.Model, wish: PruneWish, report: PassReport) -> list[Linear]:
     """The layers to prune, in order; each other one is a skip with its reason.
 
     Raises:

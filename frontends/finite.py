@@ -15,7 +15,7 @@ from graphpress.graph import edit
 CHUNK = 1 << 20  # elements looked at together
 
 
-def check(model: ir.Model) -> None:
+def check_finite(model: ir.Model) -> None:
     """Refuse damaged weights: NaN in any initializer, or an infinity in an operand of a layer.
 
     A single NaN that feeds no layer is a constant of the program, an infinity outside of layers a mask: both are fine.

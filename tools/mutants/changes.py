@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,10 +97,12 @@ def _is_float(node: Any) -> bool:
 
 
 class StepInteger(number_replacer.NumberReplacer):
-    """An integer becomes one more and one less."""
+    """An integer becomes one more and one less; as an index 0 becomes 1 only, as the last of one is the first."""
 
     def mutation_positions(self, node: Any) -> Iterator[tuple[Any, Any]]:
-        return super().mutation_positions(node) if not _is_float(node) else iter(())
+        if not _is_float(node):
+            first = node.type == "number" and node.value == "0" and node.parent.type == "trailer"
+            yield from itertools.islice(super().mutation_positions(node), 1 if first else None)
 
 
 class DeleteStatement(Operator):

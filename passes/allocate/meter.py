@@ -24,9 +24,9 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.graph.cut import cut
 from graphpress.passes.allocate import seams
+from graphpress.passes.allocate.edges import Values
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import CODES_OF, Parts, bare
-from graphpress.passes.allocate.probe import Values
 from graphpress.passes.allocate.space import Schemes
 from graphpress.passes.allocate.store import Cache
 from graphpress.runner import Runner
@@ -128,7 +128,7 @@ class LatencyMeter:
             took = self._quiet({s: self._ready(m) for s, m in models.items()})
             found = {s: self.store.put(took[s], *keys[s]) for s in seams.STATES}
         alone = {n: rows[n][name or FLOAT] - rows[n][FLOAT] for n, name in names.items()}
-        times.seams[seam.value] = seams.difference(seam, {s: ms or 0.0 for s, ms in found.items()}, alone)
+        times.seams[seam.value] = seams.seam_costs(seam, {s: ms or 0.0 for s, ms in found.items()}, alone)
 
     def _twins(self, node: str, formats: tuple[str, ...]) -> dict[str, str]:
         """Formats that differ from another one, or from float, in storage only: the same kernel at the same edges."""

@@ -1,4 +1,4 @@
-"""``python -m graphpress.tools.bench.data --out DIR``: calibration data as the command line takes them.
+"""``python -m graphpress.tools.bench.calibration --out DIR``: calibration data as the command line takes them.
 
 Writes ``NAME.npz`` for each model (input name -> array, samples first; ``labels`` for classifiers), and ``NAME.onnx``
 for a model that comes in through torch.
@@ -27,7 +27,7 @@ def write_npz(task: Task, folder: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write them all and print the commands that use them."""
-    parser = argparse.ArgumentParser(prog="graphpress.tools.bench.data", description="Write calibration data.")
+    parser = argparse.ArgumentParser(prog="graphpress.tools.bench.calibration", description="Write calibration data.")
     add_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     args = parser.parse_args(argv)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
+from graphpress.observe.inner import InnerValues
 
 BUDGET = 512 << 20  # bytes of values kept at a time
 _MOST = 32  # samples in a run
@@ -43,19 +44,18 @@ class Probe:
         self.data = data if len(data) <= enough else drawn.take(enough, self.ctx.seed).bind(self.model)
 
     def chunks(self, names: Sequence[str]) -> Iterator[Values]:
-        """The named values, inputs of the graph among them, over all samples."""
-        inputs = {v.name for v in self.model.graph.inputs}
-        names = list(dict.fromkeys(names))
-        runner = self.run(self.model, [n for n in names if n not in inputs])
+        """The named values, and always the inputs of the graph, over all samples."""
+        values = self._values(names)
         exact = self.data.binding.exact if self.data.binding else None
-        first = next(self.data.batches(exact or 1))
-        each = sum(a.nbytes for a in (runner(first) | first).values()) / (exact or 1)
+        each = values.bytes(next(self.data.batches(exact or 1))) / (exact or 1)
         size = exact or max(1, min(_MOST, int(BUDGET // max(each, 1))))
         for feeds in self.data.batches(size):
-            yield runner(feeds) | feeds
+            yield values(feeds) | feeds
 
     def one(self, names: Sequence[str]) -> Values:
         """The named values on the smallest batch: what latency is measured with."""
-        inputs = {v.name for v in self.model.graph.inputs}
         feeds = next(self.data.batches(1))
-        return self.run(self.model, [n for n in dict.fromkeys(names) if n not in inputs])(feeds) | feeds
+        return self._values(names)(feeds) | feeds
+
+    def _values(self, names: Sequence[str]) -> InnerValues:
+        return InnerValues.of(self.model, names, self.run, floats=False)

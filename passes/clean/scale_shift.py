@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.graph.statistics import read_statistics, write_statistics
-from graphpress.passes.clean.operands import absent, static
+from graphpress.passes.clean.constants import absent, static
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def dialect() -> dict[str, Function]:
     return {name: op.kernel() for name, op in catalog.ops().items()}
 
 
-def find(node: ir.Node, opset: int, *, straight_through: bool = False) -> Function:
+def function_of(node: ir.Node, opset: int, *, straight_through: bool = False) -> Function:
     """The function of a node; ``straight_through`` prefers the form that passes gradients through rounding.
 
     Raises:

@@ -1,0 +1,116 @@
+"""What permute takes and what it leaves, and that all readers of a value have a say in one order."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graphpress.backends import ort
+from graphpress.context import Context
+from graphpress.contracts import PassReport
+from graphpress.observe.data import CalibrationData
+from graphpress.passes.clean.infer_shapes import InferShapes
+from graphpress.passes.prune import permute
+from graphpress.passes.prune.permute import Permute
+from tests import kit
+from tests.passes import quantizing
+from tests.passes.quantizing import normal
+
+NO_LAYER = "its input comes from no layer that is followed"
+NO_TWO = "no two of its channels come and go the same way"
+
+
+def chain(*widths: int) -> ir.Model:
+    """x -> first -> Relu -> second -> y."""
+    a, b, c = widths
+    text = f"""g (float[N, {a}] x, float[{a}, {b}] w, float[{b}, {c}] u) => (float[N, {c}] y) {{
+        [first] h = MatMul(x, w) r = Relu(h) [second] y = MatMul(r, u) }}"""
+    made = quantizing.model(text, {"w": normal(a, b), "u": normal(b, c, seed=1)})
+    return kit.apply(made, InferShapes())[0]
+
+
+def ran(made: ir.Model, step: Permute, ctx: Context | None = None) -> PassReport:
+    report = PassReport()
+    step.run(made, ctx or Context(), report)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("widths", "changed", "skips"),
+    [
+        ((8, 8, 12), True, [("first", NO_LAYER)]),  # two groups of four are the fewest that can be ordered
+        ((8, 4, 12), False, [("second", NO_TWO), ("first", NO_LAYER)]),
+        ((7, 12, 12), True, []),  # seven inputs are too few for anybody
+        ((9, 12, 12), True, [("first", NO_LAYER)]),
+        ((4, 10, 12), False, []),  # no multiple of four: no mask
+    ],
+)
+def test_what_is_taken_and_what_stays(widths: tuple[int, ...], changed: bool, skips: list[tuple[str, str]]) -> None:
+    report = ran(chain(*widths), Permute(escapes=0))
+    assert bool(report.changed) == changed and bool(report.metrics) == changed
+    assert [(s.where, s.why) for s in report.skips] == skips
+    assert report.metrics.get("groups", 1.0) == 1.0
+
+
+def test_without_options_it_is_two_of_four_by_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Permute() == Permute(n=2, m=4, score="magnitude", stripes=2, escapes=30, samples=128)
+    asked: list[tuple[Any, ...]] = []
+
+    def search(*of: Any, seed: int) -> Any:
+        asked.append((*of, seed))
+        return real(*of, seed=seed)
+
+    real = permute.OrderSearch
+    monkeypatch.setattr(permute, "OrderSearch", search)
+    ran(chain(8, 16, 4), Permute(n=1, m=2, stripes=3, escapes=5), Context(seed=7))
+    assert asked == [(1, 2, 6, 5, 7)]
+
+
+CHANNELS, PLACES = 8, 4
+BOTH = """
+g (float[N, 6, 2, 2] x, float[8, 6, 1, 1] w, float[5, 8, 1, 1] v, float[32, 3] u)
+    => (float[N, 3] y, float[N, 5, 2, 2] z)
+{
+    h = Conv(x, w)
+    r = Relu(h)
+    z = Conv(r, v)
+    t = Transpose<perm = [0, 2, 3, 1]>(r)
+    f = Flatten(t)
+    y = MatMul(f, u)
+}
+"""
+
+
+def best(score: np.ndarray, order: tuple[int, ...]) -> float:
+    """The two largest of each four neighbours of [rows, 8] in this order."""
+    return float(np.sort(score[:, order].reshape(-1, 4), axis=1)[:, 2:].sum())
+
+
+@pytest.mark.parametrize("score", ["magnitude", "energy"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_order_is_the_best_for_all_readers_together(score: str, seed: int) -> None:
+    """One reads each channel once, the other at four places; two stripes of four have 35 orders that differ."""
+    w, v, u = (normal(*s, seed=10 * seed + i) for i, s in enumerate([(8, 6, 1, 1), (5, 8, 1, 1), (32, 3)]))
+    x = normal(50, 6, 2, 2, seed=99)
+    made = kit.apply(quantizing.model(BOTH, {"w": w, "v": v, "u": u}), InferShapes())[0]
+    ctx = Context(data=CalibrationData.from_arrays({"x": x}), run=ort.execute)
+    before = made.clone()
+    report = ran(made, Permute(score=score, escapes=0), ctx)  # type: ignore[arg-type]
+    kit.assert_same_outputs(before, made, {"x": x}, atol=1e-5)
+
+    first, second = v[:, :, 0, 0].astype(np.float64), u.astype(np.float64)
+    of_v, of_u = np.abs(first), np.abs(second)
+    if score == "energy":
+        seen = np.maximum(np.einsum("nchw,oc->nhwo", x.astype(np.float64), w[:, :, 0, 0]), 0)
+        flat = seen.reshape(len(x), -1)
+        of_v = first**2 * (seen**2).mean((0, 1, 2)) / ((seen @ first.T) ** 2).sum(-1).mean()
+        of_u = second**2 * (flat**2).mean(0)[:, None] / ((flat @ second) ** 2).sum(-1).mean()
+    parts = [of_v, *of_u.reshape(PLACES, CHANNELS, 3).transpose(0, 2, 1)]
+    orders = [(0, *c, *sorted(set(range(1, CHANNELS)) - set(c))) for c in itertools.combinations(range(1, CHANNELS), 3)]
+    every = [sum(best(p, o) for p in parts) for o in orders]
+    assert report.metrics["kept before"] == pytest.approx(every[0], rel=1e-5)
+    assert report.metrics["kept after"] == pytest.approx(max(every), rel=1e-5)
