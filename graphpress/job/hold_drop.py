@@ -82,7 +82,7 @@ def rank(job: Job, compiled: Compiled) -> list[str]:
     for name in job.progress(plan.nodes(), "ranking sites", len(plan.nodes())):
         others = [n for n in plan.nodes() if n != name]
         model = job.rewrite(without(job.recipe, others), check_numbers=False)[1]
-        outputs, _ = compare_outputs(job.original(), job.engine.execute(model), samples.batches(16))
+        outputs, _ = compare_outputs(job.original(), job.engine.execute(model, target=job.target), samples.batches(16))
         noise[name] = min((o.sqnr for o in outputs), default=float("inf"))
     return sorted(noise, key=lambda n: noise[n])
 

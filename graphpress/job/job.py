@@ -109,7 +109,7 @@ class Job:
             lowered = self.engine.lower(portable, self.target)
         report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
         with self.clock.phase("gate"):
-            runner = self.engine.execute(lowered)
+            runner = self.engine.execute(lowered, target=self.target)
             self.gate(runner, recipe, report)
             metric = self.evaluate(runner) if self.evaluate else None
         return Compiled(clean, portable, lowered, report, metric)
@@ -142,9 +142,9 @@ class Job:
             self.data = data.bind(self.model)
 
     def original(self) -> Runner:
-        """The float model on the target's runtime, built once."""
+        """The float model on the target, built once."""
         if self.float_runner is None:
-            self.float_runner = self.engine.execute(self.model)
+            self.float_runner = self.engine.execute(self.model, target=self.target)
         return self.float_runner
 
     def gate(self, runner: Runner, recipe: Recipe, report: Report) -> None:
@@ -211,7 +211,8 @@ class Job:
         if report.gate.passed:
             self.diagnose(compiled, report)
         if feeds is not None:
-            report.latency = latencies.compare_latency(self.original(), self.engine.execute(compiled.lowered), feeds)
+            lowered = self.engine.execute(compiled.lowered, target=self.target)
+            report.latency = latencies.compare_latency(self.original(), lowered, feeds)
 
 
 def context(
@@ -224,7 +225,7 @@ def context(
     return Context(
         target=target, data=data, run=partial(ort.execute, threads=1), oracle=reference.execute, seed=seed,
         progress=progress, differentiate=_differentiate,
-        deploy=lambda model: runtime.execute(runtime.lower(model, target)),
+        deploy=lambda model: runtime.execute(runtime.lower(model, target), target=target),
     )  # fmt: skip
 
 

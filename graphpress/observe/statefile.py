@@ -26,8 +26,11 @@ def read(path: Path, kind: str, key: str) -> tuple[dict[str, np.ndarray], dict[s
         key: What the state belongs to.
 
     Raises:
-        BadRequest: The file is something else; it is not touched.
+        BadRequest: The file is something else; it is not touched. Or its folder does not exist.
     """
+    if not path.parent.is_dir():
+        fix = "Make it, or name another file."
+        raise BadRequest("its folder does not exist", where=f"state {str(path)!r}", fix=fix)
     if not path.exists():
         return None
     try:
@@ -42,9 +45,17 @@ def read(path: Path, kind: str, key: str) -> tuple[dict[str, np.ndarray], dict[s
 
 
 def write(path: Path, kind: str, key: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Put a state down; the old one stays until the new is complete."""
+    """Put a state down; the old one stays until the new is complete.
+
+    Raises:
+        BadRequest: The disk refuses.
+    """
     head = json.dumps({"kind": kind, "key": key, "facts": facts})
-    npz.save(path, {_HEAD: np.asarray(head), **{_ARRAY + n: a for n, a in arrays.items()}})
+    try:
+        npz.save(path, {_HEAD: np.asarray(head), **{_ARRAY + n: a for n, a in arrays.items()}})
+    except OSError as e:
+        what = f"cannot be written ({e.strerror or e})"
+        raise BadRequest(what, where=f"state {str(path)!r}", fix="Free space, or name another file.") from e
 
 
 def _foreign(path: Path, kind: str) -> BadRequest:

@@ -287,7 +287,8 @@ def _load(path: str) -> ir.Model:
     try:
         return ir.load(path)
     except Exception as e:  # whatever the reader makes of a file that is no model
-        raise BadRequest(f"is no readable model: {e}", where=f"recover: option 'teacher' {path!r}") from e
+        where = f"recover: option 'teacher' {path!r}"
+        raise BadRequest(f"is no readable model: {e}", where=where, fix="Give a whole .onnx file.") from e
 
 
 def _wrong(option: str, what: str, fix: str = "") -> BadRequest:

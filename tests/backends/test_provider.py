@@ -20,7 +20,14 @@ MODEL = "g (float[2, 3] x) => (float[2, 3] y) { y = Neg(x) }"
 X = {"x": np.ones((2, 3), np.float32)}
 
 
-@pytest.mark.parametrize("use", [lambda m: gp.lower(m, NOWHERE), lambda m: gp.audit(m, NOWHERE, X)])
+USES = {
+    "lower": lambda m: gp.lower(m, NOWHERE),
+    "audit": lambda m: gp.audit(m, NOWHERE, X),
+    "compile": lambda m: gp.compile(m, "clean", target=NOWHERE, gate=False, prove=False),  # nor judged elsewhere
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
 def test_a_provider_that_is_not_installed_is_refused(use: object, recwarn: pytest.WarningsRecorder) -> None:
     with pytest.raises(Unsupported, match=r"NowhereExecutionProvider is not installed.*pip install onnxruntime-no"):
         use(kit.parse(MODEL))  # type: ignore[operator]

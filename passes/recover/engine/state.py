@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from graphpress.errors import BadRequest
 from graphpress.observe import statefile
 
 if TYPE_CHECKING:
@@ -53,8 +52,6 @@ class TrainingState:
             BadRequest: The file is something else; it is not touched. Or its folder does not exist.
         """
         self._next += self.interval
-        if not self.path.parent.is_dir():
-            raise BadRequest("its folder does not exist", where=f"state {str(self.path)!r}")
         if (found := _read(self.path, self.key)) is None:
             return
         tensors, facts = found
