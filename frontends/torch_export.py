@@ -18,6 +18,7 @@ from graphpress.frontends import (
     torch_checks,
     torch_errors,
     torch_names,
+    torch_registry,
     torch_signature,
     torch_tidy,
     torch_weights,
@@ -68,7 +69,7 @@ def trace(
     torch = _import_torch()
     args, kwargs = _arguments(torch, module, args, kwargs, dynamic_shapes)
     plain = torch_signature.plain_outputs(torch, module)
-    with _quiet(), _evaluating(torch, module), torch.no_grad(), plain as constants:
+    with _quiet(), torch_registry.kept(), _evaluating(torch, module), torch.no_grad(), plain as constants:
         try:
             # Without keyword arguments, torch takes a trailing dict of the positional ones for them.
             program = torch.onnx.export(
