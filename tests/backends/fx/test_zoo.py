@@ -20,6 +20,7 @@ CNNS = [
     "speech/kws/ds_cnn",
 ]  # fmt: skip
 WHOLE = [*CNNS, "llm/codelm/codelm", "llm/codelm/codelm_outliers", "speech/dtln/model_1", "speech/dtln/model_2"]
+QUICK = ("cifar10/mlperf_tiny_resnet8", "detection/fastestdet/FastestDet", "speech/kws/ds_cnn", "llm/codelm/codelm")
 BRANCHING = ["speech/silero_vad/silero_vad", "speech/silero_vad/silero_vad_16k_op15"]  # on the values of an input
 
 
@@ -28,8 +29,11 @@ def test_a_real_model_equals_the_reference(zoo: Path, name: str) -> None:
     assert whole_models.conforms(zoo / f"{name}.onnx") == (run.PASSED, "")
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in WHOLE]
+)
 def test_a_real_model_is_traced_by_compile_without_a_break(zoo: Path, name: str) -> None:
+    """One of each kind always, the others by ``make slow``; ``test_no_graph_breaks`` goes operator by operator."""
     model = gp.load(zoo / f"{name}.onnx")
     runner = fx.execute(model)
     arguments = runner.arguments(_feeds(model))
