@@ -1,4 +1,4 @@
-"""Multiply-adds of a node in a run, from the shapes that the run had."""
+"""Multiply-adds of a node in a run, from the shapes that the run had; operators of the dialect say their own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphpress.backends import canonical
 from graphpress.graph import edit
+from graphpress.graph.quantized import dialect
 
 _KERNEL_SLOT = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
 _PRODUCTS = frozenset(
@@ -38,6 +39,8 @@ def multiply_adds(node: ir.Node, kernel: KernelRun) -> int:
 
 def _one(node: ir.Node, inputs: Shapes, outputs: Shapes) -> int:
     op, x, y = node.op_type, inputs[0][1], outputs[0][1]
+    if (own := dialect(node)) is not None:
+        return 0 if own.macs is None else int(own.macs(node, x))
     if op in _KERNEL_SLOT:
         return math.prod(x if op == "ConvTranspose" else y) * math.prod(_kernel_shape(node, inputs)[1:])
     if op == "MatMulNBits":

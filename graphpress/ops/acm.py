@@ -24,7 +24,7 @@ from graphpress.ops import acm_torch
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 ACTIVATIONS = ("identity", "relu", "silu", "gelu", "gelu-tanh")
 INPUTS = ("x", "gate", "gate_bias", "price", "w1", "b1", "w2", "b2")
@@ -121,13 +121,21 @@ def _kernel() -> Callable[..., Any]:
     return acm_torch.acm
 
 
-def _cost(node: ir.Node) -> int | None:
+def learner_macs(w1: Sequence[int], w2: Sequence[int]) -> int:
+    """Multiply-adds of one learner for one token, of weights [learners, in, out]."""
+    return math.prod(w1[1:]) + math.prod(w2[1:])
+
+
+def gate_macs(gate: Sequence[int]) -> int:
+    """Multiply-adds of the gate for one token: paid by every token, whatever it takes."""
+    return math.prod(gate)
+
+
+def _macs(node: ir.Node, x: Sequence[int]) -> int:
     """Of a run in which every token takes every learner."""
-    shape, w1, w2, gate = (None if v is None else v.shape for v in (node.inputs[i] for i in (0, 4, 6, 1)))
-    if any(s is None or not s.is_static() for s in (shape, w1, w2, gate)):
-        return None
-    assert shape is not None and w1 is not None and w2 is not None and gate is not None
-    return 2 * math.prod(shape.numpy()[:-1]) * sum(math.prod(s.numpy()) for s in (w1, w2, gate))
+    shapes = (node.inputs[INPUTS.index(name)] for name in ("gate", "w1", "w2"))
+    gate, w1, w2 = (v.shape.numpy() if v is not None and v.shape is not None else (0,) for v in shapes)
+    return math.prod(x[:-1]) * (gate_macs(gate) + w1[0] * learner_macs(w1, w2))
 
 
-OP = Op("ACM", _function, 20, _verify, _kernel, _cost)
+OP = Op("ACM", _function, 20, _verify, _kernel, macs=_macs)

@@ -75,9 +75,4 @@ def _kernel() -> Callable[..., Any]:
     return acm_price
 
 
-def _cost(node: ir.Node) -> int | None:
-    knots = edit.constant(node.inputs[1])
-    return None if knots is None else 8 * len(knots)
-
-
-OP = Op("ACMPrice", _function, 18, _verify, _kernel, _cost)
+OP = Op("ACMPrice", _function, 18, _verify, _kernel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ class Op:
         opset: The lowest default-domain opset that the body needs.
         verify: Raises VerifyError on a node that is not a legal use.
         kernel: Gives the torch function of the same meaning; imports torch when it is called.
-        cost: Arithmetic operations of one node; None where shapes are unknown.
         role: ``encode`` makes codes of numbers, ``decode`` numbers of codes, as QuantizeLinear and DequantizeLinear do:
             input 0 is what is converted, input 1 its scale, attributes ``axis`` and ``block_size`` say how the scale
             lies along it, and what follows are tables of the format. "": neither.
@@ -35,6 +34,7 @@ class Op:
         straight: Likewise: gives the torch function that training uses. Codes are floats; rounding passes gradients.
         levels: Of a ``decode``: the integer whose multiple of the scale each code is, from the lowest code on, as int8;
             None where a node has no such.
+        macs: Multiply-adds of a node in a run whose first input has this shape; None where it has no sums of products.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Op:
     opset: int
     verify: Callable[[ir.Node], None]
     kernel: Callable[[], Callable[..., Any]]
-    cost: Callable[[ir.Node], int | None]
     role: Literal["", "encode", "decode"] = ""
     compute: Callable[..., Any] | None = None
     straight: Callable[[], Callable[..., Any]] | None = None
     levels: Callable[[ir.Node], np.ndarray | None] | None = None
+    macs: Callable[[ir.Node, Sequence[int]], int] | None = None
 
 
 def attach(model: ir.Model, op: Op) -> None:

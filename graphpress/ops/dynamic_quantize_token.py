@@ -9,7 +9,6 @@ as for weights (``graphpress.scale``).
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -78,11 +77,4 @@ def _kernel() -> Callable[..., Any]:
     return dynamic_quantize_token
 
 
-def _cost(node: ir.Node) -> int | None:
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    if shape is None or not shape.is_static():
-        return None
-    return 4 * math.prod(shape.numpy())  # abs, max, divide, round
-
-
-OP = Op("DynamicQuantizeToken", _function, 18, _verify, _kernel, _cost)
+OP = Op("DynamicQuantizeToken", _function, 18, _verify, _kernel)

@@ -20,7 +20,7 @@ from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -104,12 +104,9 @@ def _transform(x: torch.Tensor, axis: int) -> torch.Tensor:
     return x
 
 
-def _cost(node: ir.Node) -> int | None:
-    x, left, right = node.inputs
-    tensors = edit.constant_tensor(left), edit.constant_tensor(right)
-    if x is None or x.shape is None or not x.shape.is_static() or None in tensors:
-        return None
-    return 2 * math.prod(x.shape.numpy()) * sum(t.shape.numpy()[0] for t in tensors if t is not None)
+def _macs(node: ir.Node, x: Sequence[int]) -> int:
+    tensors = edit.constant_tensor(node.inputs[1]), edit.constant_tensor(node.inputs[2])
+    return math.prod(x) * sum(t.shape.numpy()[0] for t in tensors if t is not None)
 
 
-OP = Op("Hadamard", _function, 18, _verify, _kernel, _cost)
+OP = Op("Hadamard", _function, 18, _verify, _kernel, macs=_macs)

@@ -10,7 +10,6 @@ codes are constant.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -103,12 +102,7 @@ def _straight() -> Callable[..., Any]:
     return straight
 
 
-def _cost(node: ir.Node) -> int | None:
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    return 2 * math.prod(shape.numpy()) if shape is not None and shape.is_static() else None
-
-
 OP = Op(
     "LookupDequantize", lambda: ir.serde.deserialize_function(LookupDequantize.to_function_proto()), 21, _verify,
-    lambda: compute, _cost, "decode", compute, _straight, levels,
+    lambda: compute, "decode", compute, _straight, levels,
 )  # fmt: skip

@@ -96,12 +96,7 @@ def _verify(node: ir.Node) -> None:
     expect(node, given in (None, ir.DataType(dtype)), f"gives {ir.DataType(dtype)}, not {given}")
 
 
-def _cost(node: ir.Node) -> int | None:
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    return 17 * math.prod(shape.numpy()) if shape is not None and shape.is_static() else None
-
-
 OP = Op(
     "LookupQuantize", lambda: ir.serde.deserialize_function(LookupQuantize.to_function_proto()), 21, _verify,
-    lambda: compute, _cost, "encode", compute, _straight,
+    lambda: compute, "encode", compute, _straight,
 )  # fmt: skip

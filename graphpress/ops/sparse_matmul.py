@@ -68,13 +68,9 @@ def _kernel() -> Callable[..., Any]:
     return sparse_matmul
 
 
-def _cost(node: ir.Node) -> int | None:
+def _macs(node: ir.Node, x: Sequence[int]) -> int:
     """Of the products that are not by zero."""
-    x = node.inputs[0]
-    if x is None or x.shape is None or not x.shape.is_static():
-        return None
-    shape, n = edit.attribute(node, "shape"), edit.attribute(node, "n")
-    return 2 * math.prod(x.shape.numpy()[:-1]) * math.prod(shape) * n // 4
+    return math.prod(x[:-1]) * math.prod(edit.attribute(node, "shape")) * int(edit.attribute(node, "n")) // 4
 
 
-OP = Op("SparseMatMul", _function, 18, _verify, _kernel, _cost)
+OP = Op("SparseMatMul", _function, 18, _verify, _kernel, macs=_macs)

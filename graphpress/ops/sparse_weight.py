@@ -86,8 +86,4 @@ def _kernel() -> Callable[..., Any]:
     return sparse_weight
 
 
-def _cost(node: ir.Node) -> int | None:
-    return 0  # once, at load
-
-
-OP = Op("SparseWeight", _function, 18, _verify, _kernel, _cost)
+OP = Op("SparseWeight", _function, 18, _verify, _kernel)

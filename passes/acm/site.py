@@ -11,7 +11,7 @@ from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.graph.quantized import unquantized
 from graphpress.keys import OPTION, ROLE
-from graphpress.ops.acm import INPUTS
+from graphpress.ops.acm import INPUTS, gate_macs, learner_macs
 from graphpress.ops.base import DOMAIN
 
 PARAMETERS = ("gate", "gate_bias", "w1", "b1", "w2", "b2")
@@ -78,15 +78,12 @@ class AcmSite:
     @property
     def learner_macs(self) -> int:
         """Multiply-adds of one learner for one token."""
-        _, width, inner = _shape(self.value("w1"))
-        _, hidden, out = _shape(self.value("w2"))
-        return width * inner + hidden * out
+        return learner_macs(_shape(self.value("w1")), _shape(self.value("w2")))
 
     @property
     def gate_macs(self) -> int:
         """Multiply-adds of the gate for one token: paid by every token, whatever it takes."""
-        width, choices = _shape(self.value("gate"))
-        return width * choices
+        return gate_macs(_shape(self.value("gate")))
 
     def macs(self, taken: float, tokens: int = 1) -> float:
         """Multiply-adds of ``tokens`` tokens that take ``taken`` learners on average."""

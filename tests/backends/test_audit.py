@@ -12,9 +12,11 @@ import pytest
 from graphpress.backends.audited import AuditRow
 from graphpress.backends.ort import audit, lower, probe
 from graphpress.errors import BadRequest
+from graphpress.ops.hadamard import sylvester
 from graphpress.target import Target
 from tests import kit
 from tests.backends.given import codes, parse
+from tests.core.ops.test_ops_hadamard import model as hadamard
 
 TARGET = Target.load("ort-cpu", "x86-64+vnni")
 
@@ -201,3 +203,11 @@ def test_a_real_network(zoo: Path) -> None:
     assert {r.verdict for r in convs} == {"float"}
     assert result.macs == 40_551_040  # the figure of the ResNet paper's table, 0.041 G
     assert sum(r.share for r in convs) > 0.5
+
+
+def test_operators_of_the_dialect_count_their_own_products() -> None:
+    fx = pytest.importorskip("graphpress.backends.fx")
+    made = hadamard(sylvester(4), sylvester(2), "2, 5, 8", "float")
+    target = Target.load("torch-cpu", "x86-64")
+    (row,) = fx.audit(fx.lower(made, target), target, {"x": np.ones((2, 5, 8), np.float32)}).sites
+    assert (row.op, row.macs) == ("Hadamard", 2 * 5 * 8 * (4 + 2))

@@ -62,11 +62,6 @@ def test_token_kernel_means_the_same() -> None:
     np.testing.assert_array_equal(scale.numpy(), out["s"])
 
 
-def test_token_costs_four_operations_an_element() -> None:
-    assert TOKEN.cost(token_model("2, 3, 8").graph.node(0)) == 4 * 2 * 3 * 8
-    assert TOKEN.cost(token_model().graph.node(0)) is None
-
-
 def test_token_takes_float32_only() -> None:
     model = token_model()
     model.graph.inputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
