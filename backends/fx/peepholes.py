@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from graphpress.backends.fx import shelf
 from graphpress.backends.fx.values import Values
 from graphpress.graph import edit
+from graphpress.graph.readers import bias_behind
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,9 @@ def _linear(node: ir.Node, weight: ir.Value, asked: Collection[ir.Value]) -> Lin
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         fits = plain == [1.0, 1.0, 0] and (bias is None or _is_bias(bias, out))
         return LinearCall(node, node, weight, bias) if fits else None
-    uses = list(node.outputs[0].uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Add" and not uses[0].node.domain and _hidden(node, asked):
-        add = uses[0].node
-        bias = add.inputs[1 - uses[0].idx]
-        if add.graph is node.graph and bias is not None and _is_bias(bias, out):
-            return LinearCall(node, add, weight, bias)
+    if _hidden(node, asked) and (found := bias_behind(node, out)) is not None:
+        add, slot = found
+        return LinearCall(node, add, weight, add.inputs[slot])
     return LinearCall(node, node, weight, None)
 
 

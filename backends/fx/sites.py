@@ -16,6 +16,7 @@ from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
 from graphpress.graph import edit, quantized
 from graphpress.graph.quantized import floats
+from graphpress.graph.readers import only_reader
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
@@ -95,11 +96,11 @@ def product_site(node: ir.Node) -> ProductSite | None:
         bias, added = found
         covered.add(added)
         tail, value = added, added.outputs[0]
-    relu = _only_reader(value, "Relu")
+    relu = _next(value, "Relu")
     if relu is not None:
         covered.add(relu)
         tail, value = relu, relu.outputs[0]
-    quantizer = _only_reader(value, "QuantizeLinear") if x is not None else None
+    quantizer = _next(value, "QuantizeLinear") if x is not None else None
     if quantizer is not None and parameters(quantizer) is None:
         quantizer = None
     if quantizer is not None:
@@ -175,21 +176,18 @@ def _own_bias(node: ir.Node) -> tuple[np.ndarray | None, bool]:
 
 def _added(value: ir.Value, weight: Weight) -> tuple[np.ndarray, ir.Node] | None:
     """A bias that the only reader adds, and that reader."""
-    add = _only_reader(value, "Add")
-    if add is None:
+    found = only_reader(value, "Add")
+    if found is None:
         return None
-    bias = floats(next((v for v in add.inputs if v is not value), None))
+    add, slot = found
+    bias = floats(add.inputs[1 - slot])
     columns = weight.value.shape[-1] if weight.value.shape is not None else None
     if bias is None or bias.size != columns or bias.shape[-1:] != (columns,):
         return None
     return bias.reshape(-1), add
 
 
-def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The node that alone reads ``value``, if it is of this type and in the same graph."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output() or uses[0].idx > (1 if op_type == "Add" else 0):
-        return None
-    node = uses[0].node
-    same = node.op_type == op_type and not node.domain and node.graph is value.graph
-    return node if same else None
+def _next(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The node of this type that alone reads ``value``, as what it works on."""
+    found = only_reader(value, op_type)
+    return found[0] if found is not None and found[1] == 0 else None

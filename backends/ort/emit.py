@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphpress.backends.ort.moved_codes import SHIFT
 from graphpress.graph import edit
 from graphpress.graph.quantized import Expanded
+from graphpress.graph.readers import bias_behind
 from graphpress.keys import BY
 from graphpress.types import Storage
 
@@ -57,16 +58,15 @@ def substitute(
 
 def absorb_bias(site: ir.Node, columns: int) -> ir.Value | None:
     """The bias of a MatMul, if its only reader adds a constant [columns]; the Add is taken out of the graph."""
-    out = site.outputs[0]
-    uses = list(out.uses())
-    if len(uses) != 1 or out.is_graph_output() or uses[0].node.op_type != "Add" or uses[0].node.graph is not site.graph:
+    found = bias_behind(site, columns)
+    if found is None:
         return None
-    add = uses[0].node
-    bias = add.inputs[1 - uses[0].idx]
+    add, slot = found
+    bias = add.inputs[slot]
     array = edit.constant(bias)
-    if array is None or array.shape != (columns,) or array.dtype != np.float32:
+    if array is None or array.dtype != np.float32:
         return None
-    edit.replace(add.outputs[0], out)
+    edit.replace(add.outputs[0], site.outputs[0])
     edit.remove([add])
     return bias
 

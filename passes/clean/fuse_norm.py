@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
+from graphpress.graph.readers import only_reader
 from graphpress.passes.clean.constants import graph_nodes, ints, number, static
 from graphpress.types import Numerics
 
@@ -135,12 +136,10 @@ def _centred(d: ir.Value) -> ir.Value | None:
 
 def _bias(node: ir.Node, x: ir.Value) -> tuple[ir.Node, ir.Value] | None:
     """The Add of a vector that alone reads ``node``."""
-    readers = node.outputs[0].uses()
-    if len(readers) != 1 or node.outputs[0].is_graph_output():
+    found = only_reader(node.outputs[0], "Add")
+    if found is None:
         return None
-    ((add, slot),) = readers
-    if add.op_type != "Add" or add.domain != "" or add.graph is not node.graph:
-        return None
+    add, slot = found
     bias = add.inputs[1 - slot]
     return (add, bias) if bias is not None and _is_vector(bias, x) else None
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.graph.quantized import unquantized
+from graphpress.graph.readers import bias_behind
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -143,7 +144,8 @@ def linear(node: ir.Node) -> Linear | str:
     if node.op_type == "Gemm":
         return _gemm(node, tensor.shape.numpy()[0 if edit.attribute(node, "transB", 0) else 1])
     if node.op_type == "MatMul":
-        return "the weight is no matrix" if len(tensor.shape) != 2 else Linear(node, _bias_behind(node, tensor))
+        behind = bias_behind(node, tensor.shape.numpy()[1]) if len(tensor.shape) == 2 else None
+        return "the weight is no matrix" if len(tensor.shape) != 2 else Linear(node, behind[0] if behind else None)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     return Linear(node) if bias is None or edit.is_constant(unquantized(bias)) else "the bias is computed"
 
@@ -159,19 +161,6 @@ def _gemm(node: ir.Node, channels: int) -> Linear | str:
         return "the bias is computed or scaled (beta)"
     shape = tuple(tensor.shape.numpy())
     return Linear(node) if shape in ((channels,), (1, channels), (1,), ()) else "the bias is no vector of its channels"
-
-
-def _bias_behind(node: ir.Node, weight: ir.TensorProtocol) -> ir.Node | None:
-    """The Add of a constant vector that alone reads the product."""
-    out = node.outputs[0]
-    if out.is_graph_output() or len(out.uses()) != 1:
-        return None
-    ((add, slot),) = out.uses()
-    if add.op_type != "Add" or add.domain != "" or add.graph is not node.graph:
-        return None
-    tensor = edit.constant_tensor(add.inputs[1 - slot])
-    shape = tuple(tensor.shape.numpy()) if tensor is not None else None
-    return add if shape is not None and shape == (weight.shape.numpy()[1],) else None
 
 
 def layers(nodes: Iterator[ir.Node] | list[ir.Node]) -> list[Linear]:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.graph.readers import only_reader
 from graphpress.passes.structure.channels.lanes import dims
 
 FUSED = {"LayerNormalization": True, "RMSNormalization": False, "SimplifiedLayerNormalization": False}
@@ -170,12 +171,10 @@ def _centred(d: ir.Value, nodes: set[ir.Node]) -> tuple[ir.Value, ir.Node | None
 
 def _behind(value: ir.Value, op_type: str, width: int) -> tuple[ir.Node, int] | None:
     """The Mul or Add of a constant vector that alone reads ``value``, and the slot of the vector."""
-    if len(value.uses()) != 1 or value.is_graph_output():
+    found = only_reader(value, op_type)
+    if found is None or not _vector(found[0].inputs[1 - found[1]], width):
         return None
-    ((user, slot),) = value.uses()
-    if not _is(user, op_type) or not _vector(user.inputs[1 - slot], width):
-        return None
-    return user, 1 - slot
+    return found[0], 1 - found[1]
 
 
 def _over_last(node: ir.Node, rank: int) -> bool:
