@@ -115,8 +115,8 @@ def _roomy_scale(w: ir.Node, grid: Steps, bias: np.ndarray, s_x: float) -> np.nd
     if shared or not (is_quantize(quantize) or _dead(source, stored, tight)):
         return f"{where}, and the weight is stored as integers or shared"
     scale = np.where(tight, least * np.float32(1.0001), grid.scale).astype(np.float32)
-    assert isinstance(w.graph, ir.Graph)
-    value = edit.add_const(w.graph, scale, f"{w.inputs[1].name}_roomy" if w.inputs[1] is not None else "scale")
+    assert isinstance(w.graph, ir.Graph) and w.inputs[1] is not None
+    value = edit.add_const(w.graph, scale, f"{w.inputs[1].name}_roomy")
     for node in filter(None, (quantize, w)):
         edit.set_input(node, 1, value)
     edit.remove_unused([stored.values[0]])

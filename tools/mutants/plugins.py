@@ -10,6 +10,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,13 +84,17 @@ class InOrder:
 
 
 class Instead:
-    """Calls ``work`` in place of running what was collected, with a function that runs chosen tests: to be forked."""
+    """Calls ``work`` in place of running what was collected, with a function that runs chosen tests: to be forked.
 
-    def __init__(self, work: Callable[[Callable[[Sequence[str]], int]], None]) -> None:
-        self.work = work
+    The first that fails ends the process and leaves its name in the file ``failed``.
+    """
+
+    def __init__(self, work: Callable[[Callable[[Sequence[str]], int]], None], failed: Path) -> None:
+        self.work, self.failed = work, failed
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
+            self.failed.write_text(report.nodeid, encoding="utf-8")
             os._exit(1)
 
     @pytest.hookimpl(tryfirst=True)

@@ -21,6 +21,7 @@ import os
 import sys
 import tempfile
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -71,6 +72,8 @@ class Warm:
         self.reach: dict[str, tuple[float, set[int]]] = {}
         self.imported: set[int] = set()
         self.scratch = tempfile.mkdtemp(prefix="mutants")
+        self.failed = Path(self.scratch).with_suffix(".failed")
+        self.kills: Counter[str] = Counter()
 
     def warm_up(self) -> str:
         """Run the tests as they are, then import what they import. Returns "" or what failed."""
@@ -124,7 +127,7 @@ class Warm:
                 for line, code in made:
                     stream.write(f"{self._exchanged(line, code, living, run)}\n")
 
-        plugins.run(self.tests, self.scratch, plugins.Instead(work))
+        plugins.run(self.tests, self.scratch, plugins.Instead(work, self.failed))
 
     def _exchanged(
         self, line: int, code: str, living: Mapping[functions.Key, list[types.FunctionType]], run: Run
@@ -153,11 +156,19 @@ class Warm:
             return run(chosen)
 
         status = forks.wait(forks.start(work), 5 + 4 * sum(self.reach[name][0] for name in chosen))
+        if self.failed.exists():
+            self.kills[self.failed.read_text(encoding="utf-8")] += 1
+            self.failed.unlink()
         return LATE if status is None else ALIVE if status == 0 else KILLED
 
     def _order(self, line: int) -> list[str]:
-        """All tests: those that reach the line, then the quickest, first."""
-        return sorted(self.reach, key=lambda name: (line not in self.reach[name][1], self.reach[name][0]))
+        """All tests: those that reach the line first, then those that are quick for what they have killed before."""
+
+        def rank(name: str) -> tuple[bool, float]:
+            seconds, lines = self.reach[name]
+            return line not in lines, seconds / (1 + self.kills[name]) ** 2
+
+        return sorted(self.reach, key=rank)
 
     def judge(self, code: str, line: int = 0) -> str:
         """The fate of a text that is imported, with all tests."""
