@@ -14,7 +14,7 @@ from cosmic_ray.operators.provider import OperatorProvider
 _REPLACED = {
     "Binary": "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Div Mod_FloorDiv Pow_Mul BitOr_BitAnd BitAnd_BitOr"
     " RShift_LShift LShift_RShift BitXor_BitOr",
-    "Comparison": "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is Is_Eq",
+    "Comparison": "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is",
     "Unary": "Delete_USub Delete_Not Delete_Invert",
 }
 _CALLS = {
