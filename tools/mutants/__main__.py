@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from graphpress.tools.check import rooms
-from graphpress.tools.mutants import forks, formulas
+from graphpress.tools.mutants import forks, formulas, page
 from graphpress.tools.mutants.mutants import Mutant, mutants
 from graphpress.tools.mutants.warm import ALIVE, LATE, NEVER_RUN, Warm
 
@@ -28,12 +28,16 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=0, help="at most this many mutants a file, drawn by a fixed seed")
     parser.add_argument("--out", type=Path, default=Path("out/mutants"), help="folder of what was found, as JSON")
     parser.add_argument("--planted", action="store_true", help="only the mutants made by hand")
+    parser.add_argument("--page", action="store_true", help=f"judge nothing: write {page.PAGE} from what was found")
     options = parser.parse_args()
     root = Path.cwd()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     chosen = [f for f in formulas.load(root) if not options.files or f.file in options.files]
     if not chosen:
         parser.error(f"not in {formulas.TABLE}: {', '.join(options.files)}")
+    if options.page:
+        page.write(root, chosen, options.out)
+        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     return 1 if sum(_in_a_fork(root, formula, options) for formula in chosen) else 0
 
@@ -76,15 +80,15 @@ def _judge(root: Path, formula: formulas.Formula, options: argparse.Namespace, f
     for mutant in unlisted:
         print(f"  {mutant.line} {mutant.kind}\n    - {mutant.old}\n    + {mutant.new}")
     sys.stdout.flush()
-    found.write_text(json.dumps(_record(formula, fates, fine), indent=1), encoding="utf-8")
+    found.write_text(json.dumps(_record(formula, fates, fine, of), indent=1), encoding="utf-8")
 
 
-def _record(formula: formulas.Formula, fates: list[tuple[Mutant, str]], fine: bool) -> dict[str, object]:
+def _record(formula: formulas.Formula, fates: list[tuple[Mutant, str]], fine: bool, made: int) -> dict[str, object]:
     rows = [
         {"line": m.line, "kind": m.kind, "old": m.old, "new": m.new, "fate": fate, "reason": formula.reason(m)}
         for m, fate in fates
     ]
-    return {"file": formula.file, "fine": fine, "mutants": rows}
+    return {"file": formula.file, "fine": fine, "made": made, "mutants": rows}
 
 
 if __name__ == "__main__":

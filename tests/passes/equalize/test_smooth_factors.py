@@ -13,7 +13,7 @@ from graphpress.types import PER_TOKEN, Scheme, per_channel
 def test_the_largest_of_each_channel_and_rows_spread_over_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factors, "KEPT", 5)
     first = np.array([[1, -2], [3, 0], [np.nan, 9], [0, 1], [-4, 1], [2, 2]])  # the row that is not finite is left out
-    second = np.array([[[0, -7], [1, np.inf]], [[0, 0], [2, 1]]])
+    second = np.array([[[0, -7], [1, np.inf], [0, 0], [2, 1]]])
     seen = SeenRows(batches=2)
     seen.update(first)
     assert seen.largest.tolist() == [4, 2] and seen.count == 5
