@@ -81,7 +81,8 @@ class Qvgen(Distill):
         found = [v for v in layers(list(self.whole.graph)) if v.weight_value.name in names]
         fitting = [v for v in found if adapter.fits(self.whole, v)]
         if not fitting:
-            raise _wrong("no layer whose weight is trained has a quantized one", "Put quantize before recover.")
+            what = "no linear layer whose weight is trained has a quantized one, and branches stand beside no others"
+            raise _wrong(what, "Put quantize before recover, or train by method distill.")
         return [adapter.insert(self.whole, view, scope.ctx) for view in fitting]
 
     def losses(self, batch: Tensors, update: Update) -> Mapping[str, torch.Tensor]:

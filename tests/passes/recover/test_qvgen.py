@@ -254,8 +254,12 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(tmp_path: Path, after
             "branches of rank 8 fade in 4 phases of equal steps. Set steps, to 4 at least, and leave out seconds",
         ),
         ({"steps": 3}, int4, "branches of rank 8 fade in 4 phases"),
-        ({}, lambda m: m, "no layer whose weight is trained has a quantized one. Put quantize before recover"),
-        ({"train": "scales"}, int4, "no layer whose weight is trained has a quantized one"),
+        (
+            {},
+            lambda m: m,
+            "no linear layer whose weight is trained has a quantized one, .* Put quantize before recover, or",
+        ),
+        ({"train": "scales"}, int4, "no linear layer whose weight is trained has a quantized one"),
     ],
 )
 def test_what_it_cannot_do_is_refused(changes: dict[str, Any], model: Any, what: str) -> None:
