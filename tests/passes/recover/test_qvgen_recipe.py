@@ -44,5 +44,5 @@ def test_it_says_what_it_lacks() -> None:
     text = "g (float[N, 4, 6, 6] x, float[4, 4, 3, 3] w) => (float[N, 4, 4, 4] y) { y = Conv(x, w) }"
     conv = quantizing.model(text, {"w": quantizing.normal(4, 4, 3, 3)})
     images = {"x": np.random.default_rng(0).normal(size=(16, 4, 6, 6)).astype(np.float32)}
-    with pytest.raises(BadRequest, match=r"no linear layer .* branches stand beside no others.*train by method distill"):
+    with pytest.raises(BadRequest, match=r"no linear layer .* beside no others.*train by method distill"):
         gp.compile(conv, SHORT, images)
