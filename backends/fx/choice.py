@@ -15,6 +15,7 @@ from graphpress.backends.fx.options import Chosen, Kernels
 from graphpress.backends.fx.sites import ProductSite
 from graphpress.errors import Unsupported
 from graphpress.graph import edit
+from graphpress.graph.readers import plain_gemm
 from graphpress.keys import SPARSITY
 from graphpress.target import Target
 
@@ -54,7 +55,7 @@ def _sparse(node: ir.Node, device: str) -> Chosen:
     weight, source = edit.constant(node.inputs[1]), node.inputs[0]
     if weight is None or source is None or node.op_type not in ("MatMul", "Gemm"):
         raise Unsupported(f"torch multiplies matrices sparse, not {node.op_type}")
-    if node.op_type == "Gemm" and not sites.plain(node):
+    if node.op_type == "Gemm" and not plain_gemm(node):
         raise Unsupported("a Gemm that scales or transposes its input (alpha, beta, transA)")
     bias = edit.constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if len(node.inputs) > 2 and node.inputs[2] is not None and (bias is None or bias.ndim != 1):

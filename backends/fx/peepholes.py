@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from graphpress.backends.fx import shelf
 from graphpress.backends.fx.values import Values
 from graphpress.graph import edit
-from graphpress.graph.readers import bias_behind
+from graphpress.graph.readers import bias_behind, plain_gemm
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,8 @@ def linear_calls(graph: ir.Graph, values: Values) -> dict[ir.Node, LinearCall | 
 def _linear(node: ir.Node, weight: ir.Value, asked: Collection[ir.Value]) -> LinearCall | None:
     out = shelf.torch_shape(weight)[0]
     if node.op_type == "Gemm":
-        plain = [edit.attribute(node, n, d) for n, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        fits = plain == [1.0, 1.0, 0] and (bias is None or _is_bias(bias, out))
+        fits = plain_gemm(node) and (bias is None or _is_bias(bias, out))
         return LinearCall(node, node, weight, bias) if fits else None
     if _hidden(node, asked) and (found := bias_behind(node, out)) is not None:
         add, slot = found

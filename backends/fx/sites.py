@@ -15,8 +15,9 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
 from graphpress.graph import edit, quantized
+from graphpress.graph.grid import is_dequantize
 from graphpress.graph.quantized import floats
-from graphpress.graph.readers import only_reader
+from graphpress.graph.readers import only_reader, plain_gemm
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
@@ -86,7 +87,7 @@ def product_site(node: ir.Node) -> ProductSite | None:
         return None
     weight = canonical.weight(node.inputs[1]) or quantized.expanded(node.inputs[1]) or _float8(node.inputs[1])
     x = canonical.activation(node.inputs[0])
-    if weight is None or not plain(node) or (x is not None and not _per_tensor(x)):
+    if weight is None or not plain_gemm(node) or (x is not None and not _per_tensor(x)):
         return None
     bias, fine = _own_bias(node)
     if not fine:
@@ -146,18 +147,12 @@ def parameters(quantizer: ir.Node) -> tuple[float, int, str] | None:
 def _float8(value: ir.Value | None) -> Weight | None:
     """A weight of 8-bit floats behind a DequantizeLinear of constants."""
     node = value.producer() if value is not None else None
-    if node is None or node.op_type != "DequantizeLinear" or node.domain or node.inputs[0] is None:
+    if not is_dequantize(node) or node.inputs[0] is None:
         return None
     fits = node.inputs[0].dtype == ir.DataType.FLOAT8E4M3FN and all(
         v is None or edit.is_constant(v) for v in node.inputs
     )
     return Weight(node) if fits else None
-
-
-def plain(node: ir.Node) -> bool:
-    """Whether a Gemm is a product plus a bias; a Conv has constant geometry always."""
-    given = [edit.attribute(node, n, d) for n, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
-    return node.op_type != "Gemm" or given == [1.0, 1.0, 0]
 
 
 def _per_tensor(x: Activation) -> bool:

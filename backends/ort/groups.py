@@ -8,6 +8,7 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.capability import Capability
 from graphpress.graph import edit
+from graphpress.graph.grid import is_quantize
 from graphpress.target import Target
 
 
@@ -61,11 +62,11 @@ def quantizers(value: ir.Value) -> list[ir.Node]:
     """The QuantizeLinear nodes that read ``value``, also behind a Relu or Clip that their range makes redundant."""
     found = []
     for use in value.uses():
-        if use.idx == 0 and use.node.op_type == "QuantizeLinear":
+        if use.idx == 0 and is_quantize(use.node):
             found.append(use.node)
         elif use.idx == 0 and use.node.op_type in ("Relu", "Clip") and not use.node.outputs[0].is_graph_output():
             inner = [u.node for u in use.node.outputs[0].uses()]
-            if len(inner) == 1 and inner[0].op_type == "QuantizeLinear" and _redundant(use.node, inner[0]):
+            if len(inner) == 1 and is_quantize(inner[0]) and _redundant(use.node, inner[0]):
                 found.append(inner[0])
     return found
 

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.graph.grid import is_quantize
 
 # What ONNX Runtime hangs on names; the prefix is that of a branch it moved out of its If.
 _ADDED = re.compile(r"^(_if_(then|else)_branch_)+|(_token_\d+|_nchwc|/duplicated)+$")
@@ -71,7 +72,7 @@ def _base(node: onnx.NodeProto, names: dict[str | None, ir.Node], makers: dict[s
 
 
 def _behind_quantizer(node: ir.Node) -> ir.Node:
-    source = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] is not None else None
+    source = node.inputs[0].producer() if is_quantize(node) and node.inputs[0] is not None else None
     return source or node
 
 

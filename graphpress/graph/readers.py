@@ -28,3 +28,9 @@ def bias_behind(product: ir.Node, columns: int) -> tuple[ir.Node, int] | None:
     add, slot = found[0], 1 - found[1]
     tensor = edit.constant_tensor(add.inputs[slot])
     return (add, slot) if tensor is not None and tuple(tensor.shape.numpy()) == (columns,) else None
+
+
+def plain_gemm(node: ir.Node) -> bool:
+    """Whether a Gemm is a product plus a bias, up to a transposed B. Every other operator counts as one."""
+    given = [edit.attribute(node, n, d) for n, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
+    return node.op_type != "Gemm" or given == [1.0, 1.0, 0]

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from graphpress.errors import GateError
 from graphpress.graph import edit, quantized
+from graphpress.graph.grid import is_quantize
 from graphpress.job.gate import sqnr
 from graphpress.keys import ORIGIN
 from graphpress.observe.inner import InnerValues
@@ -139,9 +140,9 @@ def _output(node: ir.Node, old: Mapping[str, ir.Node]) -> Compared | None:
 def _float(value: ir.Value) -> ir.Value:
     """The value as a float: dequantized, by a node made for it, where its reader moves integers."""
     node = source = value.producer()
-    while source is not None and source.op_type != "QuantizeLinear" and not _is_float(source.outputs[0]):
+    while source is not None and not is_quantize(source) and not _is_float(source.outputs[0]):
         source = source.inputs[0].producer() if source.inputs and source.inputs[0] is not None else None
-    if node is None or source is None or source.op_type != "QuantizeLinear" or source.inputs[0] is None:
+    if node is None or not is_quantize(source) or source.inputs[0] is None:
         return value
     made = edit.new_node("DequantizeLinear", [value, *source.inputs[1:]], dict(source.attributes), after=node)
     made.outputs[0].shape, made.outputs[0].type = value.shape, source.inputs[0].type

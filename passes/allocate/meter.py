@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.graph.cut import cut
+from graphpress.graph.grid import is_dequantize, is_quantize
 from graphpress.passes.allocate import seams
 from graphpress.passes.allocate.edges import Values
 from graphpress.passes.allocate.formats import FLOAT
@@ -197,11 +198,11 @@ class LatencyMeter:
         """Q of the first input and DQ of the first output of the quantized part, and the values they convert."""
         model, found = self.parts.folded(node, name), {}
         for q in model.graph:
-            if q.op_type == "QuantizeLinear" and q.inputs[0] in model.graph.inputs and _UP not in found:
+            if is_quantize(q) and q.inputs[0] in model.graph.inputs and _UP not in found:
                 found[_UP] = cut(model, [_name(q.inputs[0])], [_name(q.outputs[0])]), _name(q.inputs[0])
         out = model.graph.outputs[0]
         dq = out.producer()
-        codes = dq.inputs[0] if dq is not None and dq.op_type == "DequantizeLinear" else None
+        codes = dq.inputs[0] if is_dequantize(dq) else None
         if codes is not None and codes.producer() is not None:
             part = cut(model, [_name(codes)], [_name(out)])
             part.graph.inputs[0].metadata_props[CODES_OF] = _name(out)

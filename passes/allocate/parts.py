@@ -14,6 +14,7 @@ from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.graph import edit
 from graphpress.graph.cut import cut
+from graphpress.graph.grid import is_dequantize, is_quantize
 from graphpress.keys import STAGE
 from graphpress.observe.collect import Calibration, collect
 from graphpress.passes.allocate.formats import FLOAT
@@ -159,7 +160,7 @@ def bare(model: ir.Model) -> ir.Model:
     graph = clone.graph
     for i, value in enumerate(list(graph.inputs)):
         users = {u.node for u in value.uses()}
-        if len(users) == 1 and (q := users.pop()).op_type == "QuantizeLinear" and q.inputs[0] is value:
+        if len(users) == 1 and is_quantize(q := users.pop()) and q.inputs[0] is value:
             codes = q.outputs[0]
             given = ir.Value(name=f"{value.name}_codes", shape=value.shape, type=codes.type)
             given.metadata_props[CODES_OF] = value.name or ""
@@ -168,7 +169,7 @@ def bare(model: ir.Model) -> ir.Model:
             graph.remove(q, safe=True)
     for i, value in enumerate(list(graph.outputs)):
         dq = value.producer()
-        if dq is None or dq.op_type != "DequantizeLinear" or dq.inputs[0] is None or dq.inputs[0].producer() is None:
+        if not is_dequantize(dq) or dq.inputs[0] is None or dq.inputs[0].producer() is None:
             continue
         if len(value.uses()) == 0:
             graph.outputs[i] = dq.inputs[0]

@@ -18,7 +18,9 @@ from graphpress.backends.canonical import Activation, Weight
 from graphpress.backends.ort import emit, moved_codes
 from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit, quantized
+from graphpress.graph.grid import is_quantize
 from graphpress.graph.quantized import Expanded
+from graphpress.graph.readers import plain_gemm
 from graphpress.keys import SPARSITY
 from graphpress.ops import dynamic_quantize_token
 from graphpress.target import Target
@@ -27,7 +29,7 @@ from graphpress.target import Target
 def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it is a MatMul or Gemm of a run-time quantized activation; whether it was."""
     x = canonical.activation(node.inputs[0])
-    if x is None or (x.kind == "static" and not _gives_floats_to_an_add(node)) or not plain(node):
+    if x is None or (x.kind == "static" and not _gives_floats_to_an_add(node)) or not plain_gemm(node):
         return False
     right = canonical.weight(node.inputs[1]) or quantized.expanded(node.inputs[1])
     if right is None and x.kind == "static":
@@ -50,14 +52,8 @@ def _gives_floats_to_an_add(node: ir.Node) -> bool:
     if node.op_type != "MatMul" or len(users) != 1 or users[0].node.op_type != "Add" or users[0].node.domain != "":
         return False
     add = users[0].node
-    quantized = any(u.node.op_type == "QuantizeLinear" for u in add.outputs[0].uses())
+    quantized = any(is_quantize(u.node) for u in add.outputs[0].uses())
     return not (quantized and edit.is_constant(add.inputs[1 - users[0].idx]))  # that one becomes a QGemm
-
-
-def plain(node: ir.Node) -> bool:
-    """Whether a Gemm is a product plus a bias, up to a transposed B. Every MatMul is."""
-    given = [edit.attribute(node, n, d) for n, d in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
-    return node.op_type == "MatMul" or given == [1.0, 1.0, 0]
 
 
 def bias_of(node: ir.Node, columns: int) -> tuple[ir.Value | None, ir.Value | None]:

@@ -31,8 +31,9 @@ from graphpress.backends import canonical
 from graphpress.backends.canonical import Matrix, Weight
 from graphpress.backends.ort import emit
 from graphpress.backends.ort.lowering import LoweringRule
-from graphpress.backends.ort.rules.lower_matmul import bias_of, plain
+from graphpress.backends.ort.rules.lower_matmul import bias_of
 from graphpress.graph import edit
+from graphpress.graph.readers import plain_gemm
 from graphpress.target import Target
 
 ROUNDS_ACTIVATIONS = 4
@@ -53,7 +54,7 @@ class BlockedCodes:
 def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it is a MatMul or Gemm of a weight with a fitting kernel; whether it was."""
     w, x = canonical.weight(node.inputs[1]), canonical.activation(node.inputs[0])
-    if w is None or not plain(node) or (x is not None and x.kind == "static" and not w.block):
+    if w is None or not plain_gemm(node) or (x is not None and x.kind == "static" and not w.block):
         return False
     rounded = x is not None and x.bits == 8  # codes of fewer bits are not what the kernel rounds to: it gets floats
     level = ROUNDS_ACTIVATIONS if rounded else target.weight_only_accuracy_level

@@ -25,6 +25,7 @@ from graphpress.backends.ort import emit, moved_codes
 from graphpress.backends.ort.groups import matching, quantizers
 from graphpress.backends.ort.lowering import LoweringRule
 from graphpress.graph import edit, quantized
+from graphpress.graph.grid import is_dequantize
 from graphpress.graph.quantized import Expanded
 from graphpress.keys import SPARSITY
 from graphpress.target import Fact, Target
@@ -95,7 +96,7 @@ def _depthwise(site: ir.Node, w: Weight) -> bool:
 def _set_apart(site: ir.Node) -> None:
     """Put a Clip without bounds, which nothing removes, between the codes and what computes with them in float."""
     x = site.inputs[0]
-    if x is not None and (maker := x.producer()) is not None and maker.op_type == "DequantizeLinear":
+    if x is not None and is_dequantize(x.producer()):
         edit.set_input(site, 0, edit.like(emit.helper_node("Clip", [x], site), x))
 
 

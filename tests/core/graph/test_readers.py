@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graphpress.graph.readers import bias_behind, only_reader
+from graphpress.graph.readers import bias_behind, only_reader, plain_gemm
 from tests import kit
 
 HEAD = "c = Constant <value_floats = [1.0, 2.0, 3.0]> () d = Constant <value_floats = [1.0]> () "
@@ -55,3 +55,19 @@ def test_a_body_is_another_graph() -> None:
         > }}""")
     node = next(n for n in model.graph if n.op_type == "MatMul")
     assert bias_behind(node, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("op", "plain"),
+    [
+        ("Gemm (x, w, b)", True),
+        ("Gemm <transB = 1> (x, w, b)", True),
+        ("Gemm <transA = 1> (x, w, b)", False),
+        ("Gemm <alpha = 2.0> (x, w, b)", False),
+        ("Gemm <beta = 0.5> (x, w, b)", False),
+        ("MatMul (x, w)", True),
+    ],
+)
+def test_plain_products(op: str, plain: bool) -> None:
+    made = kit.parse(f"g (float[4, 4] x, float[4, 4] w, float[4] b) => (float[4, 4] y) {{ y = {op} }}")
+    assert plain_gemm(made.graph[0]) is plain
