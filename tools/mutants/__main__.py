@@ -12,11 +12,12 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from graphpress.tools.check import rooms
 from graphpress.tools.mutants import forks, formulas, page
 from graphpress.tools.mutants.mutants import Mutant, mutants
-from graphpress.tools.mutants.warm import ALIVE, LATE, NEVER_RUN, Warm
+from graphpress.tools.mutants.warm import ALIVE, KILLED, LATE, NEVER_RUN, Warm
 
 LEAST = 0.9
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=0, help="at most this many mutants a file, drawn by a fixed seed")
     parser.add_argument("--out", type=Path, default=Path("out/mutants"), help="folder of what was found, as JSON")
     parser.add_argument("--planted", action="store_true", help="only the mutants made by hand")
+    parser.add_argument("--again", action="store_true", help="only those that lived the last time, if they still exist")
     parser.add_argument("--page", action="store_true", help=f"judge nothing: write {page.PAGE} from what was found")
     options = parser.parse_args()
     root = Path.cwd()
@@ -45,19 +47,27 @@ def main() -> int:
 def _in_a_fork(root: Path, formula: formulas.Formula, options: argparse.Namespace) -> bool:
     """Whether this file fails."""
     found = options.out / f"{formula.file.replace('/', '.')}.json"
+    before = json.loads(found.read_text(encoding="utf-8")) if options.again and found.exists() else None
     found.unlink(missing_ok=True)
-    forks.apart(lambda: _judge(root, formula, options, found))
+    forks.apart(lambda: _judge(root, formula, options, found, before))
     if not found.exists():
         return True
     return not json.loads(found.read_text(encoding="utf-8"))["fine"]
 
 
-def _judge(root: Path, formula: formulas.Formula, options: argparse.Namespace, found: Path) -> None:
+def _judge(
+    root: Path, formula: formulas.Formula, options: argparse.Namespace, found: Path, before: dict[str, Any] | None
+) -> None:
     (source,) = (s for s in rooms.sources(root) if s.path == root / formula.file)
     planted = formula.planted_in(source.text)
     made = [] if options.planted else mutants(source.text)
     of = len(made)
-    if options.sample and of > options.sample:
+    rest = [m for m in before["mutants"] if m["fate"] in (KILLED, LATE)] if before else []
+    if before:
+        lived = {(m["old"], m["new"]) for m in before["mutants"]} - {(m["old"], m["new"]) for m in rest}
+        made = [m for m in made if (m.old, m.new) in lived]
+        planted = [m for m in planted if (m.old, m.new) in lived]
+    elif options.sample and of > options.sample:
         made = sorted(random.Random(0).sample(made, options.sample), key=lambda m: m.line)
     warm = Warm(source.module, source.path, source.text, formula.selection)
     began = time.monotonic()
@@ -69,10 +79,11 @@ def _judge(root: Path, formula: formulas.Formula, options: argparse.Namespace, f
     fates = list(zip(judged, warm.fates([(m.line, m.code) for m in judged]), strict=True))
     alive = [m for m, fate in fates if fate in (ALIVE, NEVER_RUN)]
     unlisted = [m for m in alive if formula.reason(m) is None]
-    share = 1 - len(alive) / max(1, len(fates))
+    judged_of = len(fates) + len(rest)
+    share = 1 - len(alive) / max(1, judged_of)
     fine = share >= LEAST and not unlisted
     print(
-        f"{formula.file}: {len(fates) - len(alive)} of {len(fates)} killed ({share:.1%}), "
+        f"{formula.file}: {judged_of - len(alive)} of {judged_of} killed ({share:.1%}), "
         f"{len(alive) - len(unlisted)} live with a reason, {len(unlisted)} without"
         f"{f'; a sample of {of}' if len(made) < of else ''}; "
         f"{sum(fate == LATE for _, fate in fates)} by time; {time.monotonic() - began:.0f} s"
@@ -80,15 +91,17 @@ def _judge(root: Path, formula: formulas.Formula, options: argparse.Namespace, f
     for mutant in unlisted:
         print(f"  {mutant.line} {mutant.kind}\n    - {mutant.old}\n    + {mutant.new}")
     sys.stdout.flush()
-    found.write_text(json.dumps(_record(formula, fates, fine, of), indent=1), encoding="utf-8")
+    found.write_text(json.dumps(_record(formula, fates, fine, of, rest), indent=1), encoding="utf-8")
 
 
-def _record(formula: formulas.Formula, fates: list[tuple[Mutant, str]], fine: bool, made: int) -> dict[str, object]:
+def _record(
+    formula: formulas.Formula, fates: list[tuple[Mutant, str]], fine: bool, made: int, rest: list[dict[str, Any]]
+) -> dict[str, object]:
     rows = [
         {"line": m.line, "kind": m.kind, "old": m.old, "new": m.new, "fate": fate, "reason": formula.reason(m)}
         for m, fate in fates
     ]
-    return {"file": formula.file, "fine": fine, "made": made, "mutants": rows}
+    return {"file": formula.file, "fine": fine, "made": made, "mutants": [*rest, *rows]}
 
 
 if __name__ == "__main__":
