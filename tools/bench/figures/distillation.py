@@ -21,7 +21,7 @@ from graphpress import catalog
 from graphpress.backends import fx, ort
 from graphpress.context import Context
 from graphpress.observe.data import CalibrationData
-from graphpress.passes.recover.engine.student import Tensors
+from graphpress.passes.recover.losses.base import Tensors
 from graphpress.passes.recover.methods.base import Update
 from graphpress.passes.recover.methods.bdkd import Bdkd
 from graphpress.passes.recover.recover import Recover

@@ -25,7 +25,8 @@ def measure(zoo: Path, progress: Progress = quiet) -> Iterator[Figure]:
         for task in tasks(zoo, MODELS):
             source = task.file(Path(folder))
             before = _headline(task, source, source)
-            for way, added in (("to nearest", []), ("by GPTQ", [{"gptq": {}}])):
+            ways: dict[str, list[dict[str, Any]]] = {"to nearest": [], "by GPTQ": [{"gptq": {}}]}
+            for way, added in ways.items():
                 even, squares = (_made(task, source, name, added, Path(folder), progress) for name in RECIPES)
                 scores = [_headline(task, source, path) for path in (even, squares)]
                 size = squares.stat().st_size / even.stat().st_size
