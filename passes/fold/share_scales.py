@@ -90,6 +90,5 @@ def _covers(grid: Grid, other: Grid) -> bool:
 
 def _has_integer_bias(node: ir.Node) -> bool:
     bias = node.inputs[2].producer() if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    if bias is None or not is_dequantize(bias) or bias.inputs[0] is None:
-        return False
-    return bias.inputs[0].dtype == ir.DataType.INT32
+    codes = bias.inputs[0] if is_dequantize(bias) else None
+    return codes is not None and codes.dtype == ir.DataType.INT32

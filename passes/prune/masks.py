@@ -15,16 +15,16 @@ def mask(score: np.ndarray, n: int, m: int) -> np.ndarray:
         Booleans of the same shape, exactly n of each m True.
     """
     groups = score.reshape(-1, m)
-    order = np.argsort(-groups, axis=-1, kind="stable")
+    order = np.argsort(-groups, axis=1, kind="stable")
     kept = np.zeros(groups.shape, bool)
-    np.put_along_axis(kept, order[..., :n], True, axis=-1)
+    np.put_along_axis(kept, order[:, :n], True, axis=1)
     return kept.reshape(score.shape)
 
 
 def kept(score: np.ndarray, n: int, m: int) -> float:
     """The sum of what ``mask`` keeps of non-negative scores [..., K]."""
     groups = score.reshape(-1, m)
-    return float(np.partition(groups, m - n, axis=-1)[..., m - n :].sum(dtype=np.float64))
+    return float(np.partition(groups, m - n, axis=1)[:, m - n :].sum(dtype=np.float64))
 
 
 def columns_last(weight: np.ndarray) -> np.ndarray:

@@ -27,6 +27,8 @@ g (float[1,2,4,4] x) => (float[1,2,4,4] y)
         ((0.5, 129), (0.25, 0), False),  # [-64.5, 63] does not
         ((0.5, 127), (0.25, 255), True),  # [-63.5, 64] and [-63.75, 0]
         ((0.5, 126), (0.25, 255), False),  # [-63, 64.5]
+        ((0.5, 128), (0.2505, 0), False),  # beyond by more than half a step, and less than a whole one
+        ((0.5, 127), (0.2505, 255), False),
         ((0.5, 128), (0.25, 128), True),
         ((0.5, 0), (0.25, 255), False),  # [0, 127.5] and [-63.75, 0]: the other way round
         ((0.5, 255), (0.25, 0), False),
@@ -64,6 +66,13 @@ def test_what_has_other_readers_stays(old: str, new: str) -> None:
     if "v = Deq" in new:
         text = text.replace("=> (float[1,2,4,4] y)", "=> (float[1,2,4,4] y, float[1,2,4,4] v)")
     before = parse(text)
+    after, (report,) = apply(before, ShareScales())
+    assert report.changed == 0 and ops(after) == ops(before)
+
+
+def test_a_scale_for_each_channel_is_shared_with_nobody() -> None:
+    text = TWO.replace("float s = {0.5}, uint8 z = {128}", "float[2] s = {0.5, 0.5}, uint8[2] z = {128, 128}")
+    before = parse(text.replace("(h, s, z)", "<axis = 1>(h, s, z)").replace("(q1, s, z)", "<axis = 1>(q1, s, z)"))
     after, (report,) = apply(before, ShareScales())
     assert report.changed == 0 and ops(after) == ops(before)
 
