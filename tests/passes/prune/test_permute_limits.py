@@ -12,6 +12,7 @@ import pytest
 from graphpress.backends import ort
 from graphpress.context import Context
 from graphpress.contracts import PassReport
+from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.clean.infer_shapes import InferShapes
 from graphpress.passes.prune import permute
@@ -121,3 +122,43 @@ def test_the_order_is_the_best_for_all_readers_together(score: str, seed: int, l
     every = [fixed + sum(best(p, o) for p in parts) for o in orders]
     assert report.metrics["kept before"] == pytest.approx(every[0], rel=1e-5)
     assert report.metrics["kept after"] == pytest.approx(max(every), rel=1e-5)
+
+
+ANOTHER = """
+g (float[N, 6] x, float[6, 8] w, float[6, 2] e, float[6, 2] f, float[8, 5] u, float[COUNT, 12] v)
+    => (float[N, 5] y, float[N, 12] z)
+{
+    h = MatMul(x, w)
+    r = Relu(h)
+    i = MatMul(x, e)
+    s = Relu(i)
+    k = MatMul(x, f)
+    t = Relu(k)
+    [reader] y = MatMul(r, u)
+    BEFORE
+    z = MatMul(c, v)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "count"),
+    [
+        ("c = Concat<axis = -1>(r, s)", 10),  # no multiple of four: it has no mask
+        ("c = Concat<axis = -1>(s, r, t)", 12),  # of its three stripes one is of these channels alone
+    ],
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_reader_whose_stripes_hold_others_has_no_say(before: str, count: int, seed: int) -> None:
+    """It has more rows, and is looked at first."""
+    shapes = {"w": (6, 8), "e": (6, 2), "f": (6, 2), "u": (8, 5), "v": (count, 12)}
+    given = {name: normal(*shape, seed=10 * seed + i) for i, (name, shape) in enumerate(shapes.items())}
+    text = ANOTHER.replace("COUNT", str(count)).replace("BEFORE", before)
+    made = kit.apply(quantizing.model(text, given), InferShapes())[0]
+    start = made.clone()
+    ran(made, Permute(escapes=0))
+    kit.assert_same_outputs(start, made, {"x": normal(20, 6)}, atol=1e-5)
+    found = np.abs(np.asarray(edit.constant(edit.find(made, "reader").inputs[1]), np.float64)).T
+    plain = np.abs(given["u"].astype(np.float64)).T
+    every = [best(plain, (0, *c, *sorted(set(range(1, 8)) - set(c)))) for c in itertools.combinations(range(1, 8), 3)]
+    assert best(found, tuple(range(8))) == pytest.approx(max(every), rel=1e-6)
