@@ -30,7 +30,7 @@ format now; before it stands what else the recipe did: the first of its passes t
 changes it made. `-` is a skip (nothing there to change), `no` a refusal; * is below the recipe's accuracy gate, which
 these settings are not made to hold.
 """
-_QUICK = "16 samples, searches of 10 iterations or 5 seconds, trainings of 6 steps"
+_QUICK = "16 samples, searches of 10 iterations or 5 seconds, trainings of 6 steps, 12 where they have phases"
 
 
 def load(path: Path) -> list[Cell]:

@@ -1,7 +1,8 @@
 """``bdkd``: student and teacher learn together, with forward and reverse divergence balanced for every sample.
 
 (BD-KD, arXiv:2212.12965: both are trained online, both divergences are weighted by sample. The weights, by the gap
-between the two entropies, are a choice made here, not the paper's.)
+between the two entropies, are a choice made here, not the paper's. Nor are its settings known: on digits, students were
+no less calibrated than by mutual learning at temperature 4 and weights of 0.1, but not at the defaults.)
 """
 
 from __future__ import annotations

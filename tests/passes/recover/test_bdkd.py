@@ -177,6 +177,7 @@ def calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_a_balanced_student_is_as_right_and_no_less_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At settings found on this very split; the figures of ``--only distillation`` judge them on others."""
     datasets = pytest.importorskip("sklearn.datasets")
     monkeypatch.setitem(catalog.methods(), "mutual", Mutual)
     x, labels = datasets.load_digits(return_X_y=True)
