@@ -225,6 +225,9 @@ def _on_path(ask: Ask, lanes: Lanes, path: dict[Port, int]) -> Answer:
     return Said(ties, tuple(held), ((lanes, told),) if told else ())
 
 
+_SHARED: tuple[Port, ...] = ((IN, 1), (IN, 2))  # keys and values, which may have fewer heads
+
+
 def attention(ask: Ask) -> Answer:
     """q and k meet in one product, head by head; v goes through to the output. Caches leave the graph."""
     groups: tuple[tuple[Port, ...], ...] = (((IN, 0), (IN, 1)), ((IN, 2), (OUT, 0)))
@@ -236,17 +239,16 @@ def attention(ask: Ask) -> Answer:
         return "the cache of its Attention is an input or output of its own: it keeps keys and values"
     if group == groups[0] and ask.move is not Move.ROTATE:
         return "it compares queries and keys by their place"
-    counts = _head_counts(ask)
-    lanes = ask.lanes
-    heads = counts[ask.port in ((IN, 1), (IN, 2))]
-    if lanes.ndim == 3 and heads:
-        lanes = lanes.reshape(1, 1, heads, -1).transpose(0, 2, 1, 3) if not ask.lanes.size % heads else lanes
+    lanes, counts, flat = ask.lanes, _head_counts(ask), ask.lanes.ndim == 3
+    heads = counts[ask.port in _SHARED]
+    if flat and heads and not lanes.size % heads:
+        lanes = lanes.reshape(1, 1, heads, -1).transpose(0, 2, 1, 3)
     if lanes.ndim != 4 or varying(lanes) not in ([1, 3], [3]) or (lanes.shape[1] > 1 and None in counts):
         return "its values are not laid out as batch, heads, tokens, channels of known sizes"
     if not on_one_axis(lanes, ask.extent, [3]):
         return "the channels that mix are of more than one head of an Attention"
-    ties = {port: _of_heads(lanes, counts, port, ask) for port in group}
-    return Said(ties, apart=((lanes, [1]),) if lanes.shape[1] > 1 else ())
+    (other,) = (p for p in group if p != ask.port)
+    return Said({ask.port: ask.lanes, other: _of_heads(lanes, counts, other, flat)}, apart=((lanes, [1]),))
 
 
 def _head_counts(ask: Ask) -> tuple[int | None, int | None]:
@@ -257,18 +259,15 @@ def _head_counts(ask: Ask) -> tuple[int | None, int | None]:
     return query if isinstance(query, int) else None, key if isinstance(key, int) else None
 
 
-def _of_heads(lanes: Lanes, counts: tuple[int | None, int | None], port: Port, ask: Ask) -> Lanes:
-    """Lanes [1, heads, 1, channels] of one side as those at a port: shared heads stand for each that reads them."""
-    if port == ask.port:
-        return ask.lanes
-    few = (IN, 1), (IN, 2)
+def _of_heads(lanes: Lanes, counts: tuple[int | None, int | None], port: Port, flat: bool) -> Lanes:
+    """Lanes [1, heads, 1, channels] at the port that they meet: shared heads stand for each that reads them."""
     query, key = counts
-    if lanes.shape[1] > 1 and query and key and (port in few) != (ask.port in few):
-        lanes = lanes[:, :: query // key] if port in few else np.repeat(lanes, query // key, axis=1)
-    if ask.lanes.ndim == 3:
-        full = np.broadcast_to(lanes, (1, (key if port in few else query) or 1, 1, lanes.shape[3]))
-        return full.transpose(0, 2, 1, 3).reshape(1, 1, -1)
-    return lanes
+    if lanes.shape[1] > 1 and query and key:
+        lanes = lanes[:, :: query // key] if port in _SHARED else np.repeat(lanes, query // key, axis=1)
+    if not flat:
+        return lanes
+    full = np.broadcast_to(lanes, (1, (key if port in _SHARED else query) or 1, 1, lanes.shape[3]))
+    return full.transpose(0, 2, 1, 3).reshape(1, 1, -1)
 
 
 def norm(ask: Ask) -> Answer:

@@ -102,10 +102,6 @@ class Ask:
     extent: int = 1
 
     @property
-    def value(self) -> ir.Value | None:
-        return value_at(self.node, self.port)
-
-    @property
     def at_output(self) -> bool:
         return self.port[0] == OUT
 
