@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphpress.passes.structure.channels.ask import IN, OUT, Ask, Said
+from graphpress.passes.structure.channels.commuting import answer
 from tests.passes.rotating import weighted
 from tests.passes.structure import rule_cases as cases
 from tests.passes.structure.rule_cases import ANY, PERMUTE, ROTATE, SCALE, SIGN, SLICE, Sizes, ints
@@ -60,6 +62,10 @@ LISTS = {
 }  # fmt: skip
 
 
+CUTS = {"halves swapped", "channels picked", "channels cut and padded", "interleaved"}
+BENT = {"a gain", "a bend", "a curve", "a norm", "shares"}
+
+
 def chain(names: list[str], s: Sizes, open_: bool) -> ir.Model:
     """x -> layer -> the blocks -> layer y."""
     text = "k0 = MatMul (x, w) "
@@ -78,6 +84,25 @@ def chain(names: list[str], s: Sizes, open_: bool) -> ir.Model:
     return weighted(text, used, f"float[{tokens}, 6] x")
 
 
+def assert_exact(model: ir.Model, move: object, sizes: Sizes, seed: int) -> None:
+    before, after = cases.moved(model, move, seed)
+    feeds = {"x": np.random.default_rng(5).normal(size=(sizes.b, sizes.t, 6))}
+    wanted, got = (cases.outputs(m, feeds) for m in (before, after))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=EXACT * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("open_", [False, True], ids=["known sizes", "open sizes"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_each_alone_is_exact_or_refused(name: str, open_: bool) -> None:
+    sizes = Sizes(2, 6, 2, 4)
+    for move in ANY:
+        model = chain([name], sizes, open_)
+        if cases.why_not(model, move) == "":
+            assert_exact(model, move, sizes, seed=1)
+        else:
+            assert name in CUTS | BENT | {"heads", "copies"}  # what has a number for each channel, or counts them
+
+
 @pytest.mark.parametrize("move", ANY, ids=lambda m: m.name)
 def test_what_passes_a_chain_changes_no_number(move: object) -> None:
     passed: list[bool] = []
@@ -92,19 +117,13 @@ def test_what_passes_a_chain_changes_no_number(move: object) -> None:
     def check(names: list[str], sizes: Sizes, open_: bool, seed: int) -> None:
         model = chain(names, sizes, open_)
         passed.append(cases.why_not(model, move) == "")
-        if not passed[-1]:
-            return
-        before, after = cases.moved(model, move, seed)
-        feeds = {"x": np.random.default_rng(5).normal(size=(sizes.b, sizes.t, 6))}
-        wanted, got = (cases.outputs(m, feeds) for m in (before, after))
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=EXACT * np.abs(wanted).max())
+        if passed[-1]:
+            assert_exact(model, move, sizes, seed)
 
     check()
     assert sum(passed) >= len(passed) // 3  # or nothing would be shown
 
 
-CUTS = {"halves swapped", "channels picked", "channels cut and padded", "interleaved"}
-BENT = {"a gain", "a bend", "a curve", "a norm", "shares"}
 LIKELY = {
     PERMUTE: [*BLOCKS],
     SLICE: [n for n in BLOCKS if n not in CUTS | {"heads", "a norm", "shares", "copies"}],
@@ -112,3 +131,45 @@ LIKELY = {
     SIGN: [n for n in BLOCKS if n not in {"a curve", "shares", "a bend"}],
     ROTATE: [n for n in BLOCKS if n not in CUTS | BENT],
 }
+
+
+@pytest.mark.parametrize(("start", "fine"), [(0, True), (2, False), (4, True)])
+def test_two_runs_of_one_number_are_not_cut_across(start: int, fine: bool) -> None:
+    """Channels 2, 3 of the one and 0, 1 of the other turn alike, but make no run."""
+    text = f"{ints('s', start)} {ints('e', start + 4)} {ints('a', 2)} k = Slice (x, s, e, a) y = MatMul (k, w)"
+    node = next(n for n in weighted(text, {"w": (4, 2)}, "float[1, 3, 8] x").graph if n.op_type == "Slice")
+    said = answer(Ask(node, (IN, 0), (np.arange(8) % 4).reshape(1, 1, 8), ROTATE, 4))
+    assert isinstance(said, Said) == fine
+    if isinstance(said, Said):
+        assert said.ties[OUT, 0].ravel().tolist() == [0, 1, 2, 3]
+
+
+COUNTS = {
+    "k, l = Split <axis = 2, num_outputs = 2> (x)": str,
+    "k = Slice (x, one, end, two)": str,
+    "k = Gather <axis = 2> (x, all)": str,
+    "k = Pad (x, pads)": str,
+    "k = Slice (x, one, end, one)": Said,
+    "k = Gather <axis = 1> (x, one)": Said,
+}
+
+
+@pytest.mark.parametrize("body", COUNTS)
+def test_what_counts_channels_lets_none_be_left_out(body: str) -> None:
+    lists = {"one": (1,), "two": (2,), "end": (100,), "all": (0, 1, 2, 3), "pads": (0, 0, 0, 0, 0, 1)}
+    text = "".join(ints(n, *v) for n, v in lists.items() if f" {n}," in body or f" {n})" in body)
+    model = weighted(f"{text} {body} z = Relu (k) y = MatMul (z, w)", {"w": (2, 2)}, "float[1, 3, 4] x")
+    node = next(n for n in model.graph if n.domain == "" and n.op_type in body)
+    assert isinstance(answer(Ask(node, (IN, 0), np.arange(4).reshape(1, 1, 4), SLICE)), COUNTS[body])
+
+
+@pytest.mark.parametrize(("tokens", "ways"), [("3", 2), ("S", 0)])
+def test_one_place_of_an_open_axis_is_not_told_from_the_others(tokens: str, ways: int) -> None:
+    model = weighted(
+        f"{ints('i', 1)} k = Gather <axis = 1> (x, i) y = MatMul (k, w)", {"w": (4, 2)}, f"float[1, {tokens}, 4] x"
+    )
+    node = next(n for n in model.graph if n.op_type == "Gather")
+    said = answer(Ask(node, (OUT, 0), np.arange(4).reshape(1, 1, 4), SCALE))
+    assert isinstance(said, Said) and len(said.either) == ways
+    if not ways:
+        assert said.ties[IN, 0].shape == (1, 1, 4)
