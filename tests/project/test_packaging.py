@@ -35,7 +35,7 @@ def test_every_folder_with_sources_is_a_package(checkout: Path, sources: list[ro
 @pytest.mark.parametrize("cwd", [".", "/"])
 def test_rooms_import_from_anywhere(checkout: Path, cwd: str) -> None:
     code = f"import {', '.join(rooms.packages(checkout))}"
-    warm.python(code, cwd=checkout / cwd).check_returncode()
+    warm.python(code, cwd=checkout / cwd, torch=True).check_returncode()
 
 
 @pytest.fixture(scope="module")
