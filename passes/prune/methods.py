@@ -7,6 +7,7 @@ the way in and back on the way out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ def pruned(
 def _part(weight: np.ndarray, hessian: np.ndarray, n: int, m: int, method: str, damping: float) -> np.ndarray:
     """One group of a convolution, or a whole layer."""
     shape = weight.shape
-    channels_last = np.moveaxis(np.arange(weight[0].size).reshape(shape[1:]), 0, -1).ravel()
+    channels_last = np.moveaxis(np.arange(math.prod(shape[1:])).reshape(shape[1:]), 0, -1).ravel()
     rows = weight.reshape(shape[0], -1).astype(np.float64)[:, channels_last]
     seen = hessian[np.ix_(channels_last, channels_last)]
     new = wanda(rows, seen, n, m) if method == "wanda" else sparsegpt(rows, seen, n, m, damping)
@@ -45,7 +46,7 @@ def wanda(rows: np.ndarray, hessian: np.ndarray, n: int, m: int) -> np.ndarray:
     """Keep the largest |w| times the norm of its input; [out, K]."""
     score = np.abs(rows) * np.sqrt(np.diagonal(hessian))
     # Where inputs are dead all scores are 0: magnitude decides, below every score.
-    score = np.where(score == 0, -1 / (1 + np.abs(rows)), score)
+    score = np.where(score == 0, -np.exp(-np.abs(rows)), score)
     return np.where(masks.mask(score, n, m), rows, 0)
 
 

@@ -122,6 +122,17 @@ def test_the_factor_inverts(seed: int, size: int, damping: float) -> None:
     np.testing.assert_allclose(u.T @ u @ damped, np.eye(size), atol=1e-7)
 
 
+def test_torch_finds_the_same_factor() -> None:
+    torch = pytest.importorskip("torch")
+    _, h = small(columns=9)
+    h[4] = h[:, 4] = 0
+    np.testing.assert_allclose(
+        obs.factor(torch.from_numpy(h), 0.02).numpy(), obs.factor(h, 0.02), rtol=1e-9, atol=1e-12
+    )
+    with pytest.raises(BadRequest, match="positive definite"):
+        obs.factor(torch.ones(3, 3, dtype=torch.float64) - 2 * torch.eye(3, dtype=torch.float64), 0.01)
+
+
 def test_bad_moments_are_named() -> None:
     w, h = small(columns=4)
     singular = np.ones((4, 4))
