@@ -44,11 +44,14 @@ def write(root: Path, formulas: Sequence[Formula], out: Path) -> None:
         judged = len(told["mutants"])
         killed = judged - len(living)
         rows.append(f"| {formula.file} | {told['made']} | {judged} | {killed} | {killed / judged:.0%} |")
-        alive += [_survivor(formula, m) for m in living]
+        alive += [_survivor(root, formula, m) for m in living]
     text = _HEAD + "\n".join(rows) + "\n\nWhat lives, and why it may:\n\n" + "\n".join(alive) + "\n"
     (root / PAGE).write_text(text, encoding="utf-8")
 
 
-def _survivor(formula: Formula, mutant: Mapping[str, Any]) -> str:
+def _survivor(root: Path, formula: Formula, mutant: Mapping[str, Any]) -> str:
+    lines = " ".join(line.strip() for line in (root / formula.file).read_text(encoding="utf-8").splitlines())
     reason = next((s.reason for s in formula.survivors if (s.old, s.new) == (mutant["old"], mutant["new"])), None)
-    return f"- {formula.file}: `{mutant['old']}` as `{mutant['new']}`: {reason or '**no reason yet**'}"
+    if reason is None:
+        reason = "**no reason yet**" if mutant["old"] in lines else "the code is another now"
+    return f"- {formula.file}: `{mutant['old']}` as `{mutant['new']}`: {reason}"
