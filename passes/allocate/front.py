@@ -62,7 +62,7 @@ def pareto(problem: Problem, cost: str = "latency", limit: int = LIMIT) -> Front
     links = problem.links if cost == "latency" else [x for x in problem.links if any(x.extra)]
     step = _step if cost == "latency" else _step_bytes
     last = {i: max((link.source, *link.readers)) for i, link in enumerate(links)}
-    states: dict[_State, _Points] = {(): _Points(np.zeros(1), np.zeros(1), np.zeros(1, np.int64))}
+    states: dict[_State, _Points] = {(): _Points(np.array([0.0]), np.array([0.0]), np.zeros(1, np.int64))}
     trails: list[tuple[np.ndarray, np.ndarray]] = []
     front = Front(cost)
     for index, variable in enumerate(problem.variables):
@@ -87,7 +87,7 @@ def pareto(problem: Problem, cost: str = "latency", limit: int = LIMIT) -> Front
             parents.append(merged[2])
             choices.append(merged[3])
             states[after] = _Points(merged[0], merged[1], count + np.arange(len(merged[0])))
-            count += len(merged[0])
+            count += states[after].cost.size
         trails.append((np.concatenate(parents), np.concatenate(choices)))
     front.points = [Point(c, problem.totals(c)) for c in _follow(_final(states), trails)]
     return front
