@@ -112,7 +112,7 @@ class Warm:
         forks.apart(lambda: self._quickly(made, noted))
         quick = noted.read_text(encoding="utf-8").splitlines() if noted.exists() else []
         noted.unlink(missing_ok=True)
-        for (line, code), fate in itertools.zip_longest(made, quick, fillvalue=_AGAIN):
+        for (line, code), fate in zip(made, itertools.chain(quick, itertools.repeat(_AGAIN)), strict=False):
             yield self.judge(code, line) if fate == _AGAIN else fate
 
     def _quickly(self, made: Sequence[tuple[int, str]], noted: Path) -> None:
