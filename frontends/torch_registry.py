@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 _READ: dict[Any, Any] = {}
+_ONE_AT_A_TIME = threading.RLock()  # what two threads put in one place could not be taken away in any order
 
 
 @contextlib.contextmanager
@@ -24,11 +26,10 @@ def kept() -> Iterator[None]:
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry as Registry
 
-        own, _ = vars(Registry)["from_torchlib"], Registry().functions
+        _ = vars(Registry)["from_torchlib"], Registry().functions
     except (ImportError, KeyError, AttributeError):
         yield
         return
-    read = Registry.from_torchlib
 
     def copied(*args: Any, **kwargs: Any) -> Any:
         key = (*args, *kwargs.items(), "torchvision" in sys.modules)  # whose operators are there once it is imported
@@ -38,8 +39,10 @@ def kept() -> Iterator[None]:
         found.functions = {target: list(known) for target, known in found.functions.items()}
         return found
 
-    Registry.from_torchlib = staticmethod(copied)
-    try:
-        yield
-    finally:
-        Registry.from_torchlib = own
+    with _ONE_AT_A_TIME:
+        own, read = vars(Registry)["from_torchlib"], Registry.from_torchlib
+        Registry.from_torchlib = staticmethod(copied)
+        try:
+            yield
+        finally:
+            Registry.from_torchlib = own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,26 @@ def test_what_torch_learns_later_is_found(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setitem(torch_registry.sys.modules, "torchvision", torch)
         Registry.from_torchlib()
     assert len(read) == 2
+
+
+def test_threads_that_overlap_leave_torchs_own_behind() -> None:
+    """The second begins before the first ends, and ends after it."""
+    own, inside, leave, last = vars(Registry)["from_torchlib"], threading.Event(), threading.Event(), threading.Event()
+
+    def export(entered: threading.Event, until: threading.Event) -> None:
+        with torch_registry.kept():
+            entered.set()
+            until.wait(10)
+
+    first = threading.Thread(target=export, args=(inside, leave))
+    first.start()
+    inside.wait(10)
+    begun = threading.Event()
+    second = threading.Thread(target=export, args=(begun, last))
+    second.start()
+    begun.wait(0.1)  # without a lock it is inside by now
+    leave.set()
+    first.join()
+    last.set()
+    second.join()
+    assert vars(Registry)["from_torchlib"] is own

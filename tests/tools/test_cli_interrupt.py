@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -45,7 +46,7 @@ PHASES = {
     "passes": "graphpress.passes.quantize.quantize:Quantize.run",
     "calibrate": "graphpress.observe.observers:Observer.range",
     "lower": "graphpress.backends.ort:lower",
-    "gate": "graphpress.job.job:compare",
+    "gate": "graphpress.job.job:compare_outputs",
     "prove": "graphpress.backends.ort:audit",
     "latency": "graphpress.job.latency:_once",
     "lock": "graphpress.job.bundle:_lock",
@@ -61,6 +62,14 @@ def snapshot(folder: Path) -> dict[str, str]:
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "folder"
         for p in folder.rglob("*")
     }
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Interrupts come through, also where the tests run in the background of a shell, which ignores them there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
