@@ -234,7 +234,7 @@ def test_a_failed_save_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(BadRequest, match="cannot be written .disk full."):
+    with pytest.raises(BadRequest, match=r"cannot be written \(disk full\)"):
         store.save("model", made.state())
     assert store.path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
