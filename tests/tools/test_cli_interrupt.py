@@ -55,6 +55,7 @@ PHASES = {
     "page": "graphpress.report.page:render",
     "publish": "graphpress.job.bundle:publish",
 }
+ALWAYS = ("data", "passes", "gate", "draft", "publish")  # before, amid and behind the work, and twice while writing
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -87,7 +88,9 @@ def compile_(out: str) -> list[str]:
     return ["compile", str(DEMO / "digits.onnx"), "--recipe", "w8a8", "--data", "d.npz", "--out", out]
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    "phase", [phase if phase in ALWAYS else pytest.param(phase, marks=pytest.mark.slow) for phase in PHASES]
+)
 def test_in_each_phase(here: Path, phase: str) -> None:
     before = snapshot(here)
     for out in ("out", "new/deep") if phase in ("draft", "page") else ("out",):

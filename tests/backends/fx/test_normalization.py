@@ -354,8 +354,10 @@ def test_a_seed_repeats_the_mask_and_none_does_not() -> None:
 
 
 @pytest.mark.parametrize(("op", "inputs", "options"), [
-    ("Softmax", (X,), {"opset": 11, "axis": 1}),
-    ("BatchNormalization", (X, *GIVEN), {"opset": 15, "training_mode": 1, "outputs": 3}),
+    pytest.param("Softmax", (X,), {"opset": 11, "axis": 1}, marks=pytest.mark.slow),
+    pytest.param(
+        "BatchNormalization", (X, *GIVEN), {"opset": 15, "training_mode": 1, "outputs": 3}, marks=pytest.mark.slow
+    ),
     ("GroupNormalization", (X, SCALE[:2], BIAS[:2]), {"opset": 18, "num_groups": 2}),
     ("LRN", (X,), {"size": 3}),
 ])  # fmt: skip

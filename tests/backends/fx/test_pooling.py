@@ -250,9 +250,15 @@ def test_no_regions() -> None:
 
 @pytest.mark.parametrize(("op", "options"), [
     ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER", "outputs": 2}),
-    ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1], "ceil_mode": 1}),
+    pytest.param(
+        "MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1], "ceil_mode": 1},
+        marks=pytest.mark.slow,
+    ),
     ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
-    ("AveragePool", {"kernel_shape": [3, 2], "dilations": [2, 2], "ceil_mode": 1}), ("GlobalLpPool", {}),
+    pytest.param(
+        "AveragePool", {"kernel_shape": [3, 2], "dilations": [2, 2], "ceil_mode": 1}, marks=pytest.mark.slow
+    ),
+    pytest.param("GlobalLpPool", {}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_symbolic_sizes(op: str, options: dict[str, Any]) -> None:
     x = torch.from_numpy(normal(2, 3, 9, 12))

@@ -44,8 +44,11 @@ def apart(given: list[Any], wanted: list[Any]) -> float:
     return worst
 
 
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if i % 2 and n not in QUICK else n for i, n in enumerate(STATIC)]
+)
 def test_float32(name: str) -> None:
+    """Every second kind of module; the others are among the slow tests."""
     _equal(name)
 
 

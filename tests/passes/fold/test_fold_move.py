@@ -242,7 +242,7 @@ def graphs(draw: st.DrawFn, grids: tuple[str, ...] = ("g", "h")) -> Drawn:
     return drawn
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(graphs())
 def test_random_graphs_mean_the_same_bit_for_bit(drawn: Drawn) -> None:
     before = drawn.model()
@@ -289,7 +289,7 @@ def _cost(drawn: Drawn, label: dict[int, str]) -> int:
     return cost
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(graphs())
 def test_the_conversions_are_the_fewest(drawn: Drawn) -> None:
     least = min(_cost(drawn, label) for label in _labels(drawn))

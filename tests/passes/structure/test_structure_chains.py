@@ -20,7 +20,7 @@ from tests.passes.structure import rule_cases as cases
 from tests.passes.structure.rule_cases import ANY, PERMUTE, ROTATE, SCALE, SIGN, SLICE, Sizes, ints
 
 EXACT = 1e-9  # of the largest output, in float64
-EXAMPLES = 12
+EXAMPLES = 4
 WEIGHTS = {"w": "6 {C}", "v": "{C} 5", "b": "{C}", "g": "{C}"}
 
 
