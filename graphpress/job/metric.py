@@ -55,10 +55,11 @@ def check_labels(labels: np.ndarray, model: ir.Model) -> None:
         what = f"holds {labels.dtype}, not whole numbers: {labels.reshape(-1)[:1].tolist()[0]!r} is no class"
         raise CalibrationError(what, where=_WHERE, fix="Give the number of the class of each sample, counted from 0.")
     shape = model.graph.outputs[0].shape if model.graph.outputs else None
-    sizes = tuple(shape)[1:] if shape is not None else ()
-    if not sizes or not all(isinstance(size, int) for size in sizes):
+    given = tuple(shape)[1:] if shape is not None else ()
+    sizes = [size for size in given if isinstance(size, int)]
+    if not sizes or len(sizes) < len(given):
         return
-    _, classes = _fit(labels, (len(labels), *(int(size) for size in sizes)))  # type: ignore[arg-type]
+    _, classes = _fit(labels, (len(labels), *sizes))
     if labels.max(initial=0) >= classes:
         sample = int(np.argwhere(labels >= classes)[0][0])
         what = f"holds {labels[labels >= classes][0]} at sample {sample}, the first output has {classes} classes"
