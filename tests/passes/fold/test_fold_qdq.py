@@ -221,8 +221,7 @@ def test_no_clipping_is_lost() -> None:
     assert "int8 over [-1.28, 1.27] to uint8 over [0, 5.1]" in report.skips[0].why
 
 
-def test_an_integer_bias_holds_on_to_its_scale() -> None:
-    before = parse("""
+GEMM = """
 g (float[1,4] x) => (float[1,4] h, float[1,2] y)
 <float s = {0.02}, uint8 z = {128}, float t = {0.03}, uint8 u = {128}, int8[2,4] w = {1,2,3,4,5,6,7,8},
  int32[2] b = {5, 6}, float sw = {0.01}, int8 zw = {0}, float sb = {0.0003}, int32 zb = {0}>
@@ -236,7 +235,11 @@ g (float[1,4] x) => (float[1,4] h, float[1,2] y)
     db = DequantizeLinear(b, sb, zb)
     y = Gemm<transB = 1>(d2, dw, db)
 }
-""")
+"""
+
+
+def test_an_integer_bias_holds_on_to_its_scale() -> None:
+    before = parse(GEMM)
     after, [report] = apply(before, ShareScales())
     assert ops(after) == ops(before)
     assert report.skips[0].why == "the integer bias behind it was made for its scale"

@@ -6,6 +6,7 @@ import pytest
 
 from graphpress.passes.fold.share_scales import ShareScales
 from tests.kit import apply, ops, parse
+from tests.passes.fold.test_fold_qdq import GEMM
 
 TWO = """
 g (float[1,2,4,4] x) => (float[1,2,4,4] y)
@@ -75,23 +76,6 @@ def test_a_scale_for_each_channel_is_shared_with_nobody() -> None:
     before = parse(text.replace("(h, s, z)", "<axis = 1>(h, s, z)").replace("(q1, s, z)", "<axis = 1>(q1, s, z)"))
     after, (report,) = apply(before, ShareScales())
     assert report.changed == 0 and ops(after) == ops(before)
-
-
-GEMM = """
-g (float[1,4] x) => (float[1,4] h, float[1,2] y)
-<float s = {0.02}, uint8 z = {128}, float t = {0.03}, uint8 u = {128}, int8[2,4] w = {1,2,3,4,5,6,7,8},
- int32[2] b = {5, 6}, float sw = {0.01}, int8 zw = {0}, float sb = {0.0003}, int32 zb = {0}>
-{
-    q1 = QuantizeLinear(x, s, z)
-    d1 = DequantizeLinear(q1, s, z)
-    h = Identity(d1)
-    q2 = QuantizeLinear(h, t, u)
-    d2 = DequantizeLinear(q2, t, u)
-    dw = DequantizeLinear(w, sw, zw)
-    db = DequantizeLinear(b, sb, zb)
-    y = Gemm<transB = 1>(d2, dw, db)
-}
-"""
 
 
 @pytest.mark.parametrize(
