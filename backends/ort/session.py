@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as capi
 
+from graphpress.backends.ort import masks
 from graphpress.errors import BadRequest, Unsupported, nearest
 from graphpress.runner import Arrays
 from graphpress.target import Target
@@ -168,6 +169,7 @@ def open_session(
 ) -> Session:
     """``execute`` with all options."""
     names, provider = _output_names(model, outputs), _provider(target, options.threads)
+    model = masks.readable(model)
     with _serialised(model, outputs and names) as (data, folder):
         native = options.to_ort()
         if folder:
