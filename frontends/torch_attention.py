@@ -63,7 +63,7 @@ def _unsqueezed(op: Any, x: Any, axes: int) -> Any:
 
 
 def _spread(op: Any, made: Sequence[Any], sizes: Sequence[list[Any]], grouped: bool) -> list[Any]:
-    """Queries, keys and values of one batch size and number of heads; Attention itself shares one key and value head."""
+    """Queries, keys and values of one batch size and number of heads; Attention itself shares a key and value head."""
     batch = next((s[0] for s in sizes if s[0] != 1), 1)
     heads = next((s[1] for s in sizes if s[1] != 1), 1)
     shared = grouped or sizes[1][1] == sizes[2][1] == 1
@@ -123,4 +123,6 @@ def _causal(op: Any, q: Any, k: Any) -> Any:
     """Which keys each query sees: as many as queries came before it, and one."""
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     rows, columns = (op.Squeeze(_length(op, x, x.shape[-2])) for x in (q, k))
-    return op.LessOrEqual(op.Range(zero, columns, one), op.Unsqueeze(op.Range(zero, rows, one), op.Constant(value_ints=[1])))
+    return op.LessOrEqual(
+        op.Range(zero, columns, one), op.Unsqueeze(op.Range(zero, rows, one), op.Constant(value_ints=[1]))
+    )

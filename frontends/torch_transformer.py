@@ -1,7 +1,7 @@
 """torch's own transformer modules, traced to what they compute in evaluation mode without gradients.
 
-Their fast path is one operator for a whole layer, which ONNX lacks, and they look at the values of a mask: whether it is
-causal, which only says that a faster kernel would do, and whether its padding is at the end, where it is.
+Their fast path is one operator for a whole layer, which ONNX lacks, and they look at the values of a mask: whether it
+is causal, which only says that a faster kernel would do, and whether its padding is at the end of each row.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def _hook(torch: Any, encoder: Any, stack: contextlib.ExitStack) -> None:
     """Let an encoder put zeros where its nested tensors would: before its last norm."""
     kept: list[Any] = []
 
-    def look(
-        part: Any, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
-    ) -> None:
+    def look(part: Any, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None) -> None:
         kept[:] = []
         padded = src_key_padding_mask
         if part.use_nested_tensor and not part.training and src.dim() == 3 and mask is None and padded is not None:
