@@ -35,7 +35,7 @@ def mutants(code: str) -> list[Mutant]:
     """Every mutant that means something else, in order of lines.
 
     Left out, as no test of numbers could or should see them: annotations, decorators, imports, assertions (``strict``
-    of zip is one), and the arguments of what is raised (an error's wording). Neither could they tell -1 from another
+    of zip is one), what is for types alone, and the arguments of what is raised (an error's wording). Neither could they tell -1 from another
     negative size in reshape, and that an option's default is 128, not 127, is a choice.
     """
     quiet = list(_quiet(code))
@@ -109,6 +109,8 @@ def _left_out(node: ast.AST) -> Sequence[ast.expr | ast.stmt]:
             return [node]
         case ast.Raise(exc=ast.Call(args=args, keywords=keywords)):
             return [*args, *(k.value for k in keywords)]
+        case ast.If(test=ast.Name("TYPE_CHECKING") as test):
+            return [test]
         case ast.Call(func=ast.Name("zip"), keywords=keywords):
             return [k.value for k in keywords]
         case ast.Call(func=ast.Attribute(attr="reshape"), args=args):
