@@ -38,7 +38,14 @@ def factor(order: int, power: bool, seed: int = 0) -> np.ndarray:
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(order, order)))[0]
 
 
-CASES = [(4, 8, True, True), (3, 5, False, False), (8, 3, True, False), (1, 6, True, False), (2, 2, True, True), (5, 1, False, True)]
+CASES = [
+    (4, 8, True, True),
+    (3, 5, False, False),
+    (8, 3, True, False),
+    (1, 6, True, False),
+    (2, 2, True, True),
+    (5, 1, False, True),
+]
 
 
 @pytest.mark.parametrize(("a", "b", "left_fast", "right_fast"), CASES)
