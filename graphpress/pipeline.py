@@ -86,6 +86,7 @@ class Pipeline:
         work = model.clone() if isinstance(model, ir.Model) else catalog.reader(model)(model)
         verify.check(work)
         self._check_order(stage_of(work))
+        self._check_ahead(ctx)
         oracle = _Oracle(ctx, self.check_numbers)
         reports = []
         for i, step in enumerate(ctx.progress(self.passes, "passes", len(self.passes))):
@@ -133,6 +134,12 @@ class Pipeline:
                     fix="Put it " + ("before quantization." if step.needs[0] is Stage.FLOAT else "after quantize."),
                 )
             stage = step.gives or stage
+
+    def _check_ahead(self, ctx: Context) -> None:
+        for step in self.passes:
+            step.check(ctx)
+            if step.hands:  # those after it see another context
+                return
 
     def _explain(self, error: GraphpressError, index: int, before: ir.Model | None) -> None:
         names = [p.name for p in self.passes]
