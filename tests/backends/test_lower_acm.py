@@ -11,12 +11,15 @@ import pytest
 
 from graphpress.backends import reference
 from graphpress.backends.ort import lower, session
+from graphpress.backends.ort.emit import Shared
+from graphpress.backends.ort.rules import lower_acm
 from graphpress.graph import edit
 from graphpress.ops.acm_price import EVERY
 from graphpress.passes.acm.quantize_learners import QuantizeLearners
 from graphpress.passes.fold.fold_weights import FoldWeights
 from graphpress.target import Target
 from tests import kit
+from tests.passes import acm_models
 from tests.passes.acm_models import ACTS, LEARNERS, acm_node, by_definition, feeds, op_model, tokens
 
 TARGET = Target.load("ort-cpu")
@@ -170,3 +173,24 @@ def test_biases_of_zeros_are_not_added() -> None:
     added = [[n.op_type for n in lowered(m).graph].count("Add") for m in (model, bare)]
     assert added[0] == added[1] + LEARNERS + 1
     assert not left(bare)
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_one_learner_alone(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acm_models, "LEARNERS", 1)
+    assert not left(op_model("relu", 0, least))
+
+
+def test_learners_that_every_token_takes_are_added_whole() -> None:
+    kinds = [n.op_type for n in lowered(op_model("relu", 0, LEARNERS)).graph]
+    assert "Slice" not in kinds and kinds.count("Concat") == 1  # of the shape
+
+
+def test_constants_of_up_to_eight_elements_are_shared() -> None:
+    model = op_model()
+    node, shared = acm_node(model), Shared()
+    one, two = (lower_acm._Emitter(node, model.graph, [], TARGET, shared) for _ in range(2))
+    small, large = np.arange(8.0), np.arange(9.0)
+    assert one.const(small, "a") is two.const(small.copy(), "b")
+    assert one.const(small, "a") is not one.const(small.astype(np.float32), "a")
+    assert one.const(large, "c") is not two.const(large, "c")
