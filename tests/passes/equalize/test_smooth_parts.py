@@ -127,6 +127,16 @@ def test_factors_are_those_of_the_loudest_of_all_readers() -> None:
     assert report.changed == 1 and report.metrics == {"places with alpha 0.25": 1.0} and not report.skips
 
 
+def test_what_a_convolution_reads_too_is_a_skip_for_all_its_readers() -> None:
+    text = """g (float[N, 4, 5, 5] x, float[4, 5, 5] s, float[6, 4, 1, 1] w, float[5, 3] v) =>
+        (float[N, 6, 5, 5] y, float[N, 4, 5, 3] z) { n = Mul(x, s) [one] y = Conv(n, w) [two] z = MatMul(n, v) }"""
+    weights = {"s": normal(4, 5, 5), "w": normal(6, 4, 1, 1), "v": normal(5, 3)}
+    _, (report,) = kit.apply(model(text, weights), Smooth(alpha=0.5), ctx=context({"x": normal(4, 4, 5, 5)}, None))
+    whys = {s.where: s.why for s in report.skips}
+    assert report.changed == 0 and whys.keys() == {"one", "two"}
+    assert set(whys.values()) == {"channels of a convolution do not stand on the last axis"}
+
+
 def test_places_of_one_choice_are_counted_together() -> None:
     text = """<ir_version: 11, opset_import: ["" : 23]>
     g (float[N, 8] x, float[8] s, float[8, 8] a, float[8, 4] b) => (float[N, 4] y) {
