@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from graphpress.context import Context
+from graphpress.keys import SCOPE
 from graphpress.passes.fold.cancel_qdq import CancelQdq
 from graphpress.passes.fold.conversions import conversions
 from graphpress.passes.fold.min_cut import Network
@@ -217,6 +218,41 @@ def test_a_split_goes_to_integers_where_integer_kernels_read_its_parts(
     assert report.changed == moved
     assert report.metrics == {"conversions before": before, "conversions after": after}
     assert_same_outputs(model, made)
+
+
+PARTS = f"""
+g (float[3,4] x) => (OUT) <{GRID}> {{
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    k, l, m = Split<axis = 0, num_outputs = 3>(d)
+    BODY
+}}
+"""
+
+
+def test_of_choices_that_cost_the_same_the_one_with_most_operators_on_integers() -> None:
+    """One DQ before the Split and one Q behind it, or two DQ behind it: a Q and a DQ count alike."""
+    body = "a = Neg(k) b = Neg(l) c = QuantizeLinear(m, s, z)"
+    before = parse(PARTS.replace("OUT", "float[1,4] a, float[1,4] b, uint8[1,4] c").replace("BODY", body))
+    after, [report] = apply(before, MoveQdq())
+    assert report.changed == 1 and report.metrics == {"conversions before": 3, "conversions after": 3}
+    assert ops(after)[:2] == ["QuantizeLinear", "Split"]
+    assert_same_outputs(before, after)
+
+
+def test_no_conversion_is_left_behind_what_nobody_reads() -> None:
+    before = parse(PARTS.replace("OUT", "uint8[1,4] c").replace("BODY", "c = QuantizeLinear(k, s, z)"))
+    after, _ = apply(before, MoveQdq())
+    assert ops(after) == ["QuantizeLinear", "Split"]
+
+
+def test_a_clip_stands_where_the_relu_stood_in_the_users_code() -> None:
+    before = parse(f"g (float[4] x) => (uint8[4] y) <{GRID}> {{ r = Relu(x) y = QuantizeLinear(r, s, z) }}")
+    before.graph.node(0).metadata_props[SCOPE] = "block.act"
+    after, _ = apply(before, MoveQdq())
+    assert [(n.op_type, n.metadata_props.get(SCOPE)) for n in after.graph] == [
+        ("QuantizeLinear", None), ("Clip", "block.act"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("op", ["Transpose", "Relu"])
