@@ -80,13 +80,22 @@ class Pass(ABC):
 
     The contract: a valid graph in, a valid graph out, anything allowed in between. The pipeline clones, verifies,
     checks numbers and times; a pass does none of that. ``needs`` lists the stages it accepts, ``gives`` is the stage
-    after it (None: unchanged).
+    after it (None: unchanged), ``hands`` says whether it may put something into its report's ``handed``.
     """
 
     name: ClassVar[str]
     numerics: ClassVar[Numerics] = Numerics.EXACT
     needs: ClassVar[tuple[Stage, ...]] = (Stage.FLOAT, Stage.QDQ)
     gives: ClassVar[Stage | None] = None
+    hands: ClassVar[bool] = False
+
+    def check(self, ctx: Context) -> None:
+        """Refuse what cannot be met whatever the graph is. The pipeline asks every pass before it runs the first.
+
+        Raises:
+            BadRequest: Such as data or a metric that nobody gave: hours earlier than ``run`` would say so.
+        """
+        return
 
     @abstractmethod
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:

@@ -19,7 +19,7 @@ from graphpress.borrowed import Step, as_pass
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, PassError, VerifyError
-from graphpress.graph import edit, quantized, text, verify
+from graphpress.graph import edit, names, quantized, text, verify
 from graphpress.keys import BY, STAGE
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
@@ -84,8 +84,10 @@ class Pipeline:
             reads = (name for step in self.passes if isinstance(step, Pass) for name in step.reads)
             ctx = replace(ctx, data=ctx.data.allow(reads))
         work = model.clone() if isinstance(model, ir.Model) else catalog.reader(model)(model)
+        names.unique_values(work)  # two branches of an If may use one name
         verify.check(work)
         self._check_order(stage_of(work))
+        self._check_ahead(ctx)
         oracle = _Oracle(ctx, self.check_numbers)
         reports = []
         for i, step in enumerate(ctx.progress(self.passes, "passes", len(self.passes))):
@@ -133,6 +135,12 @@ class Pipeline:
                     fix="Put it " + ("before quantization." if step.needs[0] is Stage.FLOAT else "after quantize."),
                 )
             stage = step.gives or stage
+
+    def _check_ahead(self, ctx: Context) -> None:
+        for step in self.passes:
+            step.check(ctx)
+            if step.hands:  # those after it see another context
+                return
 
     def _explain(self, error: GraphpressError, index: int, before: ir.Model | None) -> None:
         names = [p.name for p in self.passes]

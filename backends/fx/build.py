@@ -15,6 +15,7 @@ from graphpress.backends.fx.options import Kernels, Options
 from graphpress.backends.fx.values import identifier
 from graphpress.errors import BadRequest, nearest
 from graphpress.graph import edit
+from graphpress.graph.inline import inline
 from graphpress.keys import PARAMETERS, UNUSED
 from graphpress.ops import packing
 from graphpress.ops.base import DOMAIN
@@ -101,11 +102,7 @@ def _prepared(model: ir.Model) -> ir.Model:
     if inlined and _sorted(model.graph) and _typed(model.graph):
         return model
     model = model.clone()
-    kept = {i: f for i, f in model.functions.items() if f.domain == DOMAIN}
-    for key in kept:
-        del model.functions[key]
-    common.InlinePass()(model)
-    model.functions.update(kept)
+    inline(model, lambda f: f.domain != DOMAIN)
     model.graph.sort()
     if not _typed(model.graph):  # an unsigned type that torch holds in a wider one has functions of its own
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)

@@ -32,19 +32,19 @@ class _Checker:
         self.functions = set(model.functions)
 
     def run(self) -> None:
-        self.scope(self.model.graph, {}, ())
+        self.scope(self.model.graph, {})
         for function in self.model.functions.values():
             self.domains = set(self.model.opset_imports) | set(function.opset_imports)
             self.node_names = {}
-            self.scope(function.graph, {}, ())  # its nodes call the graph inside their own
+            self.scope(function.graph, {})  # its nodes call the graph inside their own
 
-    def scope(self, graph: edit.Scope, outer: dict[str, ir.Value], path: tuple[str, ...]) -> None:
+    def scope(self, graph: edit.Scope, outer: dict[str, ir.Value]) -> None:
         defined: dict[str, ir.Value] = dict(outer)
         visible = _visible(defined)
         for value in self.starts(graph):
             self.define(value, defined, visible, None)
         for node in graph:
-            self.node(node, graph, defined, visible, path)
+            self.node(node, graph, defined, visible)
         for output in graph.outputs:
             if id(output) not in visible:
                 self.fail(f"output {output.name!r} of graph {graph.name!r} is produced by no node of it", None)
@@ -70,9 +70,7 @@ class _Checker:
         defined[value.name] = value
         visible.add(id(value))
 
-    def node(
-        self, node: ir.Node, graph: edit.Scope, defined: dict[str, ir.Value], visible: set[int], path: tuple[str, ...]
-    ) -> None:
+    def node(self, node: ir.Node, graph: edit.Scope, defined: dict[str, ir.Value], visible: set[int]) -> None:
         if node.graph is not (graph.graph if isinstance(graph, ir.Function) else graph):
             self.fail("the node says that it belongs to another graph", node)
         if not node.name or self.node_names.setdefault(node.name, node) is not node:
@@ -83,7 +81,7 @@ class _Checker:
             if value is not None and id(value) not in visible:
                 self.fail(f"input {i} ({value.name!r}) is not defined before it in its scope", node)
         for body in edit.subgraphs(node):
-            self.scope(body, defined, (*path, node.name or ""))
+            self.scope(body, defined)
         if node.domain == "graphpress":
             self.dialect(node)
         if (why := pattern.broken(node)) is not None:

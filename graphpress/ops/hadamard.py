@@ -51,9 +51,9 @@ def sylvester(order: int) -> np.ndarray:
 
 def is_sylvester(factor: np.ndarray) -> bool:
     """Whether a factor [n, n] is a positive multiple of the Sylvester matrix of its order."""
-    n = len(factor)
-    power = n & (n - 1) == 0 and factor.shape == (n, n) and factor[0, 0] > 0
-    return bool(power and np.array_equal(factor, factor[0, 0] * sylvester(n).astype(factor.dtype)))
+    n, scale = len(factor), factor.max()
+    power = n & (n - 1) == 0 and factor.shape == (n, n) and scale > 0
+    return bool(power and np.array_equal(factor, scale * sylvester(n).astype(factor.dtype)))
 
 
 def _verify(node: ir.Node) -> None:

@@ -99,7 +99,7 @@ class _Program:
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         if not self.problem.variables:
-            return self._answer(np.zeros(0), budgets)
+            return self._answer(np.zeros(0))
         cost = self._costs(objective)
         scale = np.abs(cost).max() or 1.0
         rules = [LinearConstraint(self._ones(), 1, 1), *self._links()]
@@ -113,9 +113,9 @@ class _Program:
             integrality=np.concatenate([np.ones(self.binaries), np.zeros(self.width - self.binaries)]),
             bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": 0.0},
         )  # fmt: skip
-        return None if found.x is None else self._answer(found.x, budgets)
+        return None if found.x is None else self._answer(found.x)
 
-    def _answer(self, x: np.ndarray, budgets: Mapping[str, float]) -> Answer:
+    def _answer(self, x: np.ndarray) -> Answer:
         chosen = tuple(int(np.argmax(x[a:b])) for a, b in zip(self.starts, self.starts[1:], strict=False))
         return Answer(chosen, self.problem.totals(chosen))
 

@@ -42,7 +42,7 @@ class MoveQdq(Pass):
         integer = integer_ops(ctx)
         flow = GridFlow(model, integer, wide=wide_moves(ctx))
         report.metrics["conversions before"] = len(conversions(model, integer))
-        domains = _Domains(flow)
+        domains = _Domains(flow, model)
         integers = domains.integers()
         mover = _Mover(flow)
         for node, grid in domains.free.items():
@@ -56,17 +56,18 @@ class MoveQdq(Pass):
 class _Domains:
     """Which of the operators that may run on integers should, given the fixed sides of everything around them."""
 
-    def __init__(self, flow: GridFlow) -> None:
+    def __init__(self, flow: GridFlow, model: ir.Model) -> None:
         self.flow = flow
-        moves = [node for node in flow.moves if node not in flow.fused]
+        # A function has no initializers: its scales are nodes, which a Q that goes up would leave behind.
+        functions = {node for function in model.functions.values() for node in function.all_nodes()}
+        moves = [node for node in flow.moves if node not in flow.fused and node not in functions]
         grids = {node: flow.through.get(node) or flow.on.get(node.outputs[0]) for node in moves}
-        self.free: dict[ir.Node, Grid] = {n: g for n, g in grids.items() if g is not None and _writable(n, flow)}
+        self.free: dict[ir.Node, Grid] = {node: grid for node, grid in grids.items() if grid is not None}
 
     def integers(self) -> set[ir.Node]:
         self.network = Network(INTEGERS, FLOATS)
         for value, grid in self._places():
-            self._quantize_term(value, grid)
-            self._dequantize_term(value, grid)
+            self._terms(value, grid)
         return set(self.free) - self.network.sink_side()
 
     def _places(self) -> set[tuple[ir.Value, Grid]]:
@@ -79,27 +80,17 @@ class _Domains:
                     places.add((value, self.flow.on.get(value, grid)))
         return places
 
-    def _quantize_term(self, value: ir.Value, grid: Grid) -> None:
-        """One conversion if the value is made as floats and some reader wants it as integers of this grid."""
-        maker = self._maker(value, grid)
-        readers = [r for r in self._readers(value, grid) if r != FLOATS]
-        if maker == INTEGERS or not readers:
-            return
-        want = ("Q", value, grid)
-        self.network.arc(want, maker, 1)
-        for reader in readers:
-            self.network.arc(reader, want)
+    def _terms(self, value: ir.Value, grid: Grid) -> None:
+        """One conversion if the value is made as floats and some reader wants it as integers of this grid.
 
-    def _dequantize_term(self, value: ir.Value, grid: Grid) -> None:
-        """One conversion if the value is made as integers and some reader wants floats; not allowed off the grid."""
-        maker = self._maker(value, grid)
-        readers = [r for r in self._readers(value, grid) if r != INTEGERS]
-        if maker == FLOATS or not readers:
-            return
-        want = ("DQ", value, grid)
-        self.network.arc(maker, want, 1 if self.flow.on.get(value) == grid else FOREVER)
-        for reader in readers:
-            self.network.arc(want, reader)
+        And one if it is made as integers and some reader wants floats; not allowed off the grid.
+        """
+        maker, quantized, plain = self._maker(value, grid), ("Q", value, grid), ("DQ", value, grid)
+        self.network.arc(quantized, maker, 1)
+        self.network.arc(maker, plain, 1 if self.flow.on.get(value) == grid else FOREVER)
+        for reader in self._readers(value, grid):
+            self.network.arc(reader, quantized)
+            self.network.arc(plain, reader)
 
     def _maker(self, value: ir.Value, grid: Grid) -> ir.Node | str:
         node = value.producer()
@@ -130,11 +121,6 @@ class _Domains:
         if not computed or not all(v in self.flow.on or is_dequantize(v.producer()) for v in computed):
             return False
         return self.flow.integer[node.op_type] == "optional" or all(self.flow.wanted(out) for out in node.outputs)
-
-
-def _writable(node: ir.Node, flow: GridFlow) -> bool:
-    """Whether bounds and fill values can be written as integers: a function has no initializers."""
-    return isinstance(node.graph, ir.Graph) or not flow.moves[node].literals
 
 
 class _Mover:

@@ -127,8 +127,6 @@ def _swap(work: np.ndarray, stripes: np.ndarray, n: int) -> np.ndarray:
     floor = _GAIN * scores.sum()
     table = _table(work, stripes, np.arange(count), n)  # [stripe, slot, incoming column]
     for _ in range(_SWAPS * count):
-        where = np.empty(count * m, int)
-        where[stripes.reshape(-1)] = np.arange(count * m)
         flat = table.reshape(count * m, -1)[:, stripes.reshape(-1)]  # by place: out of here, in from there
         own = np.repeat(scores, m)
         gain = flat + flat.T - own[:, None] - own[None, :]

@@ -25,7 +25,7 @@ def step(x: Any) -> float | None:
         return None
     top = float(xp.max(xp.abs(flat)))
     levels = xp.sort(xp.unique_values(xp.abs(flat[:: max(1, flat.shape[0] // _SAMPLE)])))
-    if not 4 <= levels.shape[0] <= _LEVELS or top == 0:
+    if not 4 <= levels.shape[0] <= _LEVELS:
         return None
     gaps = levels - xp.concat([xp.zeros_like(levels[:1]), levels[:-1]])
     gaps = gaps[gaps > top / (2 * _LEVELS)]

@@ -71,7 +71,7 @@ def solve(
     diagonal = xp.linalg.diagonal(u)
     for start in range(0, size, block):
         end = min(start + block, size)
-        lost = xp.zeros((w.shape[0], end - start), dtype=xp.float64, device=device(w))
+        lost = xp.empty((w.shape[0], end - start), dtype=xp.float64, device=device(w))
         for j in range(start, end):
             project.enter(w[:, j:end], j, diagonal[j:end])
             settled = project(w[:, j], j)
@@ -102,7 +102,7 @@ def factor(hessian: Array, damping: float) -> Array:
     h = xp.astype(hessian, xp.float64, copy=True)
     if not bool(xp.all(xp.isfinite(h))):
         raise BadRequest("the moments of the input hold NaN or infinity", where="hessian")
-    diagonal = xp.asarray(xp.linalg.diagonal(h), copy=True)
+    diagonal = xp.linalg.diagonal(h)
     dead = diagonal == 0
     h[dead, :] = 0
     h[:, dead] = 0

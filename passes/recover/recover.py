@@ -14,7 +14,7 @@ import onnx_ir as ir
 from graphpress import catalog
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
-from graphpress.errors import BadRequest, nearest
+from graphpress.errors import BadRequest, GraphpressError, nearest
 from graphpress.observe import checkpoint
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.recover.engine import blockwise, end_to_end, parameters
@@ -114,6 +114,7 @@ class Recover(Pass):
             raise _wrong("held_back", f"{self.held_back} is not between 0 and 1")
         self._settings(32, 0)
         method = self._method()
+        method.check(self._settings(32, 0))
         Selection(decay=self.ema)
         selected(method, self._name, self.select)
         if self.losses and not method.compares:
@@ -136,6 +137,12 @@ class Recover(Pass):
     def reads(self) -> tuple[str, ...]:
         method = self._method()
         return (*method.reads, *(self._loss().reads if method.compares else ()))
+
+    def check(self, ctx: Context) -> None:
+        self._data(ctx)
+        self._selection(self._method(), ctx)
+        if self.teacher is not None:
+            _load(self.teacher)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         """Train, and write what was learned into the initializers.
@@ -163,8 +170,7 @@ class Recover(Pass):
     def _recovery(self, model: ir.Model, ctx: Context, report: PassReport) -> Recovery:
         method, found = self._method(), parameters.trainable_of(model)
         names = self._names(found, report)
-        data = ctx.need("data", "recover", "training needs calibration data")
-        data = data.allow(self.reads).bind(model).take(self.samples, ctx.seed)
+        data = self._data(ctx).bind(model).take(self.samples, ctx.seed)
         teacher = self._teacher(model, ctx)
         rest, held = split(data, self.held_back, ctx.seed)
         loss = self._loss() if method.compares else None
@@ -185,6 +191,9 @@ class Recover(Pass):
         )  # fmt: skip
         recovery.store = self._store(model, teacher, data, ctx)
         return recovery
+
+    def _data(self, ctx: Context) -> CalibrationData:
+        return ctx.need("data", "recover", "training needs calibration data").allow(self.reads)
 
     def _selection(self, method: Method, ctx: Context) -> Selection:
         chosen = selected(method, self._name, self.select)
@@ -285,8 +294,8 @@ class Recover(Pass):
 
 def _load(path: str) -> ir.Model:
     try:
-        return ir.load(path)
-    except Exception as e:  # whatever the reader makes of a file that is no model
+        return catalog.reader(path)(path)
+    except GraphpressError as e:
         where = f"recover: option 'teacher' {path!r}"
         raise BadRequest(f"is no readable model: {e}", where=where, fix="Give a whole .onnx file.") from e
 

@@ -7,6 +7,8 @@ A Hadamard matrix of order n has entries +-1 and orthogonal rows: H H^T = n I. O
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from graphpress.passes.rotate.galois import jacobsthal, prime_power
 @functools.cache
 def exists(order: int) -> bool:
     """Whether ``hadamard(order)`` gives a matrix."""
-    return order >= 1 and _recipe(order) is not None
+    return _recipe(order) is not None
 
 
 @functools.cache
@@ -26,8 +28,10 @@ def hadamard(order: int) -> np.ndarray:
     """A Hadamard matrix [order, order] of +-1 (float64, not to be written to).
 
     Raises:
-        BadRequest: None is known here; names the nearest orders that are.
+        BadRequest: None is known here; names the nearest orders that are. An order below 1.
     """
+    if order < 1:
+        raise BadRequest(f"the order of a Hadamard matrix is at least 1, not {order}", where="rotation")
     recipe = _recipe(order)
     if recipe is None:
         raise BadRequest(f"no Hadamard matrix of order {order} is known here", where="rotation", fix=_nearest(order))
@@ -43,7 +47,7 @@ def order_factors(order: int) -> tuple[int, int]:
     Raises:
         BadRequest: The order is not known.
     """
-    pairs = [(a, order // a) for a in range(1, int(order**0.5) + 1) if order % a == 0]
+    pairs = [(a, order // a) for a in range(1, math.isqrt(order) + 1) if order % a == 0]
     known = [pair for pair in pairs if exists(pair[0]) and exists(pair[1])]
     if not known:
         hadamard(order)  # raises
@@ -58,16 +62,18 @@ def largest_order(size: int) -> int:
 @functools.cache
 def _recipe(order: int) -> tuple[str, int] | None:
     """How to build the matrix; a Kronecker product with its left factor."""
+    if order < 1:
+        return None
     if order & (order - 1) == 0:
         return "sylvester", order
     if order % 4:
         return None
-    if order % 4 == 0 and prime_power(order - 1) and (order - 1) % 4 == 3:
+    if prime_power(order - 1) and (order - 1) % 4 == 3:
         return "paley I", order
     half = order // 2 - 1
     if prime_power(half) and half % 4 == 1:
         return "paley II", order
-    divisors = (d for d in range(2, order // 2 + 1) if order % d == 0)
+    divisors = (d for d in range(2, order) if order % d == 0)
     left = next((d for d in divisors if _recipe(d) is not None and _recipe(order // d) is not None), None)
     return None if left is None else ("kronecker", left)
 
@@ -95,6 +101,5 @@ def _frozen(matrix: np.ndarray) -> np.ndarray:
 
 
 def _nearest(order: int) -> str:
-    below = next((n for n in range(order - 1, 0, -1) if exists(n)), 1)
-    above = next(n for n in range(order + 1, 2 * order + 4) if exists(n))
+    below, above = (next(n for n in itertools.count(order, step) if exists(n)) for step in (-1, 1))
     return f"The nearest orders are {below} and {above}; kind: block takes blocks of {largest_order(order)}."

@@ -274,6 +274,43 @@ def test_a_reproducer_goes_into_a_folder_that_need_not_be_there_and_the_note_say
     assert any(str(folder / "before.onnx") in note for note in e.value.__notes__)
 
 
+def test_a_folder_of_reproducers_may_be_there_already(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(PassError, match="declared exact"):
+            Pipeline([Scale(2.0)], dump=tmp_path / "dump").run(kit.parse(MODEL), context())
+
+
+@pytest.mark.parametrize("hands", [False, True])
+def test_what_cannot_be_is_refused_ahead_but_for_what_follows_a_pass_that_hands_on(hands: bool) -> None:
+    ran = []
+
+    @dataclass(frozen=True)
+    class First(LossyScale):
+        name: ClassVar[str] = "first"
+
+        def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+            ran.append(self.name)
+
+    First.hands = hands  # type: ignore[misc]
+
+    @dataclass(frozen=True)
+    class Refuses(LossyScale):
+        name: ClassVar[str] = "refuses"
+
+        def check(self, ctx: Context) -> None:
+            raise BadRequest("cannot be")
+
+    for steps in ([Refuses(), First()], [Scale(), Refuses()]):
+        with pytest.raises(BadRequest, match="cannot be"):
+            Pipeline(steps).run(kit.parse(MODEL))
+    if hands:
+        Pipeline([First(), Refuses()]).run(kit.parse(MODEL))
+    else:
+        with pytest.raises(BadRequest, match="cannot be"):
+            Pipeline([First(), Refuses()]).run(kit.parse(MODEL))
+    assert ran == (["first"] if hands else [])
+
+
 def test_the_probe_is_one_sample() -> None:
     fed = []
 

@@ -70,6 +70,14 @@ class Odd(gp.Pass):
     def run(self, model, ctx, report): ...
 
 
+@dataclass(frozen=True)
+class Wordy(gp.Pass):
+    name = "wordy"
+
+    def run(self, model, ctx, report):
+        raise ValueError("first\\n  second")
+
+
 class Inner:
     Swap = Swap
 
@@ -98,6 +106,7 @@ BROKEN = {
         "\nimport no_such_package_at_all\n",
         "lacks.py:2: ModuleNotFoundError: No module named 'no_such_package",
     ),
+    "wordy.py": ("raise ValueError('first\\n  second\\n')\n", "wordy.py:1: ValueError: first second"),
     "leaves.py": ("import sys\nsys.exit(3)\n", "leaves.py:2: SystemExit: 3"),
 }
 
@@ -160,6 +169,13 @@ def test_what_is_wrong_is_said_in_one_line(here: Path, capsys: pytest.CaptureFix
     assert err.startswith(f"graphpress: pass '{passes.partition('{')[0]}': ")
     assert WRONG[passes] in err
     assert not Path("out.onnx").exists()
+
+
+def test_several_lines_of_what_it_raises_become_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["opt", "m.onnx", "-p", "own_passes:Wordy", "--out", "out.onnx"]
+    assert guarded(lambda: app(command, standalone_mode=False)) == 2
+    expected = "graphpress: pass 'wordy': ValueError: first second. This is a bug of the pass.\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_in_a_recipe_and_back_from_its_dump(here: Path) -> None:

@@ -36,7 +36,6 @@ class Formula:
         without: Words in the names of tests that are left out: they measure time, or take too much of it.
         planted: Mutants made by hand: (text as it is, text as it becomes). They must be killed.
         survivors: The mutants that are known to live.
-        earlier: What an earlier run found, where the last has not judged the file.
     """
 
     file: str
@@ -44,7 +43,6 @@ class Formula:
     without: list[str] = field(default_factory=list)
     planted: list[tuple[str, str]] = field(default_factory=list)
     survivors: list[Survivor] = field(default_factory=list)
-    earlier: str = ""
 
     @property
     def selection(self) -> list[str]:
@@ -77,7 +75,6 @@ def load(root: Path) -> list[Formula]:
             entry.get("without", []),
             [(p["old"], p["new"]) for p in entry.get("planted", [])],
             [Survivor(**s) for s in entry.get("survivors", [])],
-            entry.get("earlier", ""),
         )
         for entry in entries
     ]

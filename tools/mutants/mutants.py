@@ -35,8 +35,9 @@ def mutants(code: str) -> list[Mutant]:
     """Every mutant that means something else, in order of lines.
 
     Left out, as no test of numbers could or should see them: annotations, decorators, imports, assertions (``strict``
-    of zip is one), and the arguments of what is raised (an error's wording). Neither could they tell -1 from another
-    negative size in reshape, and that an option's default is 128, not 127, is a choice.
+    of zip is one), the ``*`` before what is keyword only, what is there for types alone, and the arguments of what is
+    raised (an error's wording). Neither could they tell -1 from another negative size in reshape, and that an option's
+    default is 128, not 127, is a choice.
     """
     quiet = list(_quiet(code))
     seen = {code}
@@ -48,7 +49,7 @@ def mutants(code: str) -> list[Mutant]:
             seen.add(made)
             mutant = describe(type(operator).__name__, code, made)
             position = _first_difference(code, made)
-            if not any(start <= position < end for start, end in quiet):
+            if not code.startswith("*,", position) and not any(start <= position < end for start, end in quiet):
                 found.append(mutant)
     return sorted(found, key=lambda m: (m.line, m.kind, m.new))
 
@@ -109,10 +110,13 @@ def _left_out(node: ast.AST) -> Sequence[ast.expr | ast.stmt]:
             return [node]
         case ast.Raise(exc=ast.Call(args=args, keywords=keywords)):
             return [*args, *(k.value for k in keywords)]
+        case ast.If(test=ast.Name("TYPE_CHECKING") as test):
+            return [test]
         case ast.Call(func=ast.Name("zip"), keywords=keywords):
             return [k.value for k in keywords]
         case ast.Call(func=ast.Attribute(attr="reshape"), args=args):
-            return [a for a in args if isinstance(a, ast.UnaryOp)]
+            sizes = [size for a in args for size in (a.elts if isinstance(a, ast.Tuple) else [a])]
+            return [size for size in sizes if isinstance(size, ast.UnaryOp)]
         case ast.FunctionDef(returns=returns, decorator_list=decorators):
             return [*decorators, *filter(None, [returns])]
         case ast.ClassDef(body=body, decorator_list=decorators):

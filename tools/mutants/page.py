@@ -35,9 +35,7 @@ def write(root: Path, formulas: Sequence[Formula], out: Path) -> None:
     for formula in sorted(formulas, key=lambda f: f.file):
         found = out / f"{formula.file.replace('/', '.')}.json"
         if not found.exists():
-            rows.append(
-                f"| {formula.file} | | {'earlier' if formula.earlier else 'not judged'} | {formula.earlier} | |"
-            )
+            rows.append(f"| {formula.file} | | not judged | | |")
             continue
         told = json.loads(found.read_text(encoding="utf-8"))
         living = [m for m in told["mutants"] if m["fate"] in ("alive", "never run")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
@@ -57,11 +58,19 @@ class Watch:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        self._forget()
         began, self.lines = time.monotonic(), set()
         sys.settrace(self._enter)  # a test may have taken it away
         done = yield
         self.tests[item.nodeid] = time.monotonic() - began, sorted(self.lines)
         return done
+
+    def _forget(self) -> None:
+        """Empty the caches of the file's functions: what an earlier test has left there, this one would not reach."""
+        for module in [m for m in sys.modules.values() if getattr(m, "__file__", None) == self.path]:
+            for thing in vars(module).values():
+                if isinstance(thing, functools._lru_cache_wrapper):
+                    thing.cache_clear()
 
     def text(self) -> str:
         """Of ``names`` of modules that are imported, ``tests`` and ``imported``, as JSON in one line."""

@@ -71,6 +71,8 @@ class ZeroQ(Pass):
     seconds: float | None = None
     always: bool = False
 
+    hands = True
+
     def __post_init__(self) -> None:
         for name in ("samples", "batch", "iterations"):
             if getattr(self, name) < 1:

@@ -31,6 +31,7 @@ import onnx_ir as ir
 from graphpress.passes.recover.engine.needs import Needs
 from graphpress.passes.recover.engine.ranks import Ranks
 from graphpress.passes.recover.engine.roles import TrainedRole
+from graphpress.passes.recover.engine.schedule import Settings
 from graphpress.passes.recover.engine.scope import Scope
 from graphpress.passes.recover.engine.state import Saved
 from graphpress.passes.recover.losses.base import Tensors
@@ -80,6 +81,14 @@ class Method(Needs, ABC):
     blocks: ClassVar[bool] = False
     select: ClassVar[Select] = "held"
     selects: ClassVar[tuple[Select, ...]] = ("held", "metric", "last", "ema")
+
+    def check(self, settings: Settings) -> None:
+        """Refuse a schedule that cannot hold what the method does, before anything is built.
+
+        Raises:
+            BadRequest: Too few steps, or a limit that it cannot keep.
+        """
+        return
 
     @abstractmethod
     def setup(self, scope: Scope) -> dict[str, TrainedRole]:

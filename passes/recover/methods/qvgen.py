@@ -23,6 +23,7 @@ from graphpress.passes.recover.adapters import gone
 from graphpress.passes.recover.adapters.base import Attached
 from graphpress.passes.recover.adapters.low_rank import DOWN, GAMMA, UP, LowRank, constants, factors, halved
 from graphpress.passes.recover.engine.roles import TrainedRole
+from graphpress.passes.recover.engine.schedule import Settings
 from graphpress.passes.recover.engine.scope import Scope
 from graphpress.passes.recover.engine.state import Saved
 from graphpress.passes.recover.engine.student import typed
@@ -57,14 +58,19 @@ class Qvgen(Distill):
         if self.rank < 1 or not 0 < self.rate < math.inf or not 0 < self.share <= 1:
             raise _wrong(f"rank {self.rank} and rate {self.rate} have to be positive, share {self.share} at most 1")
 
+    def check(self, settings: Settings) -> None:
+        if self._period(settings) < 1 or settings.seconds is not None:
+            phases = len(ranks(self.rank))
+            what = f"branches of rank {self.rank} fade in {phases} phases of equal steps"
+            raise _wrong(what, f"Set steps, to {math.ceil(phases / self.share)} at least, and leave out seconds.")
+
+    def _period(self, settings: Settings) -> int:
+        """Steps of one phase."""
+        return int((settings.steps or 0) * self.share) // len(ranks(self.rank))
+
     def setup(self, scope: Scope) -> dict[str, TrainedRole]:
-        self.ranks, steps = ranks(self.rank), scope.settings.steps
-        period = int((steps or 0) * self.share) // len(self.ranks)
-        if period < 1 or scope.settings.seconds is not None:
-            least = math.ceil(len(self.ranks) / self.share)
-            what = f"branches of rank {self.rank} fade in {len(self.ranks)} phases of equal steps"
-            raise _wrong(what, f"Set steps, to {least} at least, and leave out seconds.")
-        self.ctx, self.period, self.stage = scope.ctx, period, 0
+        self.ranks, self.ctx = ranks(self.rank), scope.ctx
+        self.period, self.stage = self._period(scope.settings), 0
         self.whole = typed(scope.model).clone()
         self.before = gone.Skeleton.of(self.whole)
         self.branches = self._attach(scope)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ def round_layer(
     if size:
         block = -(-block // size) * size
     result = np.empty_like(weight)
-    for part, hessian in zip(_parts(len(weight), groups), hessians, strict=True):
+    for part, hessian in zip(np.split(np.arange(len(weight)), groups), hessians, strict=True):
         order = obs.by_importance(hessian) if act_order else np.arange(weight.shape[1])
         mine = QParams(put(scale[part]), put(zero[part]), {n: put(t) for n, t in grid.tables.items()})
         project = _Rounding(q, put(weight[part]), mine, order, size, observer)
@@ -50,11 +50,6 @@ def round_layer(
         result[part] = _numpy(settled)
         scale[part], zero[part] = _numpy(project.params.scale), _numpy(project.params.zero_point)
     return result, replace(q.gathered(scale, zero), tables=grid.tables)
-
-
-def _parts(rows: int, groups: int) -> Iterator[slice]:
-    each = rows // groups
-    return (slice(i * each, (i + 1) * each) for i in range(groups))
 
 
 def _putter(on: str | None) -> Callable[[Any], Any]:

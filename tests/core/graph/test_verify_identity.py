@@ -7,6 +7,7 @@ import pytest
 
 from graphpress.errors import VerifyError
 from graphpress.graph import edit, verify
+from graphpress.keys import SPARSITY
 from tests import kit
 
 CHAIN = "g (float[4] x, float[4] w) => (float[4] y) { [a] h = Add(x, w) [r] y = Relu(h) }"
@@ -117,15 +118,25 @@ def test_initializers_go_by_their_names() -> None:
 
     model = constants()
     verify.check(model)
-    model.graph.initializers["w"].name = "v"
-    if "w" in model.graph.initializers:
-        refused(model, "registered as 'w'")
+    model.graph.initializers["w"]._name = "v"  # what an edit beside our verbs can leave
+    refused(model, "'v' is registered as 'w'")
     model = constants()
     model.graph.inputs.append(model.graph.initializers["w"])  # a default that a caller may override: defined once
     verify.check(model)
     model = constants()
     model.graph.initializers["w"].const_value = None
     refused(model, "'w' has no tensor")
+
+
+def test_a_layer_that_says_it_has_a_pattern_is_held_to_it() -> None:
+    source = "g (float[1, 4] x) => (float[1, 1] y) <float[4, 1] w = {1, 2, 0, 0}> { [m] y = MatMul(x, w) }"
+    model = kit.parse(source)
+    edit.find(model, "m").metadata_props[SPARSITY] = "2:4"
+    verify.check(model)
+    model = kit.parse(source.replace("2, 0, 0", "2, 3, 0"))
+    verify.check(model)  # it says nothing
+    edit.find(model, "m").metadata_props[SPARSITY] = "2:4"
+    refused(model, "no longer the pattern 2:4 along axis 0")
 
 
 def test_two_values_of_one_name_are_found_wherever_the_second_is() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from graphpress.errors import BadRequest
-from graphpress.job.gate import Gate, OutputCheck, compare_outputs, judge, sqnr
+from graphpress.job.gate import Gate, GateResult, OutputCheck, compare_outputs, judge, sqnr
 
 
 def runner(*outputs: np.ndarray):
@@ -122,3 +122,9 @@ def test_what_just_reaches_the_gate_passes_and_each_figure_fails_by_itself() -> 
         result = judge([OutputCheck("y", **figures)], 7, gate)
         assert not result.passed and result.samples == 7 and not result.to_json()["passed"]
         assert len(result.failures) == 1 and what in result.failures[0] and "'y'" in result.failures[0]
+
+
+def test_where_nothing_was_compared_nothing_fails_and_the_reason_stands() -> None:
+    assert GateResult(left_out="no data").to_json() == {
+        "outputs": [], "samples": 0, "failures": [], "blame": [], "left_out": "no data", "passed": True,
+    }  # fmt: skip

@@ -38,7 +38,14 @@ def factor(order: int, power: bool, seed: int = 0) -> np.ndarray:
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(order, order)))[0]
 
 
-CASES = [(4, 8, True, True), (3, 5, False, False), (8, 3, True, False), (1, 6, True, False), (2, 2, True, True)]
+CASES = [
+    (4, 8, True, True),
+    (3, 5, False, False),
+    (8, 3, True, False),
+    (1, 6, True, False),
+    (2, 2, True, True),
+    (5, 1, False, True),
+]
 
 
 @pytest.mark.parametrize(("a", "b", "left_fast", "right_fast"), CASES)
@@ -104,7 +111,7 @@ def test_sylvester_matrices_are_known_and_others_are_not(power: int) -> None:
     n = 2**power
     h = sylvester(n)
     np.testing.assert_array_equal(h @ h.T, n * np.eye(n))
-    assert is_sylvester(h * 0.3) and not is_sylvester(-h)
+    assert is_sylvester(h * 0.3) and not is_sylvester(-h) and not is_sylvester(h * -0.5) and not is_sylvester(h * 0)
     if n > 1:
         assert not is_sylvester(h[::-1]) and not is_sylvester(np.ones((n, n)))
     assert not is_sylvester(np.ones((3, 3)))
@@ -115,9 +122,42 @@ def test_multiply_adds_count_both_products() -> None:
     assert OP.macs is not None and OP.macs(made.graph.node(0), (2, 5, 24)) == 2 * 5 * 24 * (4 + 3)
 
 
+def test_a_factor_that_does_not_say_that_it_is_fast_is_a_matrix_like_any_other() -> None:
+    torch = pytest.importorskip("torch")
+    left, right = factor(4, False), factor(3, False, 1)
+    made = model(left, right, "2, 24")
+    node = made.graph.node(0)
+    for name in list(node.attributes):
+        del node.attributes[name]
+    node.inputs[0].shape = None  # a size that is not known divides
+    verify.check(made)
+    x = np.random.default_rng(2).normal(size=(2, 24))
+    got = OP.kernel()(*(torch.from_numpy(t) for t in (x, left, right)))
+    wanted = (x.reshape(2, 2, 12) @ np.kron(left, right).T).reshape(x.shape)
+    np.testing.assert_allclose(got.numpy(), wanted, rtol=0, atol=1e-13)
+
+
+def test_the_torch_backend_reads_three_tensors_and_two_keywords() -> None:
+    pytest.importorskip("torch")
+    from graphpress.backends.fx.operands import signature
+
+    read = signature(OP.kernel())
+    assert (read.inputs, read.names) == (("Tensor",) * 3, ("x", "left", "right"))
+    assert read.keywords == {"fast_left", "fast_right"} and not read.many
+
+
+def test_the_body_is_written_in_the_opset_that_it_asks_for() -> None:
+    assert OP.function().opset_imports[""] == OP.opset
+
+
 @pytest.mark.parametrize(
     ("spoil", "rule"),
     [
+        (lambda n: n.replace_input_with(1, None), "takes x, left and right"),
+        (lambda n: n.resize_inputs(2), "takes x, left and right"),
+        (lambda n: n.resize_outputs(2), "gives one output"),
+        (lambda n: setattr(n.inputs[0], "type", ir.TensorType(ir.DataType.INT64)), "turns floats, not INT64"),
+        (lambda n: edit.overwrite(n.inputs[1], np.ones((0, 0))), "left is a square matrix"),
         (lambda n: n.attributes.add(ir.AttrInt64("fast_right", 1)), "right is no Sylvester matrix"),
         (lambda n: setattr(n.inputs[0], "shape", ir.Shape([2, 25])), "12 divides the last axis"),
         (lambda n: setattr(n.inputs[0], "type", ir.TensorType(ir.DataType.FLOAT)), "left has the type of x"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,30 +115,75 @@ def test_multiply_adds_count_products() -> None:
     model = op_model("silu", 1)
     node = acm_node(model)
     assert OP.macs(node, (2, 7, 8)) == 14 * (8 * 5 + 4 * (8 * 12 + 6 * 5))
+    node.inputs[1].shape = None
+    assert OP.macs(node, (2, 7, 8)) == 14 * 4 * (8 * 12 + 6 * 5)  # what is not known is not counted
+
+
+def test_the_body_is_written_in_the_opset_that_it_asks_for() -> None:
+    assert OP.function().opset_imports[""] == OP.opset
+
+
+def spoiled(slot: int, shape: tuple[int, ...], kind: type = np.float32):
+    """Puts zeros in the place of an operand."""
+    return lambda node: edit.overwrite(node.inputs[slot], np.zeros(shape, kind))
+
+
+def said(**values: object):
+    """Gives attributes other values."""
+    return lambda node: node.attributes.update({a.name: a for a in ir.convenience.convert_attributes(values)})
 
 
 @pytest.mark.parametrize(
-    ("what", "rule"),
-    [("gate", "gate is"), ("activation", "activation is one of"), ("least", "min_learners"), ("half", "float32, not")],
+    ("spoil", "rule"),
+    [
+        (lambda n: n.replace_input_with(5, None), "takes eight inputs: x, gate, gate_bias, price, w1, b1, w2, b2"),
+        (lambda n: n.resize_inputs(7), "takes eight inputs"),
+        (lambda n: n.resize_outputs(1), "gives two outputs"),
+        (lambda n: n.resize_outputs(3), "gives two outputs"),
+        (spoiled(7, (5,), np.float16), "b2 is float32, not FLOAT16"),
+        (spoiled(1, (8, 5, 1)), "gate has 2 axes, not 3"),
+        (spoiled(2, (5, 1)), "gate_bias has 1 axes, not 2"),
+        (lambda n: setattr(n.inputs[3], "shape", ir.Shape([1])), "price has 0 axes, not 1"),
+        (spoiled(4, (8, 12)), "w1 has 3 axes, not 2"),
+        (spoiled(5, (48,)), "b1 has 2 axes, not 1"),
+        (spoiled(6, (6, 5)), "w2 has 3 axes, not 2"),
+        (spoiled(7, (1, 5)), "b2 has 1 axes, not 2"),
+        (lambda n: n.attributes.pop("gated"), "takes four attributes"),
+        (said(more=1), "takes four attributes"),
+        (said(activation="tanh"), "activation is one of identity, relu, silu, gelu, gelu-tanh"),
+        (said(gated=2), "gated and int8 are 0 or 1"),
+        (said(int8=2), "gated and int8 are 0 or 1"),
+        (said(gated=0), "w1 has 6 columns for a learner, not 12"),
+        (said(min_learners=-1), "min_learners is between 0 and 4"),
+        (said(min_learners=5), "min_learners is between 0 and 4"),
+        (said(min_learners=1), r"gate is \[8, 4\], not \[8, 5\]"),
+        (spoiled(4, (0, 8, 12)), "min_learners is between 0 and 0"),
+        (spoiled(1, (8, 4)), r"gate is \[8, 5\], not \[8, 4\]"),
+        (spoiled(1, (7, 5)), r"gate is \[8, 5\], not \[7, 5\]"),
+        (spoiled(2, (4,)), r"gate_bias is \[5\], not \[4\]"),
+        (spoiled(5, (3, 12)), r"b1 is \[4, 12\], not \[3, 12\]"),
+        (spoiled(5, (4, 6)), r"b1 is \[4, 12\], not \[4, 6\]"),
+        (spoiled(6, (3, 6, 5)), r"w2 is \[4, 6, 5\], not \[3, 6, 5\]"),
+        (spoiled(6, (4, 3, 5)), "w1 has 6 columns for a learner, not 12"),
+        (spoiled(7, (4,)), r"b2 is \[5\], not \[4\]"),
+    ],
 )
-def test_misuse_is_refused(what: str, rule: str) -> None:
+def test_misuse_is_refused(spoil, rule: str) -> None:
     model = op_model()
-    node = acm_node(model)
-    if what == "gate":
-        edit.overwrite(node.inputs[1], np.zeros((8, 4), np.float32))
-    elif what == "half":
-        edit.overwrite(node.inputs[7], np.zeros(5, np.float16))
-    else:
-        bad = {"activation": ("activation", "tanh"), "least": ("min_learners", 7)}[what]
-        node.attributes.update({bad[0]: next(iter(ir_attributes({bad[0]: bad[1]})))})
+    spoil(acm_node(model))
     with pytest.raises(VerifyError, match=rule):
         verify.check(model)
 
 
-def ir_attributes(values):
-    import onnx_ir as ir
-
-    return ir.convenience.convert_attributes(values)
+def test_what_is_not_known_is_not_refused() -> None:
+    model = op_model()
+    node = acm_node(model)
+    node.inputs[3].shape = None
+    node.inputs[4].shape = ir.Shape([4, "width", 12])
+    node.inputs[0].type = None
+    verify.check(model)
+    for least in (0, 4):
+        verify.check(op_model(least=least))
 
 
 KNOTS, TABLE = np.array([0.1, 0.4, 0.7, 1.0], np.float32), np.array([3, 1, 0.5, -2], np.float32)

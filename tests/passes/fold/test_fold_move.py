@@ -177,6 +177,8 @@ def test_below_opset_13_nothing_moves() -> None:
 
 # --- random graphs
 
+EXAMPLES = settings.default.max_examples  # of the profile: few where `make mutants` asks
+
 GRIDS = {"g": (0.02, 128), "h": (0.05, 100)}
 UNARY = [
     "Transpose<perm = [0, 1, 3, 2]>({0})",
@@ -242,7 +244,7 @@ def graphs(draw: st.DrawFn, grids: tuple[str, ...] = ("g", "h")) -> Drawn:
     return drawn
 
 
-@settings(max_examples=80)
+@settings(max_examples=EXAMPLES * 4 // 5)
 @given(graphs())
 def test_random_graphs_mean_the_same_bit_for_bit(drawn: Drawn) -> None:
     before = drawn.model()
@@ -289,7 +291,7 @@ def _cost(drawn: Drawn, label: dict[int, str]) -> int:
     return cost
 
 
-@settings(max_examples=150)
+@settings(max_examples=EXAMPLES * 3 // 2)
 @given(graphs())
 def test_the_conversions_are_the_fewest(drawn: Drawn) -> None:
     least = min(_cost(drawn, label) for label in _labels(drawn))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from graphpress.observe.data import CalibrationData
 from graphpress.passes.clean.infer_shapes import InferShapes
 from graphpress.passes.prune import permute
 from graphpress.passes.prune.permute import Permute
+from graphpress.passes.prune.search import OrderSearch
 from tests import kit
 from tests.passes import quantizing
 from tests.passes.quantizing import normal
@@ -162,3 +164,17 @@ def test_a_reader_whose_stripes_hold_others_has_no_say(before: str, count: int, 
     plain = np.abs(given["u"].astype(np.float64)).T
     every = [best(plain, (0, *c, *sorted(set(range(1, 8)) - set(c)))) for c in itertools.combinations(range(1, 8), 3)]
     assert best(found, tuple(range(8))) == pytest.approx(max(every), rel=1e-6)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_where_readers_part_a_group_in_different_ways_the_one_with_most_rows_decides(first: bool) -> None:
+    """The few rows would gain nothing, the many do: their four large columns stand in one stripe."""
+    few, many = np.ones((3, 8), np.float32), np.ones((10, 8), np.float32)
+    many[:, :4] = 10
+    readers = [(np.arange(8), few), (np.array([0, 4, 1, 5, 2, 6, 3, 7]), many)]
+    work = permute._Work(SimpleNamespace(roots=lambda: np.arange(8), readers=[]), 4, {})  # type: ignore[arg-type]
+    work.readers = readers if first else readers[::-1]
+    new = np.arange(8)
+    assert work.kept(new, 2) == 3 * 4 + 10 * (20 + 2)
+    assert work.order(np.arange(8), OrderSearch(window=0, escapes=0), new)
+    assert work.kept(new, 2) == 3 * 4 + 10 * (20 + 20)

@@ -70,6 +70,9 @@ def _on(codes: list[float], step: float = 0.5) -> float | None:
         ([1, 2, 3.0005, 400], True),
         ([1, 2, 3.005, 400], False),  # off by more than a thousandth of a step
         ([1, 2, 3, 2.995, 4, 5, 6, 400], False),
+        ([5, 6, 8, 9], True),  # the least magnitude is not the step
+        ([1, 3, 5, 7], True),  # nor is the least gap between two
+        ([0, 1, 1.99925, 2.00075], True),  # two that noise has parted are one
     ],
 )
 def test_what_counts_as_a_grid(codes: list[float], found: bool) -> None:
@@ -78,6 +81,10 @@ def test_what_counts_as_a_grid(codes: list[float], found: bool) -> None:
     if step is not None:
         least = min(abs(c) for c in codes if c)
         assert step == pytest.approx(0.5 * (least if least < 1 else 1), rel=1e-4)
+
+
+def test_magnitudes_begin_at_zero() -> None:
+    assert _on([3, 4, 5, 6], 0.4) == pytest.approx(0.4, rel=1e-6)
 
 
 def test_many_values_are_judged_by_a_sample_and_held_to_all() -> None:

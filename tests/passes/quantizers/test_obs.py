@@ -107,6 +107,21 @@ def test_a_dead_input_is_settled_by_itself() -> None:
     np.testing.assert_allclose(solved[:, alive], without, atol=1e-12)
 
 
+def test_an_input_whose_energy_is_lost_to_underflow_neither_gives_nor_takes() -> None:
+    """Its square is 0, its products with others are not: no positive semidefinite matrix any more."""
+    _, h = small(columns=10)
+    faint = h.copy()
+    h[3] = h[:, 3] = 0
+    faint[3, 3] = 0
+    np.testing.assert_array_equal(obs.factor(faint, 0.01), obs.factor(h, 0.01))
+
+
+def test_inputs_with_most_energy_come_first_and_equals_in_their_order() -> None:
+    energy = np.random.default_rng(0).integers(1, 4, 200).astype(float)
+    expected = sorted(range(200), key=lambda j: (-energy[j], j))
+    assert obs.by_importance(np.diag(energy)).tolist() == expected
+
+
 def test_all_inputs_dead() -> None:
     w, _ = small()
     project = Nearest(w, 4)

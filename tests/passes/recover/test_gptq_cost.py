@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests import kit
 from tests.passes import quantizing
 
 SIZE, ROWS, GROUP = 64, 48, 32
+INT4 = Quantize(mode="weight", weight="int4", weight_granularity="per_group", group_size=GROUP)
 
 
 def rounded(w: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -44,11 +46,13 @@ def settled(w: np.ndarray, x: np.ndarray, **options: Any) -> tuple[np.ndarray, n
     return made_of(w, x, **options)[:2]
 
 
-def made_of(w: np.ndarray, x: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray, PassReport]:
+def made_of(
+    w: np.ndarray, x: np.ndarray, quantize: Quantize | None = None, **options: Any
+) -> tuple[np.ndarray, np.ndarray, PassReport]:
     """The same, and the report."""
     text = f"g (float[N, {SIZE}] x, float[{SIZE}, {ROWS}] w) => (float[N, {ROWS}] y) {{ [layer] y = MatMul(x, w) }}"
     made = quantizing.model(text, {"w": w})
-    quantize = Quantize(mode="weight", weight="int4", weight_granularity="per_group", group_size=GROUP)
+    quantize = quantize or INT4
     ctx = Context(data=CalibrationData.from_arrays({"x": x}), run=ort.execute)
     after, _ = kit.apply(made, quantize, ctx=ctx)
     report = PassReport()
@@ -119,6 +123,29 @@ def test_a_group_gets_its_scale_when_it_is_reached_and_the_report_says_what_was_
     nearest = rounded(w.astype(np.float64), np.repeat(reach(w.reshape(-1, GROUP, ROWS), 1), GROUP, 0))
     before, after = (float(np.square(held @ (v - w)).sum()) for v in (nearest, value))
     assert report.metrics["error against rounding to nearest"] == round(after / before, 4)
+
+
+def test_a_group_gets_its_zero_point_when_it_is_reached() -> None:
+    """The group that is reached last has moved by what the first has lost: its range and its zero are others."""
+    w, x = correlated()
+    w[GROUP:] = np.abs(w[GROUP:]) / 20  # small, and by themselves their codes begin at 0
+    fit, _ = parts(x)
+    h = fit.T @ fit
+    h += 0.3 * h.diagonal().mean() * np.eye(SIZE)
+    quantize = replace(INT4, weight="uint4", weight_symmetric=False)
+    value, scale, report = made_of(w, x, quantize, act_order=False, observer="minmax", damping=0.3)
+    now = w.astype(np.float64)
+    for j in range(SIZE):
+        if j % GROUP == 0:
+            low, high = now[j : j + GROUP].min(0), now[j : j + GROUP].max(0)
+            step = (np.maximum(high, 0) - np.minimum(low, 0)) / 15
+            zero = np.rint(-np.minimum(low, 0) / step)
+            np.testing.assert_allclose(scale[j // GROUP], step, rtol=1e-5)
+        now[j] = (np.clip(np.rint(now[j] / step) + zero, 0, 15) - zero) * step
+        lost = now[: j + 1] - w[: j + 1]
+        now[j + 1 :] = w[j + 1 :] - np.linalg.solve(h[j + 1 :, j + 1 :], h[j + 1 :, : j + 1] @ lost)
+    assert (zero > 0).mean() > 0.5 and report.changed == 1
+    assert np.isclose(value, now, rtol=1e-4, atol=1e-6).mean() > 0.995  # but for ties
 
 
 @pytest.mark.parametrize(("samples", "held"), [(1, 0), (7, 1), (8, 1), (15, 1), (16, 2), (64, 8)])

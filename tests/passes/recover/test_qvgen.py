@@ -264,7 +264,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(tmp_path: Path, after
 )
 def test_what_it_cannot_do_is_refused(changes: dict[str, Any], model: Any, what: str) -> None:
     teacher = chain()
-    with pytest.raises(BadRequest, match=f"recover: method 'qvgen': {what}"):
+    with pytest.raises(BadRequest, match=f"recover: method 'qvgen': {what}"):  # some of it as the pass is made
         recover(model(teacher), replace(SHORT, **changes), context(teacher))
 
 

@@ -16,6 +16,7 @@ from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.keys import SPARSITY
 from graphpress.observe.data import CalibrationData
+from graphpress.passes.clean.remove_dead import RemoveDead
 from graphpress.passes.fold.fold_weights import FoldWeights
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.recover.engine.student import extract
@@ -328,6 +329,19 @@ def test_what_cannot_be_done_is_refused(options: Recover, change: Any, message: 
     model = int4(teacher)
     with pytest.raises(GraphpressError, match=message):
         recover(model, options, change(ctx) if change else ctx)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model", b"\x08\x07\x12\x03abc"])
+def test_a_teacher_that_is_no_model_is_refused_before_any_pass(tmp_path: Path, content: bytes | None) -> None:
+    from graphpress.pipeline import Pipeline
+
+    if content is not None:
+        (tmp_path / "t.onnx").write_bytes(content)
+    teacher, ran = chain(), list[str]()
+    passes = [RemoveDead(), replace(SHORT, teacher=str(tmp_path / "t.onnx"))]
+    with pytest.raises(BadRequest, match=r"option 'teacher' '.*t\.onnx': is no readable model: .*Give a whole \.onnx"):
+        Pipeline(passes, watch=lambda _, report: ran.append(report.name)).run(int4(teacher), context(teacher))
+    assert not ran
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,14 @@ def test_prime_powers() -> None:
     }  # fmt: skip
 
 
+def legendre(q: int) -> np.ndarray:
+    squares = {i * i % q for i in range(1, q)}
+    return np.array([[0 if i == j else 1 if (i - j) % q in squares else -1 for j in range(q)] for i in range(q)])
+
+
 @pytest.mark.parametrize("q", [3, 5, 7, 11, 13])
 def test_in_prime_fields_the_character_is_legendres(q: int) -> None:
-    squares = {i * i % q for i in range(1, q)}
-    wanted = [[0 if i == j else 1 if (i - j) % q in squares else -1 for j in range(q)] for i in range(q)]
-    np.testing.assert_array_equal(jacobsthal(q), wanted)
+    np.testing.assert_array_equal(jacobsthal(q), legendre(q))
 
 
 @pytest.mark.parametrize("q", [9, 25, 27, 49, 81, 121, 125])
@@ -58,6 +61,39 @@ def test_orders_from_fields_that_are_no_prime_fields(order: int, field: int) -> 
     np.testing.assert_array_equal(h @ h.T, order * np.eye(order))
 
 
+@pytest.mark.parametrize("q", [11, 19])
+def test_paleys_first_kind_is_the_identity_and_a_skew_matrix(q: int) -> None:
+    skew = np.block([[np.zeros((1, 1)), np.ones((1, q))], [-np.ones((q, 1)), legendre(q)]])
+    np.testing.assert_array_equal(hadamard(q + 1), np.eye(q + 1) + skew)
+
+
+@pytest.mark.parametrize("q", [17, 37])
+def test_paleys_second_kind_puts_a_block_of_two_for_each_entry(q: int) -> None:
+    s = np.block([[np.zeros((1, 1)), np.ones((1, q))], [np.ones((q, 1)), legendre(q)]])
+    blocks = {0: [[1, -1], [-1, -1]], 1: [[1, 1], [1, -1]], -1: [[-1, -1], [-1, 1]]}
+    np.testing.assert_array_equal(hadamard(2 * q + 2), np.block([[np.array(blocks[int(x)]) for x in row] for row in s]))
+
+
+@pytest.mark.parametrize(("left", "right"), [(2, 20), (2, 28), (2, 44)])
+def test_other_orders_are_products_with_the_least_factor_on_the_left(left: int, right: int) -> None:
+    np.testing.assert_array_equal(hadamard(left * right), np.kron(hadamard(left), hadamard(right)))
+
+
+def test_a_matrix_that_is_kept_cannot_be_written_to() -> None:
+    for order in (4, 12, 36, 40):
+        with pytest.raises(ValueError, match="read-only"):
+            hadamard(order)[0, 0] = 5
+
+
+def test_an_order_below_one_is_refused() -> None:
+    for order in (0, -4):
+        assert not exists(order)
+        with pytest.raises(BadRequest, match=f"at least 1, not {order}"):
+            hadamard(order)
+        with pytest.raises(BadRequest, match=f"at least 1, not {order}"):
+            BasisChoice("block", order)
+
+
 def test_widths_of_known_models_split_into_two_small_factors() -> None:
     pairs = {n: order_factors(n) for n in (704, 768, 3072, 1152, 11008, 14336, 4096, 172 * 4)}
     assert pairs[704] == (16, 44) and pairs[4096] == (64, 64) and pairs[3072] == (48, 64)
@@ -72,8 +108,9 @@ def test_an_unknown_order_names_its_neighbours() -> None:
         hadamard(172)
     with pytest.raises(BadRequest, match="nearest orders are 88 and 96"):
         order_factors(92)
-    with pytest.raises(BadRequest, match="nearest orders are 8 and 12"):
-        hadamard(11)
+    for order, known in ((11, "8 and 12"), (13, "12 and 16"), (3, "2 and 4")):
+        with pytest.raises(BadRequest, match=f"nearest orders are {known}"):
+            hadamard(order)
 
 
 def test_the_block_of_an_unknown_order_is_its_largest_known_divisor() -> None:
