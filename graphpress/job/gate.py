@@ -1,19 +1,28 @@
 """The accuracy gate: the float model against the rewritten one on samples that calibration has not seen.
 
-SQNR and cosine per output; agreement of the largest class where an output looks like class scores.
+Each output is judged by what it is (``natures``) with figures that say what a user would see (``measures``), and with
+what chance does to a figure of few samples: what may be as good as asked is not refused, and it is said.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from graphpress.errors import BadRequest
+from graphpress.errors import BadRequest, nearest
+from graphpress.job.chance import Verdict
+from graphpress.job.measures import MEASURES, Classes, Figure, Measure, Rows
+from graphpress.job.natures import Kind, Nature
 from graphpress.runner import Arrays, Runner
+
+# What is judged by more telling figures must not be mere noise all the same: a model that prefers nothing has no choice
+# to lose.
+FLOOR_DB, FLOOR_COSINE = 5.0, 0.7
+Find: TypeAlias = Callable[[Mapping[str, np.ndarray]], Mapping[str, Nature]]
 
 
 @dataclass(frozen=True)
@@ -22,15 +31,24 @@ class Gate:
 
     Attributes:
         samples: How many samples are held out of the data (at most a fifth of it) and compared.
-        min_sqnr: Signal to quantization noise of every float output, in dB: 10 log10(sum a^2 / sum (a - b)^2).
-        min_cosine: Cosine similarity of every float output.
-        min_agreement: Share of samples whose largest class stays, for outputs [samples, classes].
+        min_sqnr: Signal to quantization noise of outputs that are values, in dB: 10 log10(sum a^2 / sum (a - b)^2).
+        min_cosine: Cosine similarity of values and of embeddings.
+        min_agreement: Share that stays: of choices among classes, of a detector's confident rows, of yes and no, of an
+            embedding's neighbours.
+        max_loss: Accuracy that may be lost, in points of 100: with labels what is measured, without them what the float
+            model's own probabilities make of the changed choices.
+        max_nats: Loss in nats that may be added at a position of a sequence.
+        outputs: What outputs are, where they are to be judged as something else than what is found: ``classes``,
+            ``flags``, ``boxes``, ``embedding`` or ``values`` by name.
     """
 
     samples: int = 64
     min_sqnr: float = 8.0
     min_cosine: float = 0.9
     min_agreement: float = 0.8
+    max_loss: float = 5.0
+    max_nats: float = 0.05
+    outputs: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -38,35 +56,73 @@ class Gate:
         for name in ("min_cosine", "min_agreement"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadRequest("must lie between 0 and 1", where=f"gate option {name!r}")
+        for name in ("max_loss", "max_nats"):
+            if not getattr(self, name) >= 0:
+                raise BadRequest("must not be negative", where=f"gate option {name!r}")
+        for output, kind in self.outputs.items():
+            if kind not in list(Kind):
+                where = f"gate option 'outputs', {output!r}"
+                raise BadRequest(
+                    f"{kind!r} is nothing that an output can be", where=where, fix=nearest(kind, list(Kind))
+                )
 
 
 @dataclass
 class OutputCheck:
-    """One output, summed over all samples."""
+    """One output, over all samples.
+
+    Attributes:
+        name: Of it.
+        sqnr, cosine, max_abs: Of all numbers together.
+        agreement: Share of choices that are exactly the same, of scores of classes.
+        kind: What it is taken for.
+        figures: What it is judged by beside, or in place of, SQNR and cosine.
+        worst: (sample, SQNR in dB) of the sample that suffers most.
+        sure: Whether it is known what it is, so that SQNR and cosine are held to a floor alone.
+    """
 
     name: str
     sqnr: float
     cosine: float
     max_abs: float
     agreement: float | None = None
+    kind: str = Kind.VALUES
+    figures: list[Figure] = field(default_factory=list)
+    worst: tuple[int, float] | None = None
+    sure: bool = True
 
 
 @dataclass
 class GateResult:
-    """The verdict: ``failures`` says what is below the gate, ``blame`` names sites, worst first, with SQNR in dB."""
+    """The verdict.
+
+    Attributes:
+        outputs: What was measured.
+        samples: How many were seen.
+        failures: What is below the gate.
+        blame: Sites, worst first, with SQNR in dB.
+        left_out: Why there was no check, or why it says less.
+        unsure: What so few samples cannot tell: it may be below the gate.
+    """
 
     outputs: list[OutputCheck] = field(default_factory=list)
     samples: int = 0
     failures: list[str] = field(default_factory=list)
     blame: list[tuple[str, float]] = field(default_factory=list)
-    left_out: str = ""  # why there was no check, or why it says less
+    left_out: str = ""
+    unsure: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
+        """Whether nothing is known to be below the gate."""
         return not self.failures
 
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict.FAILED if self.failures else Verdict.UNSURE if self.unsure else Verdict.PASSED
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"passed": self.passed}
+        return asdict(self) | {"passed": self.passed, "verdict": self.verdict}
 
 
 class _Sums:
@@ -74,38 +130,45 @@ class _Sums:
 
     def __init__(self) -> None:
         self.aa = self.bb = self.ab = self.ee = self.max_abs = 0.0
-        self.same = self.rows = 0
-        self.classes = True
         self.broken = False
+        self.worst: tuple[int, float] | None = None
 
-    def add(self, a: np.ndarray, b: np.ndarray) -> None:
+    def add(self, a: np.ndarray, b: np.ndarray, start: int) -> None:
+        """Another batch, whose first sample is the one numbered ``start``."""
         if a.shape != b.shape:
             self.broken = True
             return
         u, v = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
         finite = np.isfinite(u)
         self.broken |= not np.isfinite(v[finite]).all()
-        self.classes &= a.ndim == 2 and a.shape[1] >= 3
-        if self.classes:
-            self.same += int((a.argmax(1) == b.argmax(1)).sum())
-            self.rows += len(a)
         if self.broken:
             return
-        u, v = u[finite], v[finite]
+        u, v = np.where(finite, u, 0.0), np.where(finite, v, 0.0)
         e = u - v
         self.aa += float(u @ u)
         self.bb += float(v @ v)
         self.ab += float(u @ v)
         self.ee += float(e @ e)
         self.max_abs = max(self.max_abs, float(np.abs(e).max(initial=0.0)))
+        if a.ndim > 1 and a.size:
+            self._see(u.reshape(len(a), -1), e.reshape(len(a), -1), start)
 
-    def result(self, name: str) -> OutputCheck:
+    def _see(self, signal: np.ndarray, noise: np.ndarray, start: int) -> None:
+        each = [sqnr(float(u @ u), float(e @ e)) for u, e in zip(signal, noise, strict=True)]
+        last = int(np.argmin(each))
+        if self.worst is None or each[last] < self.worst[1]:
+            self.worst = (start + last, each[last])
+
+    def result(self, name: str, measure: Measure | None, figures: list[Figure]) -> OutputCheck:
+        agreement = measure.agreement if isinstance(measure, Classes) else None
+        kind = measure.kind if measure is not None else Kind.VALUES
         if self.broken:
-            return OutputCheck(name, -math.inf, 0.0, math.inf, 0.0 if self.rows else None)
+            return OutputCheck(name, -math.inf, 0.0, math.inf, None if agreement is None else 0.0, kind)
         cosine = self.ab / math.sqrt(self.aa * self.bb) if self.aa and self.bb else float(self.aa == self.bb)
         return OutputCheck(
-            name, sqnr(self.aa, self.ee), cosine, self.max_abs, self.same / self.rows if self.rows else None
-        )
+            name, sqnr(self.aa, self.ee), cosine, self.max_abs, agreement, kind, figures, self.worst,
+            measure is None or measure.nature.sure,
+        )  # fmt: skip
 
 
 def sqnr(signal: float, noise: float) -> float:
@@ -115,28 +178,57 @@ def sqnr(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def compare_outputs(a: Runner, b: Runner, batches: Iterable[Arrays]) -> tuple[list[OutputCheck], int]:
-    """Compare all float outputs of two runners over batches; also how many samples were seen."""
+def compare_outputs(
+    a: Runner, b: Runner, batches: Iterable[Arrays], gate: Gate | None = None, find: Find = lambda outputs: {}
+) -> tuple[list[OutputCheck], int]:
+    """Compare all float outputs of two runners over batches; also how many samples were seen.
+
+    Args:
+        a: The float model.
+        b: The other one.
+        batches: What both read.
+        gate: The bars of the figures.
+        find: Natures of outputs, from those of the first batch. By default none: SQNR and cosine alone.
+    """
     sums: dict[str, _Sums] = {}
+    measures: dict[str, Measure] | None = None
     samples = 0
     for feeds in batches:
         left, right = a(feeds), b(feeds)
-        samples += max((len(x) for x in feeds.values() if x.ndim), default=1)
+        if measures is None:
+            measures = {n: MEASURES[nature.kind](n, nature) for n, nature in find(left).items()}
         for name, x in left.items():
             if x.dtype.kind in "fV" or x.dtype.name == "bfloat16":
-                sums.setdefault(name, _Sums()).add(x, right[name])
-    return [s.result(name) for name, s in sums.items()], samples
+                sums.setdefault(name, _Sums()).add(x, right[name], samples)
+        whole = {n: s for n, s in sums.items() if not s.broken}
+        for name, measure in measures.items():
+            if name in whole and (not isinstance(measure, Rows) or measure.nature.boxes in (*whole, "")):
+                measure.add(left, right)
+        samples += max((len(x) for x in feeds.values() if x.ndim), default=1)
+    found = measures or {}
+    return [
+        s.result(n, found.get(n), list(found[n].figures(gate or Gate())) if n in found and not s.broken else [])
+        for n, s in sums.items()
+    ], samples
 
 
 def judge(outputs: Sequence[OutputCheck], samples: int, gate: Gate) -> GateResult:
     """The verdict on a comparison."""
-    failures = []
+    found = GateResult(list(outputs), samples)
     for o in outputs:
+        own = o.sure and o.kind != Kind.VALUES and bool(o.figures)
+        least_db = min(gate.min_sqnr, FLOOR_DB) if own else gate.min_sqnr
+        least_cosine = min(gate.min_cosine, FLOOR_COSINE) if own else gate.min_cosine
         for value, least, what in (
-            (o.sqnr, gate.min_sqnr, "SQNR {:.1f} dB, asked {:.1f}"),
-            (o.cosine, gate.min_cosine, "cosine {:.4f}, asked {:.4f}"),
-            (o.agreement, gate.min_agreement, "top-1 agreement {:.3f}, asked {:.3f}"),
+            (o.sqnr, least_db, "SQNR {:.1f} dB, asked {:.1f}"),
+            (o.cosine, least_cosine, "cosine {:.4f}, asked {:.4f}"),
         ):
-            if value is not None and not value >= least:
-                failures.append(f"output {o.name!r}: {what.format(value, least)}")
-    return GateResult(list(outputs), samples, failures)
+            if not value >= least:
+                found.failures.append(f"output {o.name!r}: {what.format(value, least)}")
+        for f in o.figures:
+            if f.verdict is not Verdict.PASSED:
+                into = found.failures if f.verdict is Verdict.FAILED else found.unsure
+                into.append(
+                    f"output {o.name!r}: {f.what} {f.value:.3g} ({f.low:.3g} to {f.high:.3g}), asked {f.asked:g}"
+                )
+    return found

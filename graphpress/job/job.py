@@ -14,7 +14,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.job import engine
+from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
 from graphpress.job.gate import compare_outputs, judge
 from graphpress.job.metric import Evaluate, check_labels, top1
@@ -153,7 +153,8 @@ class Job:
             return
         size = (self.held_out.binding.exact if self.held_out.binding else None) or GATE_BATCH
         batches = self.progress(self.held_out.batches(size), "gate", -(-len(self.held_out) // size))
-        outputs, samples = compare_outputs(self.original(), runner, batches)
+        find = partial(natures.find, self.model, said=recipe.gate.outputs)
+        outputs, samples = compare_outputs(self.original(), runner, batches, recipe.gate, find)
         report.gate = judge(outputs, samples, recipe.gate)
         if self.held_out is self.data:
             report.gate.left_out = "too few samples to hold any out: the gate saw the calibration samples"

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from graphpress.job.chance import Verdict
 from graphpress.report import exhibits, tables
 from graphpress.report.report import Report, SiteRow
 
@@ -36,8 +37,8 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     if size is None and report.size.get("weights_before"):
         size = report.size["weights_after"] / report.size["weights_before"]
     gate = ("passed", "good") if report.gate.passed and report.gate.outputs else ("not checked", "plain")
-    if not report.gate.passed:
-        gate = ("failed", "bad")
+    if report.gate.verdict is not Verdict.PASSED:
+        gate = ("failed", "bad") if report.gate.failures else (str(report.gate.verdict), "plain")
     cards = [("accuracy gate", *gate)]
     if size is not None:
         cards.append(("size", f"{size:.2f}x", "good" if size < 1 else "bad"))

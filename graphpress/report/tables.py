@@ -87,15 +87,23 @@ def before_after(report: Report) -> Table:
 
 def gate(report: Report) -> Table:
     """The accuracy gate, a row an output."""
+    found = report.gate
     rows = [
-        (o.name, decibel(o.sqnr), f"{o.cosine:.4f}", percent(o.agreement), f"{o.max_abs:.3g}")
-        for o in report.gate.outputs
-    ]
-    verdict = "passed" if report.gate.passed else "FAILED: " + "; ".join(report.gate.failures)
-    note = f"{verdict} on {report.gate.samples} samples" if rows else "no check"
-    if report.gate.left_out:
-        note += f" ({report.gate.left_out})"
-    return Table("Accuracy gate", ("output", "SQNR", "cosine", "top-1 agreement", "largest error"), rows, note)
+        (o.name, o.kind, decibel(o.sqnr), f"{o.cosine:.4f}", percent(o.agreement), f"{o.max_abs:.3g}", _worst(o.worst),
+         "; ".join(f"{f.what} {f.value:.3g} ({f.low:.3g} to {f.high:.3g})" for f in o.figures))
+        for o in found.outputs
+    ]  # fmt: skip
+    said = found.failures if found.failures else found.unsure
+    verdict = str(found.verdict).upper() if found.failures else str(found.verdict)
+    note = ": ".join(filter(None, (verdict, "; ".join(said)))) + f" on {found.samples} samples" if rows else "no check"
+    if found.left_out:
+        note += f" ({found.left_out})"
+    heads = ("output", "judged as", "SQNR", "cosine", "same choice", "largest error", "worst sample", "figures")
+    return Table("Accuracy gate", heads, rows, note)
+
+
+def _worst(sample: tuple[int, float] | None) -> str:
+    return "" if sample is None else f"{sample[0]}: {decibel(sample[1])}"
 
 
 def coverage(report: Report) -> Table:

@@ -23,7 +23,9 @@ def test_figures_over_batches_equal_the_closed_form() -> None:
     assert samples == 12
     assert outputs[0].sqnr == pytest.approx(10 * math.log10((u**2).sum() / ((u - v) ** 2).sum()), abs=1e-9)
     assert outputs[0].cosine == pytest.approx((u * v).sum() / math.sqrt((u**2).sum() * (v**2).sum()), abs=1e-12)
-    assert outputs[0].agreement == (a.argmax(1) == b.argmax(1)).mean()
+    assert outputs[0].agreement is None and not outputs[0].figures  # nothing was said of what it is
+    each = [10 * math.log10((r**2).sum() / ((r - s) ** 2).sum()) for r, s in zip(u, v, strict=True)]
+    assert outputs[0].worst == (int(np.argmin(each)), pytest.approx(min(each), abs=1e-9))
     assert outputs[0].max_abs == np.abs(u - v).max()
 
 
@@ -42,13 +44,17 @@ def test_equal_outputs_pass_and_masks_of_minus_infinity_do_not_count() -> None:
     assert outputs[0].sqnr == math.inf and judge(outputs, n, Gate()).passed
 
 
-def test_only_two_dimensional_scores_are_taken_for_classes() -> None:
-    x = np.ones((2, 3, 4), np.float32)
-    outputs, _ = compare_outputs(runner([x]), runner([x]), [{"x": x}])
-    assert outputs[0].agreement is None
-
-
-@pytest.mark.parametrize("options", [{"samples": 0}, {"min_cosine": 2.0}, {"min_agreement": -0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"samples": 0},
+        {"min_cosine": 2.0},
+        {"min_agreement": -0.1},
+        {"max_loss": -1},
+        {"max_nats": math.nan},
+        {"outputs": {"y": "class"}},
+    ],
+)
 def test_a_gate_that_makes_no_sense_is_refused(options: dict) -> None:
     with pytest.raises(BadRequest, match="gate option"):
         Gate(**options)

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from graphpress.errors import BadRequest
+from graphpress.job.chance import Verdict
 from graphpress.job.gate import Gate, GateResult, OutputCheck, compare_outputs, judge, sqnr
+from graphpress.job.measures import Figure
+from graphpress.job.natures import Kind, Nature
 
 
 def runner(*outputs: np.ndarray):
@@ -18,14 +21,18 @@ def runner(*outputs: np.ndarray):
     return lambda feeds: {"y": next(pending)}
 
 
-def check(a: list[np.ndarray], b: list[np.ndarray]) -> OutputCheck:
+def check(a: list[np.ndarray], b: list[np.ndarray], kind: Kind | None = None) -> OutputCheck:
     """The figures of output y over batches."""
-    (found,), _ = compare_outputs(runner(*a), runner(*b), [{"x": x} for x in a])
+    nature = {"y": Nature(kind, a[0].ndim - 1)} if kind else {}
+    (found,), _ = compare_outputs(runner(*a), runner(*b), [{"x": x} for x in a], Gate(), lambda seen: nature)
     return found
 
 
 def test_what_is_asked_unless_told_otherwise() -> None:
-    assert dataclasses.asdict(Gate()) == {"samples": 64, "min_sqnr": 8.0, "min_cosine": 0.9, "min_agreement": 0.8}
+    assert dataclasses.asdict(Gate()) == {
+        "samples": 64, "min_sqnr": 8.0, "min_cosine": 0.9, "min_agreement": 0.8, "max_loss": 5.0, "max_nats": 0.05,
+        "outputs": {},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["min_cosine", "min_agreement"])
@@ -42,8 +49,9 @@ def test_one_bad_batch_breaks_an_output_for_good() -> None:
     good, nan = np.eye(3, dtype=np.float32), np.full((3, 3), np.nan, np.float32)
     for broken in (nan, np.full((3, 3), np.inf, np.float32), np.zeros((3, 4), np.float32)):
         for b in ([broken, good], [good, broken]):
-            found = check([good, good], b)
-            assert (found.sqnr, found.cosine, found.max_abs, found.agreement) == (-math.inf, 0.0, math.inf, 0.0)
+            found = check([good, good], b, Kind.CLASSES)
+            assert (found.sqnr, found.cosine, found.max_abs) == (-math.inf, 0.0, math.inf)
+            assert found.agreement in (None, 0.0) and not found.figures
     images = np.ones((2, 2, 2), np.float32)
     assert check([images], [images * np.nan]).agreement is None
 
@@ -66,18 +74,6 @@ def test_an_empty_output_is_equal_to_itself() -> None:
     empty = np.zeros((0, 4), np.float32)
     found = check([empty], [empty])
     assert (found.cosine, found.sqnr, found.max_abs, found.agreement) == (1.0, math.inf, 0.0, None)
-
-
-@pytest.mark.parametrize(("shape", "classes"), [((4, 2), False), ((4, 3), True), ((4,), False), ((4, 3, 3), False)])
-def test_class_scores_are_rows_of_three_or_more(shape: tuple[int, ...], classes: bool) -> None:
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    assert check([x], [x]).agreement == (1.0 if classes else None)
-
-
-def test_agreement_counts_rows_of_all_batches() -> None:
-    a = np.eye(4, dtype=np.float32)
-    b = a[[0, 1, 3, 2]]
-    assert check([a, a[:1]], [b, a[:1]]).agreement == 3 / 5
 
 
 def test_the_largest_difference_is_of_any_batch() -> None:
@@ -112,10 +108,11 @@ def test_sqnr_is_ten_decades_a_hundred_decibels() -> None:
 def test_what_just_reaches_the_gate_passes_and_each_figure_fails_by_itself() -> None:
     gate = Gate(min_sqnr=10.0, min_cosine=0.5, min_agreement=0.25)
     assert judge([OutputCheck("y", 10.0, 0.5, 0.0, 0.25), OutputCheck("z", 10.0, 0.5, 0.0)], 7, gate).passed
+    bad = Figure("choice", 0.2, 0.1, 0.24, 0.25, Verdict.FAILED)
     for low, what in (
         ({"sqnr": 9.99}, "SQNR"),
         ({"cosine": 0.49}, "cosine"),
-        ({"agreement": 0.2}, "top-1"),
+        ({"figures": [bad]}, "choice 0.2 (0.1 to 0.24), asked 0.25"),
         ({"sqnr": math.nan}, "SQNR"),
     ):
         figures = {"sqnr": 10.0, "cosine": 0.5, "max_abs": 0.0, "agreement": 0.25} | low
@@ -124,7 +121,30 @@ def test_what_just_reaches_the_gate_passes_and_each_figure_fails_by_itself() -> 
         assert len(result.failures) == 1 and what in result.failures[0] and "'y'" in result.failures[0]
 
 
+def test_what_has_telling_figures_needs_no_decibels_above_a_floor() -> None:
+    good = Figure("choice", 1.0, 0.9, 1.0, 0.25, Verdict.PASSED)
+    gate = Gate(min_sqnr=20.0, min_cosine=0.99)
+    for kind, db, cosine, passes in (
+        (Kind.CLASSES, 5.0, 0.7, True), (Kind.CLASSES, 4.9, 0.7, False), (Kind.BOXES, 5.0, 0.69, False),
+        (Kind.VALUES, 19.9, 0.99, False), (Kind.VALUES, 20.0, 0.99, True),
+    ):  # fmt: skip
+        assert judge([OutputCheck("y", db, cosine, 0.0, None, kind, [good])], 7, gate).passed is passes
+    assert not judge([OutputCheck("y", 19.9, 0.99, 0.0, None, Kind.CLASSES)], 7, gate).passed  # it has none
+
+
+def test_a_doubt_is_no_failure_and_is_said() -> None:
+    doubt = Figure("choice", 0.5, 0.1, 0.9, 0.8, Verdict.UNSURE)
+    result = judge([OutputCheck("y", 30.0, 1.0, 0.0, None, Kind.CLASSES, [doubt])], 7, Gate())
+    assert (
+        result.passed
+        and result.verdict is Verdict.UNSURE
+        and result.to_json()["verdict"] == "not enough samples to tell"
+    )
+    assert result.unsure == ["output 'y': choice 0.5 (0.1 to 0.9), asked 0.8"]
+
+
 def test_where_nothing_was_compared_nothing_fails_and_the_reason_stands() -> None:
     assert GateResult(left_out="no data").to_json() == {
         "outputs": [], "samples": 0, "failures": [], "blame": [], "left_out": "no data", "passed": True,
+        "unsure": [], "verdict": "passed",
     }  # fmt: skip

@@ -1,0 +1,71 @@
+"""What a figure taken from some samples says of all of them: intervals of 95 %."""
+
+from __future__ import annotations
+
+import enum
+import math
+
+import numpy as np
+
+_Z = 1.959963984540054  # of the normal distribution, both sides together 5 %
+
+
+class Verdict(enum.StrEnum):
+    """Of a figure, or of all of them together."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    UNSURE = "not enough samples to tell"
+
+
+def share(right: float, of: float) -> tuple[float, float]:
+    """Wilson's interval of a share (E. B. Wilson, 1927, "Probable inference"), of ``right`` out of ``of`` trials.
+
+    Returns:
+        Its ends; (0, 1) without trials.
+    """
+    if of <= 0:
+        return 0.0, 1.0
+    p, z2 = right / of, _Z * _Z / of
+    middle, half = p + z2 / 2, _Z * math.sqrt(p * (1 - p) / of + z2 / (4 * of))
+    return max((middle - half) / (1 + z2), 0.0), min((middle + half) / (1 + z2), 1.0)
+
+
+def share_of_many(shares: np.ndarray, trials: int) -> tuple[float, float]:
+    """The interval of a mean share where each sample holds many trials that go together (positions of a sequence).
+
+    Wilson's interval for as many independent trials as would spread the mean so much (Kish's effective sample size).
+
+    Args:
+        shares: One a sample, [samples].
+        trials: In all samples together: the effective number is not above it.
+    """
+    mean, n = float(shares.mean()), len(shares)
+    spread = float(shares.var(ddof=1)) / n if n > 1 else 0.0
+    effective = mean * (1 - mean) / spread if spread > 0 else float(trials if n > 1 else n)
+    effective = min(max(effective, n), trials)
+    return share(mean * effective, effective)
+
+
+def mean(values: np.ndarray) -> tuple[float, float]:
+    """Student's interval of a mean, of independent ``values`` [samples]; everything where there is one sample."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def at_least(value: float, low: float, high: float, bar: float) -> Verdict:
+    """Whether a share reaches a bar: it does, and lacks hardly more than twice what may be lacking; or it cannot be."""
+    if value >= bar and low >= 1 - 2 * (1 - bar):
+        return Verdict.PASSED
+    return Verdict.UNSURE if high >= bar else Verdict.FAILED
+
+
+def at_most(value: float, low: float, high: float, bar: float) -> Verdict:
+    """Whether a loss stays below a bar: it does, and is hardly more than twice as large; or it cannot be."""
+    if value <= bar and high <= 2 * bar:
+        return Verdict.PASSED
+    return Verdict.UNSURE if low <= bar else Verdict.FAILED

@@ -1,0 +1,190 @@
+"""What an output is, found from the graph and from what the float model gives: how it is judged follows from that.
+
+A large output may hold scores of classes, boxes, a picture or a vector of features, and one figure (top-1, decibels) is
+right for one of them and blind for the others. What is found here can be overruled by the gate's option ``outputs``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+_MOVES = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout", "Concat")
+_ONE = 1e-3  # how far sums of probabilities may be from 1, also of half precision
+_ROWS = 50  # from so many rows an output can be the candidates of a detector
+_OWN = 0.05  # share of the power that is left of class scores once what all have in common is taken off
+_YES_OR_NO = ("Sigmoid", "HardSigmoid")
+_LINEAR = ("Gemm", "MatMul", "Add", "Conv", "Mul", "")
+_FEATURES = (
+    "LpNormalization", "ReduceMean", "ReduceSum", "ReduceMax", "GlobalAveragePool", "GlobalMaxPool",
+    "LayerNormalization", "Tanh",
+)  # fmt: skip
+
+
+class Kind(enum.StrEnum):
+    """What an output holds."""
+
+    CLASSES = "classes"  # scores of classes of which one is chosen: of a sample, or at each position
+    FLAGS = "flags"  # scores between 0 and 1, each a yes or no of its own; masks
+    BOXES = "boxes"  # candidates of a detector, most of them background
+    EMBEDDING = "embedding"  # a vector that is compared with others
+    VALUES = "values"  # numbers that mean themselves
+
+
+_NAMED = {
+    **dict.fromkeys(("logits", "log_probs", "probs", "probabilities", "scores"), Kind.CLASSES),
+    **dict.fromkeys(
+        ("embedding", "embeddings", "sentence_embedding", "pooler_output", "image_embeds", "text_embeds", "features"),
+        Kind.EMBEDDING,
+    ),
+}
+
+
+class Form(enum.StrEnum):
+    """How scores of classes are written."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    LOGARITHMS = "logarithms of probabilities"
+
+
+@dataclass(frozen=True)
+class Nature:
+    """Of one output.
+
+    Attributes:
+        kind: What it holds.
+        axis: Along which the classes stand (or the columns of the rows of a detector), without that of the samples: 1
+            and more.
+        form: Of scores of classes.
+        boxes: Name of the output with the corners of the rows whose scores these are; its own where it holds both.
+        sure: Whether that is known and not merely likely. What is only likely is judged as values too.
+    """
+
+    kind: Kind
+    axis: int = 1
+    form: Form = Form.LOGITS
+    boxes: str = ""
+    sure: bool = True
+
+
+def find(model: ir.Model, seen: Mapping[str, np.ndarray], said: Mapping[str, str] = {}) -> dict[str, Nature]:
+    """The nature of each float output.
+
+    Args:
+        model: The float model.
+        seen: What it gives for some samples, samples first.
+        said: What the user says of some outputs: a ``Kind`` each.
+    """
+    values = {v.name or "": v for v in model.graph.outputs}
+    floats = {n: a for n, a in seen.items() if a.dtype.kind in "fV" or a.dtype.name == "bfloat16"}
+    arrays = {n: np.asarray(a, np.float64) for n, a in floats.items()}
+    found: dict[str, Nature] = {}
+    for scores, corners in _detectors(arrays).items():
+        if scores not in said or said[scores] == Kind.BOXES:
+            found[scores] = Nature(Kind.BOXES, arrays[scores].ndim - 1, boxes=corners)
+            found.setdefault(corners, Nature(Kind.BOXES, arrays[corners].ndim - 1, boxes=""))
+    for name, array in arrays.items():
+        if name in said and name not in found:
+            found[name] = _as_told(Kind(said[name]), array)
+        elif name not in found:
+            found[name] = _alone(model, values[name], array)
+    return found
+
+
+def _as_told(kind: Kind, array: np.ndarray) -> Nature:
+    axis = class_axis(array) if kind is Kind.CLASSES else array.ndim - 1
+    return Nature(kind, axis, form(array, axis) if kind is Kind.CLASSES else Form.LOGITS, "")
+
+
+def _alone(model: ir.Model, value: ir.Value, array: np.ndarray) -> Nature:
+    axis, name = class_axis(array), _NAMED.get((value.name or "").rpartition(".")[2].lower())
+    if array.ndim < 2 or not array.size:
+        return Nature(Kind.VALUES)
+    if (columns := _grid(array)) is not None:
+        return Nature(Kind.BOXES, columns, boxes=value.name or "")
+    if (written := form(array, axis)) is not Form.LOGITS:
+        return Nature(Kind.CLASSES, axis, written)
+    op = _last(value)
+    if op in _YES_OR_NO and array.min() >= 0 and array.max() <= 1:
+        return Nature(Kind.FLAGS)
+    if array.ndim == 2 and (op in _FEATURES or name is Kind.EMBEDDING or _unit(array)):
+        return Nature(Kind.EMBEDDING)
+    if op in _LINEAR and _scores(model, name, array, axis):
+        return Nature(Kind.CLASSES, axis, sure=name is Kind.CLASSES or array.ndim == 3)
+    return Nature(Kind.VALUES)
+
+
+def class_axis(array: np.ndarray) -> int:
+    """Where classes would stand: where they add up to 1, else the last axis, of a map (samples, classes, rows, columns)
+    the second."""
+    likely = (1, array.ndim - 1) if array.ndim == 4 else (array.ndim - 1, 1)
+    return next((a for a in likely if 0 < a < array.ndim and form(array, a) is not Form.LOGITS), likely[0])
+
+
+def form(array: np.ndarray, axis: int) -> Form:
+    """How scores are written: probabilities add up to 1, and so do those of logarithms."""
+    if array.shape[axis] < 2 or not array.size:
+        return Form.LOGITS
+    if array.min() >= 0 and np.abs(array.sum(axis) - 1).max() <= _ONE:
+        return Form.PROBABILITIES
+    if array.max() <= _ONE and np.abs(np.exp(array).sum(axis) - 1).max() <= _ONE:
+        return Form.LOGARITHMS
+    return Form.LOGITS
+
+
+def _scores(model: ir.Model, name: Kind | None, array: np.ndarray, axis: int) -> bool:
+    """Whether what a linear layer gives can be scores of classes.
+
+    Softmax does not see what all of them have in common, so that is little; and of a sequence they are told from
+    features by their name, or since what comes in are numbers of tokens.
+    """
+    if name is Kind.CLASSES:
+        return array.shape[axis] > 1
+    tokens = any(v.dtype is not None and v.dtype.is_integer() for v in model.graph.inputs)
+    if array.shape[axis] < 3 or array.ndim > 3 or (array.ndim == 3 and not tokens):
+        return False
+    own = array - array.mean(axis, keepdims=True)
+    return float((own * own).sum()) >= _OWN * float((array * array).sum()) > 0
+
+
+def _unit(array: np.ndarray) -> bool:
+    """Whether all rows have length 1."""
+    return array.shape[1] > 8 and bool(np.abs(np.linalg.norm(array, axis=1) - 1).max() < _ONE)
+
+
+def _detectors(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Scores [samples, rows, classes] of which another output has the boxes, [samples, rows, 4], and its name."""
+    found = {}
+    for corners, box in arrays.items():
+        if box.ndim == 3 and box.shape[2] == 4 and box.shape[1] >= _ROWS:
+            for scores, array in arrays.items():
+                if scores != corners and array.ndim == 3 and array.shape[:2] == box.shape[:2]:
+                    found[scores] = corners
+    return found
+
+
+def _grid(array: np.ndarray) -> int | None:
+    """The axis of the columns where rows hold four numbers of a box and scores, nearly all of them low."""
+    for axis in (array.ndim - 1, 1) if array.ndim in (3, 4) else ():
+        columns = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+        if array.shape[axis] < 6 or len(columns) < _ROWS * len(array):
+            continue
+        scores = (columns.min(0) >= 0) & (columns.max(0) <= 1)
+        best = columns[:, scores].max(1) if scores.any() else np.ones(1)
+        others = int((~scores).sum())
+        if others == 4 and float((best > 0.5).mean()) < 0.5:
+            return axis
+    return None
+
+
+def _last(value: ir.Value | None) -> str:
+    """The operator that makes an output, but for those that move it."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in _MOVES and node.inputs and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node.op_type if node is not None else ""
