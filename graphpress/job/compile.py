@@ -10,18 +10,20 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.borrowed import Step
-from graphpress.errors import CalibrationError
+from graphpress.errors import BadRequest, CalibrationError
 from graphpress.job import budgets, hold_drop
 from graphpress.job.job import Clock, Job
 from graphpress.job.metric import Evaluate
 from graphpress.job.models import ModelLike, as_model, as_target
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
+from graphpress.pipeline import stage_of
 from graphpress.recipe import Recipe
 from graphpress.report import diagnosis
 from graphpress.report.report import Report
 from graphpress.runner import Progress, quiet
 from graphpress.target import Target
+from graphpress.types import Stage
 
 DataLike: TypeAlias = CalibrationData | Mapping[str, np.ndarray] | str | Path | None
 
@@ -71,6 +73,7 @@ def compile(
         loaded = as_model(model)
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
         wanted = budgets.handed(Recipe.load(recipe), max_latency, max_size, max_drop)
+        _check_stage(loaded, wanted)
         job = Job(loaded, wanted, as_target(target), seed, progress, clock)
         job.take(_data(data), evaluate)
         if max_drop is not None:
@@ -86,6 +89,18 @@ def compile(
     if gate and not report.gate.passed:
         raise diagnosis.gate_error(compiled.lowered, report)
     return compiled.lowered, report
+
+
+def _check_stage(model: ir.Model, recipe: Recipe) -> None:
+    """A recipe that goes on from where another one ends says so by its name, not by that of a pass in it."""
+    stage = stage_of(model)
+    for step in recipe.passes:
+        if stage not in step.needs:
+            what = f"it is for a model at stage {' or '.join(step.needs)}, and this one is {stage}"
+            fix = "Quantize it first, by a recipe such as w8a8." if stage is Stage.FLOAT else "Give it the float model."
+            raise BadRequest(what, where=f"recipe {recipe.name!r}", fix=fix)
+        if step.gives is not None:
+            return
 
 
 def _data(data: DataLike) -> CalibrationData | None:

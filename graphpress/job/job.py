@@ -25,6 +25,7 @@ from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.report import diagnosis
 from graphpress.report import report as reports
+from graphpress.report.idle import idle
 from graphpress.report.report import Report
 from graphpress.runner import Progress, Runner, quiet
 from graphpress.target import Target
@@ -164,6 +165,7 @@ class Job:
     def report(self, compiled: Compiled, source: str) -> Report:
         report = compiled.report
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
+        report.idle = idle(self.recipe, report.passes)
         report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
         report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}
         report.size = {

@@ -202,7 +202,7 @@ class Rows(Measure):
         yield from zip(table[..., self.columns], boxes, strict=True)
 
     def figures(self, gate: Gate) -> Iterator[Figure]:
-        yield from self.matched.figure("confident rows that stay", gate.min_agreement)
+        yield from self.matched.figure("confident rows that stay", max(gate.min_agreement, 1 - 2 * gate.max_loss / 100))
 
 
 def _foreground(rows: np.ndarray) -> np.ndarray:

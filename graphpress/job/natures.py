@@ -7,7 +7,7 @@ right for one of them and blind for the others. What is found here can be overru
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ import onnx_ir as ir
 _MOVES = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout", "Concat")
 _ONE = 1e-3  # how far sums of probabilities may be from 1, also of half precision
 _ROWS = 50  # from so many rows an output can be the candidates of a detector
+_WIDE = 9  # numbers of the shortest vector that is an embedding
 _OWN = 0.05  # share of the power that is left of class scores once what all have in common is taken off
 _YES_OR_NO = ("Sigmoid", "HardSigmoid")
 _LINEAR = ("Gemm", "MatMul", "Add", "Conv", "Mul", "")
@@ -109,10 +110,10 @@ def _alone(model: ir.Model, value: ir.Value, array: np.ndarray) -> Nature:
         return Nature(Kind.BOXES, columns, boxes=value.name or "")
     if (written := form(array, axis)) is not Form.LOGITS:
         return Nature(Kind.CLASSES, axis, written)
-    op = _last(value)
-    if op in _YES_OR_NO and array.min() >= 0 and array.max() <= 1:
+    op = _last(value, _MOVES)
+    if _last(value, (*_MOVES, *_FEATURES)) in _YES_OR_NO and array.min() >= 0 and array.max() <= 1:
         return Nature(Kind.FLAGS)
-    if array.ndim == 2 and (op in _FEATURES or name is Kind.EMBEDDING or _unit(array)):
+    if array.ndim == 2 and array.shape[1] >= _WIDE and (op in _FEATURES or name is Kind.EMBEDDING or _unit(array)):
         return Nature(Kind.EMBEDDING)
     if op in _LINEAR and _scores(model, name, array, axis):
         return Nature(Kind.CLASSES, axis, sure=name is Kind.CLASSES or array.ndim == 3)
@@ -145,7 +146,10 @@ def _scores(model: ir.Model, name: Kind | None, array: np.ndarray, axis: int) ->
     """
     if name is Kind.CLASSES:
         return array.shape[axis] > 1
-    tokens = any(v.dtype is not None and v.dtype.is_integer() for v in model.graph.inputs)
+    tokens = any(
+        v.dtype is not None and v.dtype.is_integer() and v.shape is not None and len(v.shape) == 2
+        for v in model.graph.inputs
+    )
     if array.shape[axis] < 3 or array.ndim > 3 or (array.ndim == 3 and not tokens):
         return False
     own = array - array.mean(axis, keepdims=True)
@@ -154,7 +158,7 @@ def _scores(model: ir.Model, name: Kind | None, array: np.ndarray, axis: int) ->
 
 def _unit(array: np.ndarray) -> bool:
     """Whether all rows have length 1."""
-    return array.shape[1] > 8 and bool(np.abs(np.linalg.norm(array, axis=1) - 1).max() < _ONE)
+    return bool(np.abs(np.linalg.norm(array, axis=1) - 1).max() < _ONE)
 
 
 def _detectors(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -182,9 +186,9 @@ def _grid(array: np.ndarray) -> int | None:
     return None
 
 
-def _last(value: ir.Value | None) -> str:
-    """The operator that makes an output, but for those that move it."""
+def _last(value: ir.Value | None, passed: Sequence[str]) -> str:
+    """The operator that makes an output, but for those that are passed over."""
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in _MOVES and node.inputs and node.inputs[0] is not None:
+    while node is not None and node.op_type in passed and node.inputs and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node.op_type if node is not None else ""

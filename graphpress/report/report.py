@@ -69,6 +69,7 @@ class Report:
     plan: Plan | None = None
     gate: GateResult = field(default_factory=GateResult)
     metric: dict[str, float] = field(default_factory=dict)  # before, after, allowed: of the user's evaluation
+    idle: list[Skip] = field(default_factory=list)  # what the recipe is for and did not do: report.idle
     reverted: list[str] = field(default_factory=list)  # nodes put back to float to hold max_drop
     sites: list[SiteRow] = field(default_factory=list)
     size: dict[str, int] = field(default_factory=dict)  # before, after: bytes of the saved file
@@ -86,8 +87,8 @@ class Report:
 
     @property
     def warnings(self) -> list[Skip]:
-        """Every place whose scales are degenerate, over all passes."""
-        return [w for p in self.passes for w in p.warnings]
+        """What did nothing, and every place whose scales are degenerate, over all passes."""
+        return [*self.idle, *(w for p in self.passes for w in p.warnings)]
 
     def coverage(self) -> Coverage:
         """What share of sites, weights and multiply-adds was rewritten (with an audit: runs on integer kernels)."""

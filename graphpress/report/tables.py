@@ -147,8 +147,8 @@ def skips(report: Report) -> Table:
 
 
 def warnings(report: Report) -> Table:
-    """Degenerate scales by site."""
-    return Table("Degenerate scales", ("site", "what is wrong"), [(w.where, w.why) for w in report.warnings])
+    """What did nothing, and degenerate scales by site."""
+    return Table("Warnings", ("where", "what is wrong"), [(w.where, w.why) for w in report.warnings])
 
 
 def histogram(report: Report) -> Table:

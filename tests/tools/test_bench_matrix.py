@@ -15,7 +15,7 @@ from graphpress.errors import BadRequest, PassError, Unsupported
 from graphpress.job.gate import GateResult
 from graphpress.recipe import Recipe
 from graphpress.report.report import Report, SiteRow
-from graphpress.tools.bench.cell import Cell, fill, judge, purpose, quick
+from graphpress.tools.bench.cell import Cell, fill, judge, quick
 from graphpress.tools.bench.children import lines
 from graphpress.tools.bench.matrix import chosen, in_order, load, main, render, save
 from graphpress.tools.bench.task import Task
@@ -108,13 +108,6 @@ def test_what_a_report_says(report: Report, status: str, share: float | None, re
     report.gate = GateResult(failures=["low"])
     judge(cell, Recipe.load("w8a8"), report)
     assert cell.gate is False
-
-
-def test_purpose() -> None:
-    assert purpose(Recipe.load("w8a8")) == {"quantize"}
-    assert purpose(Recipe.load("zeroq")) == {"quantize", "zeroq"}
-    assert purpose(Recipe.load("fold")) == {p.name for p in Recipe.load("fold").passes}
-    assert "fold-batchnorm" in purpose(Recipe.load("clean"))
 
 
 @pytest.mark.parametrize(

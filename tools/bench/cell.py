@@ -8,15 +8,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphpress.contracts import Pass, PassReport
+from graphpress.contracts import Pass
 from graphpress.errors import GraphpressError, PassError, VerifyError
 from graphpress.recipe import Recipe
+from graphpress.report.idle import main_reason, purpose
 from graphpress.report.report import Report
 from graphpress.tools.bench.row import warm
 from graphpress.tools.bench.task import Task
@@ -127,19 +127,6 @@ def _left(report: Report) -> str:
     """What has no format, where some have one and no pass says why."""
     ops = sorted({s.op for s in report.sites if not s.scheme})
     return f"left in float: {', '.join(ops)}" if ops and any(s.scheme for s in report.sites) else ""
-
-
-def purpose(recipe: Recipe) -> set[str]:
-    """Names of the passes that a recipe is for: what it has beside ``clean`` and ``fold``, or all where that is all."""
-    frame = {p.name for shipped in ("clean", "fold") for p in Recipe.load(shipped).passes}
-    names = {p.name for p in recipe.passes}
-    return (names - frame) or names
-
-
-def main_reason(passes: Iterable[PassReport]) -> str:
-    """The most frequent reason of their skips, "" where there is none."""
-    counts = Counter(s.why for p in passes for s in p.skips)
-    return counts.most_common(1)[0][0] if counts else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

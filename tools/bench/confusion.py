@@ -51,9 +51,9 @@ class Judged:
 
     @property
     def right(self) -> str:
-        """What the verdict is: right, missed, or a false alarm."""
+        """What the verdict is: right, missed, a false alarm, or undecided where it matters."""
         if self.lost > self.stated:
-            return "right" if self.verdict == "failed" else "missed"
+            return {"failed": "right", "passed": "missed"}.get(self.verdict, "undecided")
         return "false alarm" if self.lost < self.stated / 2 and self.verdict == "failed" else "right"
 
 
@@ -103,7 +103,7 @@ def table(found: Sequence[Judged]) -> str:
     wrong = 100 * (counts["missed"] + counts["false alarm"]) / max(len(found), 1)
     lines = [
         f"{len(found)} cases: {counts['right']} right, {counts['missed']} missed, {counts['false alarm']} false alarms "
-        f"({wrong:.1f} % wrong).", "",
+        f"({wrong:.1f} % wrong), {counts['undecided']} lose too much and are not decided on so few samples.", "",
         "| model | recipe | metric | float | after | lost | stated | verdict | |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

@@ -15,13 +15,15 @@ from graphpress.job.natures import Form, Kind, Nature
 RNG = np.random.default_rng(0)
 
 
-def figures(nature: Nature, a: np.ndarray, b: np.ndarray, gate: Gate = Gate(), **more: np.ndarray) -> dict[str, Figure]:
+def figures(
+    nature: Nature, a: np.ndarray, b: np.ndarray, gate: Gate | None = None, **more: np.ndarray
+) -> dict[str, Figure]:
     """Of output y, in batches of 7; ``more`` are other outputs, the same in both models."""
     measure = MEASURES[nature.kind]("y", nature)
     for i in range(0, len(a), 7):
         others = {n: v[i : i + 7] for n, v in more.items()}
         measure.add({"y": a[i : i + 7], **others}, {"y": b[i : i + 7], **others})
-    return {f.what: f for f in measure.figures(gate)}
+    return {f.what: f for f in measure.figures(gate or Gate())}
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -47,7 +47,9 @@ W = "w = ConstantOfShape(s) "
         ("y = Relu(x)", np.abs(logits(16, 10)), Nature(Kind.VALUES)),
         ("y = Sigmoid(x)", 1 / (1 + np.exp(-logits(16, 5))), Nature(Kind.FLAGS)),
         ("y = Sigmoid(x)", 1 / (1 + np.exp(-logits(2, 1, 8, 8))), Nature(Kind.FLAGS)),
+        ("a = Sigmoid(x) y = ReduceMean(a)", 1 / (1 + np.exp(-logits(16, 1))), Nature(Kind.FLAGS)),
         ("y = ReduceMean(x)", logits(16, 384), Nature(Kind.EMBEDDING)),
+        ("y = ReduceMean(x)", logits(16, 2), Nature(Kind.VALUES)),
         ("y = LpNormalization(x)", logits(16, 384), Nature(Kind.EMBEDDING)),
         ("y = LayerNormalization(x, x)", logits(4, 9, 64), Nature(Kind.VALUES)),  # hidden states
         ("y = Add(x, x)", np.zeros((4, 10)), Nature(Kind.VALUES)),
@@ -68,6 +70,8 @@ def test_names_and_tokens_tell_logits_from_features() -> None:
     assert nature("logits = MatMul(x, x)", logits(16, 2), name="logits") == Nature(Kind.CLASSES)
     assert nature("logits = MatMul(x, x)", logits(4, 9, 30), name="logits") == Nature(Kind.CLASSES, 2)
     assert nature("y = MatMul(t, t)", logits(4, 9, 30), given="int64[N, 9] x, float[N, 8] t") == Nature(Kind.CLASSES, 2)
+    state = nature("y = Mul(t, t)", logits(2, 16, 30), given="int64 rate, float[N, 8] t")
+    assert state == Nature(Kind.VALUES)  # of a recurrent layer: a number that is no token came in
     assert nature("pooler_output = Mul(x, x)", logits(16, 30), name="pooler_output").kind is Kind.EMBEDDING
 
 
