@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -226,9 +226,21 @@ def judge(outputs: Sequence[OutputCheck], samples: int, gate: Gate) -> GateResul
             if not value >= least:
                 found.failures.append(f"output {o.name!r}: {what.format(value, least)}")
         for f in o.figures:
-            if f.verdict is not Verdict.PASSED:
-                into = found.failures if f.verdict is Verdict.FAILED else found.unsure
-                into.append(
-                    f"output {o.name!r}: {f.what} {f.value:.3g} ({f.low:.3g} to {f.high:.3g}), asked {f.asked:g}"
-                )
+            _put_down(found, o.name, f)
     return found
+
+
+def told(found: GateResult, lost: Figure, gate: Gate) -> None:
+    """Add what labels say of the first output. Where they are sure that it is good, estimates of it do not count."""
+    first = found.outputs[0]
+    if lost.verdict is Verdict.PASSED and first.kind == Kind.CLASSES:
+        kept = judge([replace(o, figures=[] if o is first else o.figures) for o in found.outputs], found.samples, gate)
+        found.failures, found.unsure = kept.failures, kept.unsure
+    first.figures = [*first.figures, lost]
+    _put_down(found, first.name, lost)
+
+
+def _put_down(found: GateResult, name: str, f: Figure) -> None:
+    if f.verdict is not Verdict.PASSED:
+        into = found.failures if f.verdict is Verdict.FAILED else found.unsure
+        into.append(f"output {name!r}: {f.what} {f.value:.3g} ({f.low:.3g} to {f.high:.3g}), asked {f.asked:g}")

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
-from graphpress.contracts import Pass, PassReport
+from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest
 from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
-from graphpress.job.gate import compare_outputs, judge
-from graphpress.job.metric import Evaluate, check_labels, top1
+from graphpress.job.gate import compare_outputs, judge, told
+from graphpress.job.metric import Evaluate, Top1, check_labels, labelled
 from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
@@ -82,6 +83,7 @@ class Job:
     def __post_init__(self) -> None:
         self.engine = engine.of(self.target)
         self.float_runner: Runner | None = None
+        self.right: tuple[np.ndarray, np.ndarray] | None = None  # how many labels of each sample the float model meets
 
     def take(self, data: CalibrationData | None, evaluate: Evaluate | None) -> None:
         self.evaluate = evaluate
@@ -97,7 +99,7 @@ class Job:
         named = {value.name for value in self.model.graph.inputs}
         if evaluate is None and LABELS not in named and (labels := data.labels) is not None:
             check_labels(labels, self.model)
-            self.evaluate = top1(self.held_out)
+            self.evaluate = Top1(self.held_out)
 
     def context(self) -> Context:
         found = context(self.target, self.data, seed=self.seed, progress=self.progress)
@@ -112,7 +114,7 @@ class Job:
         with self.clock.phase("gate"):
             runner = self.engine.execute(lowered, target=self.target)
             self.gate(runner, recipe, report)
-            metric = self.evaluate(runner) if self.evaluate else None
+            metric = self.measured(runner, recipe, report)
         return Compiled(clean, portable, lowered, report, metric)
 
     def rewrite(self, recipe: Recipe, check_numbers: bool | None = None) -> tuple[ir.Model, ir.Model, list[PassReport]]:
@@ -162,10 +164,28 @@ class Job:
         if self.gated_by:
             report.gate.left_out = f"no data was given: the gate saw samples that {self.gated_by} made"
 
+    def measured(self, runner: Runner, recipe: Recipe, report: Report) -> float | None:
+        """The metric of the new model; labels also tell the gate, and what they say goes before what is estimated."""
+        if not isinstance(self.evaluate, Top1):
+            return self.evaluate(runner) if self.evaluate else None
+        if self.right is None:
+            self.right = self.evaluate.counts(self.original())
+        found = labelled(self.evaluate, self.right, self.evaluate.counts(runner), recipe.gate.max_loss)
+        report.metric = {"before": found.before, "after": found.after}
+        report.metric |= {"before_error": found.error[0], "after_error": found.error[1], "samples": found.samples}
+        if report.gate.outputs:
+            told(report.gate, found.lost, recipe.gate)
+        if found.chance:
+            what = f"the float model is right for {found.before:.1f} % of {found.samples} samples, no more than a guess"
+            report.idle.append(
+                Skip("labels", f"{what} would be: look at how the inputs are prepared, and at the labels")
+            )
+        return found.after
+
     def report(self, compiled: Compiled, source: str) -> Report:
         report = compiled.report
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
-        report.idle = idle(self.recipe, report.passes)
+        report.idle += idle(self.recipe, report.passes)
         report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
         report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}
         report.size = {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import CalibrationError
+from graphpress.job import chance
+from graphpress.job.measures import FEW, Figure
 from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
 from graphpress.runner import Runner
@@ -19,30 +22,83 @@ Evaluate: TypeAlias = Callable[[Runner], float]
 _WHERE = f"data, array {LABELS!r}"
 
 
-def top1(data: CalibrationData) -> Evaluate:
+@dataclass
+class Top1:
     """Accuracy in percent of the first output's largest class against the labels of ``data``.
 
     Labels are whole numbers, one a sample, or one a position of an output that has its classes on the last axis or on
     the second; negative ones do not count.
 
-    Raises:
-        CalibrationError: When called: labels that do not fit the output.
+    Attributes:
+        classes: How many there are, once it was called.
     """
 
-    def evaluate(runner: Runner) -> float:
-        right, counted, start = 0, 0, 0
-        labels = np.asarray(data.labels)
-        for feeds in data.batches(32):
-            scores = next(iter(runner(feeds).values()))
-            given = labels[start : start + len(scores)]
-            axis, _ = _fit(given, scores.shape)
-            found = scores.reshape(len(scores), -1).argmax(1) if axis is None else scores.argmax(axis)
-            right += int((found.reshape(given.shape) == given).sum())
-            counted += int((given >= 0).sum())
-            start += len(scores)
-        return 100.0 * right / max(counted, 1)
+    data: CalibrationData
+    classes: int = 0
 
-    return evaluate
+    def __call__(self, runner: Runner) -> float:
+        """Of what a runner gives.
+
+        Raises:
+            CalibrationError: Labels that do not fit the output.
+        """
+        right, counted = self.counts(runner)
+        return 100.0 * float(right.sum()) / max(float(counted.sum()), 1.0)
+
+    def counts(self, runner: Runner) -> tuple[np.ndarray, np.ndarray]:
+        """(how many labels of each sample are met, how many it has), [samples]."""
+        labels = np.asarray(self.data.labels)
+        right, counted = [np.zeros(0)], [np.zeros(0)]
+        for feeds in self.data.batches(32):
+            scores = next(iter(runner(feeds).values()))
+            start = sum(map(len, counted))
+            given = labels[start : start + len(scores)]
+            axis, self.classes = _fit(given, scores.shape)
+            found = scores.reshape(len(scores), -1).argmax(1) if axis is None else scores.argmax(axis)
+            right.append((found.reshape(given.shape) == given).reshape(len(given), -1).sum(1))
+            counted.append((given >= 0).reshape(len(given), -1).sum(1))
+        return np.concatenate(right), np.concatenate(counted)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What labels say of the float model and of the other one on the same samples.
+
+    Attributes:
+        before, after: Accuracy in percent.
+        error: Standard error of each, in points.
+        samples: That have labels.
+        lost: Points lost, in words of the gate.
+        chance: Whether the float model is no better than a guess.
+    """
+
+    before: float
+    after: float
+    error: tuple[float, float]
+    samples: int
+    lost: Figure
+    chance: bool
+
+
+def labelled(metric: Top1, a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], most: float) -> Labelled:
+    """Compare the ``counts`` of two runners, sample by sample: what both get wrong says nothing of what is lost.
+
+    Args:
+        metric: It has been called.
+        a: Of the float model.
+        b: Of the other.
+        most: Points that may be lost.
+    """
+    seen = a[1] > 0
+    mine, its = 100 * a[0][seen] / a[1][seen], 100 * b[0][seen] / b[1][seen]
+    low, high = chance.mean(mine - its)
+    lost = float((mine - its).mean()) if seen.any() else 0.0
+    figure = Figure("points of top-1 lost", lost, low, high, most, chance.at_most(lost, low, high, most))
+    n = max(int(seen.sum()), 1)
+    errors = [float(x.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf for x in (mine, its)]
+    before, after = (100.0 * float(right.sum()) / max(float(counted.sum()), 1.0) for right, counted in (a, b))
+    no_better = n >= FEW and chance.mean(mine)[0] <= 100 / max(metric.classes, 1)
+    return Labelled(before, after, (errors[0], errors[1]), n, figure, no_better)
 
 
 def check_labels(labels: np.ndarray, model: ir.Model) -> None:

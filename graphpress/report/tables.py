@@ -77,7 +77,10 @@ def before_after(report: Report) -> Table:
         rows.append(("latency, one sample", f"{a:.3f} ms", f"{b:.3f} ms", f"{report.latency['ratio']:.2f}x"))
     if report.metric:
         a, b = report.metric["before"], report.metric["after"]
-        rows.append(("metric", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}"))
+        errors = (report.metric.get("before_error"), report.metric.get("after_error"))
+        said = [f"{x:.2f}" + (f" ± {e:.2f}" if e is not None else "") for x, e in zip((a, b), errors, strict=True)]
+        name = "top-1 %, standard error" if "samples" in report.metric else "metric"
+        rows.append((name, *said, f"{b - a:+.2f}"))
     if report.ops:
         counts = [sum(report.ops[k].values()) for k in ("before", "after")]
         rows.append(("operators", str(counts[0]), str(counts[1]), f"{counts[1] - counts[0]:+d}"))

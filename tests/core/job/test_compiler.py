@@ -11,7 +11,7 @@ from graphpress.errors import BadRequest, GateError
 from graphpress.graph import text
 from graphpress.job.compile import _data
 from graphpress.job.job import Clock, Compiled, Job
-from graphpress.job.metric import top1
+from graphpress.job.metric import Top1
 from graphpress.job.models import as_target
 from graphpress.keys import SCHEME
 from graphpress.recipe import Recipe
@@ -114,7 +114,7 @@ def test_below_the_gate_is_an_error_that_carries_what_was_made() -> None:
 
 def test_labels_give_accuracy_in_percent() -> None:
     data = gp.CalibrationData.from_arrays({"x": np.eye(4, dtype=np.float32)}, np.array([0, 1, 2, 0]))
-    assert top1(data)(lambda feeds: {"y": feeds["x"]}) == 75.0
+    assert Top1(data)(lambda feeds: {"y": feeds["x"]}) == 75.0
 
 
 def test_a_torch_module_is_sent_to_trace() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
 import graphpress as gp
 from graphpress.errors import CalibrationError
-from graphpress.job.metric import check_labels, top1
+from graphpress.job.chance import Verdict
+from graphpress.job.gate import Gate, OutputCheck, judge, told
+from graphpress.job.measures import Figure
+from graphpress.job.metric import Top1, check_labels, labelled
+from graphpress.job.natures import Kind
 from tests import kit
 
 MODEL = kit.parse("g (float[N, 4] x) => (float[N, 4] y) { y = Identity(x) }")
@@ -25,7 +32,7 @@ def test_positions_have_a_class_each_on_the_second_or_the_last_axis(axis: int) -
     labels[:, 0] = -1  # does not count
     labels[:, 1:2] = (labels[:, 1:2] + 1) % 3
     share = 100 * (1 - labels[:, 1:2].size / labels[:, 1:].size)
-    assert top1(data(SCORES, labels))(lambda feeds: {"y": feeds["x"]}) == pytest.approx(share, rel=1e-12)
+    assert Top1(data(SCORES, labels))(lambda feeds: {"y": feeds["x"]}) == pytest.approx(share, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -60,4 +67,38 @@ def test_a_class_each_pixel_is_taken_and_one_too_many_is_found() -> None:
 def test_shapes_that_are_not_known_are_judged_when_the_model_has_run() -> None:
     check_labels(np.array([[0, 1]]), kit.parse("g (float[N, C] x) => (float[N, C] y) { y = Identity(x) }"))
     with pytest.raises(CalibrationError, match="does not fit"):
-        top1(data(np.zeros((2, 4), np.float32), np.zeros((2, 3), int)))(lambda feeds: {"y": feeds["x"]})
+        Top1(data(np.zeros((2, 4), np.float32), np.zeros((2, 3), int)))(lambda feeds: {"y": feeds["x"]})
+
+
+def test_labels_tell_what_is_lost_by_the_samples_on_which_the_two_differ() -> None:
+    """64 of 80 right and 60 of 80, where 6 are lost and 2 are won: 5 points, with the error of the differences."""
+    mine, its = np.ones(80), np.ones(80)
+    mine[64:], its[58:64], its[66:] = 0, 0, 0
+    metric = Top1(data(np.zeros((80, 4), np.float32), np.zeros(80, int)), classes=4)
+    found = labelled(metric, (mine, np.ones(80)), (its, np.ones(80)), 2.0)
+    assert (found.before, found.after, found.samples, found.chance) == (80.0, 75.0, 80, False)
+    assert found.error == pytest.approx([100 * math.sqrt(p * (1 - p) / 79) for p in (0.8, 0.75)], rel=1e-12)
+    spread = np.std([1] * 6 + [-1] * 2 + [0] * 72, ddof=1) / math.sqrt(80)
+    half = 100 * 1.990450 * spread  # t of 79 degrees of freedom
+    assert (found.lost.value, found.lost.low, found.lost.high) == pytest.approx((5, 5 - half, 5 + half), abs=1e-4)
+    assert found.lost.verdict is Verdict.UNSURE  # -1.9 to 11.9
+
+
+def test_a_float_model_that_guesses_is_told() -> None:
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    _, report = gp.compile(MODEL, "clean", data(x, np.arange(200) % 4), prove=False)
+    (said,) = [w for w in report.warnings if w.where == "labels"]
+    assert "no more than a guess would be" in said.why
+    _, good = gp.compile(MODEL, "clean", data(x, x.argmax(1)), prove=False)
+    assert not [w for w in good.warnings if w.where == "labels"]
+    assert good.metric == {"before": 100.0, "after": 100.0, "before_error": 0.0, "after_error": 0.0, "samples": 40}
+
+
+def test_labels_that_show_no_loss_go_before_what_is_estimated() -> None:
+    estimate = Figure("expected loss of accuracy", 9.0, 5.0, 13.0, 2.0, Verdict.FAILED)
+    check = OutputCheck("y", 20.0, 0.99, 0.1, 0.8, Kind.CLASSES, [estimate])
+    for lost, verdict in ((0.5, Verdict.PASSED), (3.0, Verdict.FAILED)):
+        result = judge([dataclasses.replace(check)], 64, Gate())
+        told(result, Figure("points of top-1 lost", lost, lost - 0.3, lost + 0.3, 2.0, verdict), Gate())
+        assert result.verdict is verdict and len(result.outputs[0].figures) == 2
+        assert len(result.failures) == (0 if verdict is Verdict.PASSED else 2)
