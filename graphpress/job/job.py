@@ -11,9 +11,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphpress import catalog
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
+from graphpress.graph import half
 from graphpress.job import engine
 from graphpress.job import latency as latencies
 from graphpress.job.gate import compare_outputs, judge
@@ -109,17 +111,22 @@ class Job:
             lowered = self.engine.lower(portable, self.target)
         report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
         with self.clock.phase("gate"):
-            runner = self.engine.execute(lowered, target=self.target)
+            runner = self.engine.execute(half.opened(lowered), target=self.target)
             self.gate(runner, recipe, report)
             metric = self.evaluate(runner) if self.evaluate else None
         return Compiled(clean, portable, lowered, report, metric)
 
     def rewrite(self, recipe: Recipe, check_numbers: bool | None = None) -> tuple[ir.Model, ir.Model, list[PassReport]]:
         """The tidied float graph, the portable rewritten one, and what the passes said."""
-        cut = next((i for i, p in enumerate(recipe.passes) if p.numerics is Numerics.LOSSY), len(recipe.passes))
-        clean, first = self.tidy(recipe.passes[:cut])
-        portable, rest = Pipeline(recipe.passes[cut:], check_numbers=check_numbers).run(clean, self.context())
+        passes = (*self.widening(), *recipe.passes)
+        cut = next((i for i, p in enumerate(passes) if p.numerics is Numerics.LOSSY), len(passes))
+        clean, first = self.tidy(passes[:cut])
+        portable, rest = Pipeline(passes[cut:], check_numbers=check_numbers).run(clean, self.context())
         return clean, portable, [*first, *rest]
+
+    def widening(self) -> tuple[Pass, ...]:
+        """What comes before all else where the model is in half precision, which other passes do not know."""
+        return (catalog.passes()["widen-half"](),) if half.found(self.model) else ()
 
     def tidy(self, passes: tuple[Pass, ...]) -> tuple[ir.Model, list[PassReport]]:
         """The float graph after the passes that keep its function; run once however often sites are taken back."""
@@ -142,10 +149,14 @@ class Job:
             self.data = data.bind(self.model)
 
     def original(self) -> Runner:
-        """The float model on the target, built once."""
+        """The float model on the target, built once; one in half precision computes and answers in float32."""
         if self.float_runner is None:
-            self.float_runner = self.engine.execute(self.model, target=self.target)
+            self.float_runner = self.engine.execute(half.opened(half.widened(self.model)), target=self.target)
         return self.float_runner
+
+    def as_given(self) -> Runner:
+        """The model as the user has it, on the target; what runs there in half precision does, as far as it goes."""
+        return self.engine.execute(self.model, target=self.target) if half.found(self.model) else self.original()
 
     def gate(self, runner: Runner, recipe: Recipe, report: Report) -> None:
         if self.held_out is None:
@@ -212,7 +223,7 @@ class Job:
             self.diagnose(compiled, report)
         if feeds is not None:
             lowered = self.engine.execute(compiled.lowered, target=self.target)
-            report.latency = latencies.compare_latency(self.original(), lowered, feeds)
+            report.latency = latencies.compare_latency(self.as_given(), lowered, feeds)
 
 
 def context(

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress.contracts import PassReport, Skip
-from graphpress.graph import edit, quantized
+from graphpress.graph import edit, half_storage, quantized
 from graphpress.job.gate import GateResult
 from graphpress.keys import SCHEME
 from graphpress.types import Plan
@@ -145,7 +145,7 @@ def weights(node: ir.Node) -> int:
 
 
 def _elements(value: ir.Value) -> int:
-    tensor = edit.constant_tensor(quantized.unquantized(value))
+    tensor = edit.constant_tensor(half_storage.behind(quantized.unquantized(value)))
     return tensor.size if tensor is not None and len(tensor.shape) >= 2 and tensor.dtype.is_floating_point() else 0
 
 

@@ -1,0 +1,106 @@
+"""Float weights of a model that came in half precision: stored as halves behind a Cast, and taken back from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.graph import edit, half, quantized
+from graphpress.keys import HALF, NARROW
+
+_LEAST = 128  # elements: below, the node costs what the numbers save
+
+
+def store(model: ir.Model) -> int:
+    """Store float32 weights of a model that was in half precision (``half.widen``) as halves again, in place.
+
+    A weight keeps its name; a Cast, which runtimes compute once at load, gives the float32 that nodes read. Where all
+    weights were halves, what passes have made of them is rounded to half as well; where only some were, those, and
+    whatever is a half already. Scales of Q/DQ stay, and numbers that half precision cannot hold.
+
+    Returns:
+        How many weights are stored so.
+    """
+    whole = HALF.get(model)
+    known = {t for _, v in _weights(model) if (t := HALF.get(v))} | ({whole} if whole else set())
+    stored = 0
+    for graph, value in list(_weights(model)) if known else ():
+        kinds = [k] if (k := HALF.get(value) or whole) else sorted(known)
+        array = value.const_value.numpy() if value.const_value is not None and _fits(value) else None
+        found = next((h for kind in kinds if (h := _stored(array, kind, rounding=bool(k))) is not None), None)
+        if found is not None:
+            _put(graph, value, found)
+            stored += 1
+    _forget(model)
+    return stored
+
+
+def _weights(model: ir.Model) -> Iterator[tuple[ir.Graph, ir.Value]]:
+    for scope in edit.graphs(model):
+        for value in list(scope.initializers.values()) if isinstance(scope, ir.Graph) else ():
+            yield scope, value
+
+
+def _fits(value: ir.Value) -> bool:
+    tensor = value.const_value
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _LEAST or not value.uses():
+        return False
+    return not (value.is_graph_input() or value.is_graph_output() or quantized.holds_scale(value))
+
+
+def _stored(array: np.ndarray | None, kind: ir.DataType, *, rounding: bool) -> np.ndarray | None:
+    found = None if array is None else half.narrow(array, kind)
+    exact = found is not None and array is not None and np.array_equal(found.astype(np.float32), array, equal_nan=True)
+    return found if rounding or exact else None
+
+
+def _put(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:
+    """Let ``array`` stand under the name of ``value``, and a Cast of it for its readers."""
+    name, wide = value.name or "", value.dtype
+    narrow = edit.add_const(graph, array, f"{name}_half")
+    first = next(iter(graph))
+    made = edit.new_node("Cast", [narrow], {"to": int(ir.DataType.FLOAT)}, before=first, name=f"{name}_Cast").outputs[0]
+    edit.like(made, value, wide)
+    for user, slot in list(value.uses()):
+        user.replace_input_with(slot, made)
+    graph.initializers.pop(name)
+    narrow.metadata_props.update(value.metadata_props)
+    narrow.metadata_props[NARROW] = "Cast"
+    narrow.name = name
+
+
+def _forget(model: ir.Model) -> None:
+    model.metadata_props.pop(HALF, None)
+    for _, value in _weights(model):
+        value.metadata_props.pop(HALF, None)
+
+
+def restored(model: ir.Model) -> ir.Model:
+    """A copy whose stored halves are float32 initializers again, under their names; a model without them itself."""
+    if not any(NARROW in v.metadata_props for _, v in _weights(model)):
+        return model
+    copy = model.clone()
+    edit.index(copy)
+    for _, value in _weights(copy):
+        if value.metadata_props.pop(NARROW, None) and (cast := _cast_of(value)) is not None:
+            half.widen_weight(value)
+            edit.replace(cast.outputs[0], value)
+            edit.remove([cast])
+    return copy
+
+
+def _cast_of(value: ir.Value) -> ir.Node | None:
+    """The only node that reads a weight, if it is a Cast to float32."""
+    users = [u.node for u in value.uses()]
+    if len(users) != 1 or users[0].op_type != "Cast" or users[0].outputs[0].is_graph_output():
+        return None
+    return users[0] if users[0].attributes.get_int("to", 0) == ir.DataType.FLOAT else None
+
+
+def behind(value: ir.Value | None) -> ir.Value | None:
+    """The constant in half precision that a Cast makes ``value`` of; else ``value`` itself."""
+    node = value.producer() if value is not None else None
+    source = node.inputs[0] if node is not None and node.op_type == "Cast" and not node.domain else None
+    return source if source is not None and source.dtype in half.HALVES and edit.is_constant(source) else value
