@@ -19,7 +19,7 @@ from graphpress.borrowed import Step, as_pass
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, PassError, VerifyError
-from graphpress.graph import edit, half, quantized, text, verify
+from graphpress.graph import edit, half, quantized, text, verify, widening
 from graphpress.keys import BY, STAGE
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
@@ -219,13 +219,13 @@ class _Oracle:
         self.feeds = next(iter(self.ctx.data.batches(1)))
         start = time.perf_counter()
         self.kinds |= half.found_constants(self.before)
-        self.outputs, self.before = self.ctx.oracle(half.widened(self.before))(self.feeds), None
+        self.outputs, self.before = self.ctx.oracle(widening.widened(self.before))(self.feeds), None
         if time.perf_counter() - start > PROBE_SECONDS and not self.wanted:
             self.why_not = f"one probe run takes over {PROBE_SECONDS:.0f} s"
 
     def _compare(self, model: ir.Model, step: Pass) -> str:
         assert self.ctx.oracle is not None and self.outputs is not None and self.feeds is not None
-        runner: Runner = self.ctx.oracle(half.widened(model))
+        runner: Runner = self.ctx.oracle(widening.widened(model))
         after = runner(self.feeds)
         worst = deviation(self.outputs, after)
         self.outputs = after
@@ -234,8 +234,7 @@ class _Oracle:
         self.kinds = half.found_constants(model)
         if not worst <= allowed:
             raise PassError(
-                f"declared {step.numerics} but the outputs moved by {worst:.2e} of their RMS "
-                f"(allowed {allowed:.0e})",
+                f"declared {step.numerics} but the outputs moved by {worst:.2e} of their RMS (allowed {allowed:.0e})",
                 where=f"pass {step.name!r}",
                 fix="This is a bug of the pass; run with dump= to get a reproducer.",
             )

@@ -58,7 +58,7 @@ def build(
         raise BadRequest(
             "is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes)
         )
-    model = _prepared(half_storage.restored(packing.unpacked(model)))
+    model = _prepared(half_storage.taken_back(packing.unpacked(model)))
     kernels = choice.kernels_for(model, target, device) if target is not None and quantizers == "exact" else Kernels()
     wanted = [_value(model, name) for name in outputs] if outputs is not None else None
     options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable", kernels, wanted or ())

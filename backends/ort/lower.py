@@ -13,7 +13,7 @@ from graphpress.backends.ort import emit
 from graphpress.backends.ort.lowering import rules
 from graphpress.backends.ort.session import Session, execute
 from graphpress.errors import Unsupported
-from graphpress.graph import edit, half, half_storage
+from graphpress.graph import edit, half, half_storage, widening
 from graphpress.keys import STAGE, TARGET
 from graphpress.ops import packing
 from graphpress.target import Target
@@ -36,7 +36,7 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
         return result
     edit.index(result)
     if half.found(result):
-        half.widen(result)
+        widening.widen(result)
     patterns = packing.unpack(result)
     shared = emit.Shared()
     for node in list(edit.nodes(result)):

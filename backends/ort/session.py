@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as capi
 
 from graphpress.backends.ort import brain_floats
 from graphpress.errors import BadRequest, Unsupported, nearest
-from graphpress.graph import half
+from graphpress.graph import widening
 from graphpress.runner import Arrays
 from graphpress.target import Target
 
@@ -181,15 +181,13 @@ def open_session(
     try:
         return _open(model, outputs, options, target)
     except Unsupported:
-        wide = half.widened(model)
+        wide = widening.widened(model)
         if wide is model:
             raise
     return _open(wide, outputs, options, target)
 
 
-def _open(
-    model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, target: Target | None
-) -> Session:
+def _open(model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, target: Target | None) -> Session:
     names, provider = _output_names(model, outputs), _provider(target, options.threads)
     with _serialised(model, outputs and names) as (data, folder):
         native = options.to_ort()

@@ -7,34 +7,39 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.graph import edit, half, quantized
+from graphpress.graph import edit, half, quantized, widening
 from graphpress.keys import HALF, NARROW
 
 _LEAST = 128  # elements: below, the node costs what the numbers save
 
 
 def store(model: ir.Model) -> int:
-    """Store float32 weights of a model that was in half precision (``half.widen``) as halves again, in place.
+    """Store float32 weights of a model that was in half precision (``widening.widen``) as halves again, in place.
 
     A weight keeps its name; a Cast, which runtimes compute once at load, gives the float32 that nodes read. Where all
-    weights were halves, what passes have made of them is rounded to half as well; where only some were, those, and
-    whatever is a half already. Scales of Q/DQ stay, and numbers that half precision cannot hold.
+    weights were halves, what passes have made of them is rounded to half as well, to float16 where its range allows;
+    where only some were, those, and whatever is a half already. Scales of Q/DQ stay, and what half precision cannot
+    hold.
 
     Returns:
         How many weights are stored so.
     """
     whole = HALF.get(model)
     known = {t for _, v in _weights(model) if (t := HALF.get(v))} | ({whole} if whole else set())
-    stored = 0
+    count = 0
     for graph, value in list(_weights(model)) if known else ():
-        kinds = [k] if (k := HALF.get(value) or whole) else sorted(known)
         array = value.const_value.numpy() if value.const_value is not None and _fits(value) else None
-        found = next((h for kind in kinds if (h := _stored(array, kind, rounding=bool(k))) is not None), None)
-        if found is not None:
+        rounding = (HALF.get(value) or whole) is not None
+        if array is not None and (found := _stored(array, known, rounding=rounding)) is not None:
             _put(graph, value, found)
-            stored += 1
+            count += 1
     _forget(model)
-    return stored
+    return count
+
+
+def count_stored(model: ir.Model) -> int:
+    """How many weights ``store`` has put behind a Cast."""
+    return sum(NARROW in v.metadata_props for _, v in _weights(model))
 
 
 def _weights(model: ir.Model) -> Iterator[tuple[ir.Graph, ir.Value]]:
@@ -50,10 +55,13 @@ def _fits(value: ir.Value) -> bool:
     return not (value.is_graph_input() or value.is_graph_output() or quantized.holds_scale(value))
 
 
-def _stored(array: np.ndarray | None, kind: ir.DataType, *, rounding: bool) -> np.ndarray | None:
-    found = None if array is None else half.narrow(array, kind)
-    exact = found is not None and array is not None and np.array_equal(found.astype(np.float32), array, equal_nan=True)
-    return found if rounding or exact else None
+def _stored(array: np.ndarray, kinds: set[ir.DataType], *, rounding: bool) -> np.ndarray | None:
+    """In the type that holds it exactly, else rounded to the one with more digits that reaches so far."""
+    candidates = [half.narrow(array, kind) for kind in half.HALVES]
+    for kind, found in zip(half.HALVES, candidates, strict=True):
+        if kind in kinds and found is not None and np.array_equal(found.astype(np.float32), array, equal_nan=True):
+            return found
+    return next((found for found in candidates if found is not None), None) if rounding else None
 
 
 def _put(graph: ir.Graph, value: ir.Value, array: np.ndarray) -> None:
@@ -77,15 +85,15 @@ def _forget(model: ir.Model) -> None:
         value.metadata_props.pop(HALF, None)
 
 
-def restored(model: ir.Model) -> ir.Model:
+def taken_back(model: ir.Model) -> ir.Model:
     """A copy whose stored halves are float32 initializers again, under their names; a model without them itself."""
-    if not any(NARROW in v.metadata_props for _, v in _weights(model)):
+    if not count_stored(model):
         return model
     copy = model.clone()
     edit.index(copy)
     for _, value in _weights(copy):
         if value.metadata_props.pop(NARROW, None) and (cast := _cast_of(value)) is not None:
-            half.widen_weight(value)
+            widening.widen_weight(value)
             edit.replace(cast.outputs[0], value)
             edit.remove([cast])
     return copy

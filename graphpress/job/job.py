@@ -15,7 +15,7 @@ from graphpress import catalog
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.graph import half
+from graphpress.graph import half, half_storage, widening
 from graphpress.job import engine
 from graphpress.job import latency as latencies
 from graphpress.job.gate import compare_outputs, judge
@@ -111,7 +111,7 @@ class Job:
             lowered = self.engine.lower(portable, self.target)
         report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
         with self.clock.phase("gate"):
-            runner = self.engine.execute(half.opened(lowered), target=self.target)
+            runner = self.engine.execute(widening.opened(lowered), target=self.target)
             self.gate(runner, recipe, report)
             metric = self.evaluate(runner) if self.evaluate else None
         return Compiled(clean, portable, lowered, report, metric)
@@ -151,7 +151,7 @@ class Job:
     def original(self) -> Runner:
         """The float model on the target, built once; one in half precision computes and answers in float32."""
         if self.float_runner is None:
-            self.float_runner = self.engine.execute(half.opened(half.widened(self.model)), target=self.target)
+            self.float_runner = self.engine.execute(widening.opened(widening.widened(self.model)), target=self.target)
         return self.float_runner
 
     def as_given(self) -> Runner:
@@ -175,6 +175,7 @@ class Job:
         report = compiled.report
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
         report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
+        report.half = _half(report.passes, compiled.lowered)
         report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}
         report.size = {
             "weights_before": reports.stored_bytes(self.model),
@@ -224,6 +225,13 @@ class Job:
         if feeds is not None:
             lowered = self.engine.execute(compiled.lowered, target=self.target)
             report.latency = latencies.compare_latency(self.as_given(), lowered, feeds)
+
+
+def _half(passes: list[PassReport], lowered: ir.Model) -> str:
+    """What became of half precision, in a line; "" where the model has none."""
+    said = next((str(p.metrics["half"]) for p in passes if "half" in p.metrics), "")
+    count = half_storage.count_stored(lowered)
+    return f"{said}; {count} float weight{'s' * (count != 1)} stored as halves" if said and count else said
 
 
 def context(

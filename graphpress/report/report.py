@@ -71,6 +71,7 @@ class Report:
     metric: dict[str, float] = field(default_factory=dict)  # before, after, allowed: of the user's evaluation
     reverted: list[str] = field(default_factory=list)  # nodes put back to float to hold max_drop
     sites: list[SiteRow] = field(default_factory=list)
+    half: str = ""  # what of a model in half precision is computed and stored how
     size: dict[str, int] = field(default_factory=dict)  # before, after: bytes of the saved file
     ops: dict[str, dict[str, int]] = field(default_factory=dict)  # before, after: operator histogram
     latency: dict[str, float] = field(default_factory=dict)  # before, after (ms), ratio

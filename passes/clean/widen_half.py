@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
-from graphpress.graph import half
+from graphpress.graph import half, widening
 from graphpress.types import Numerics
 
 
@@ -27,7 +27,7 @@ class WidenHalf(Pass):
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         if not half.found(model):
             return
-        done = half.widen(model)
+        done = widening.widen(model)
         if done.refused:
             report.skip("model", done.refused)
             return

@@ -27,7 +27,7 @@ FORMS = {
 }  # fmt: skip
 
 
-class Vision(nn.Module):
+class TinyVision(nn.Module):
     """Convolutions with BatchNorm, a residual, and a linear layer: [N, 3, 12, 12] to [N, 10]."""
 
     shape = (3, 12, 12)
@@ -44,7 +44,7 @@ class Vision(nn.Module):
         return self.head(h.mean((2, 3)))
 
 
-class Block(nn.Module):
+class TinyBlock(nn.Module):
     """A linear layer, then attention and a feed-forward layer, each behind a norm: [N, 8, 32] to [N, 8, 16]."""
 
     shape = (8, 32)
@@ -67,7 +67,7 @@ class Block(nn.Module):
         return self.head(self.norm3(h))
 
 
-NETWORKS: Mapping[str, type[Vision] | type[Block]] = {"vision": Vision, "block": Block}
+NETWORKS: Mapping[str, type[TinyVision] | type[TinyBlock]] = {"vision": TinyVision, "block": TinyBlock}
 
 
 class InHalf(nn.Module):
