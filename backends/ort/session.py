@@ -28,7 +28,7 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "0", "session.x64quantprecision": "1"}
 _REFUSED = (capi.InvalidGraph, capi.NotImplemented, capi.Fail, capi.InvalidArgument, capi.InvalidProtobuf)
 _FAILED = (*_REFUSED, capi.RuntimeException, capi.EPFail, RuntimeError)
-_NUMPY = {
+_NUMPY: dict[str, Any] = {
     "float": np.float32, "double": np.float64, "float16": np.float16, "bfloat16": ir.DataType.BFLOAT16.numpy(),
     "bool": np.bool_,
     "int8": np.int8, "int16": np.int16, "int32": np.int32, "int64": np.int64,

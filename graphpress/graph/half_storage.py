@@ -44,8 +44,8 @@ def count_stored(model: ir.Model) -> int:
 
 def _weights(model: ir.Model) -> Iterator[tuple[ir.Graph, ir.Value]]:
     for scope in edit.graphs(model):
-        for value in list(scope.initializers.values()) if isinstance(scope, ir.Graph) else ():
-            yield scope, value
+        if isinstance(scope, ir.Graph):
+            yield from ((scope, value) for value in list(scope.initializers.values()))
 
 
 def _fits(value: ir.Value) -> bool:

@@ -118,8 +118,8 @@ def sample(network: str, form: str, *, quantized: ir.Model | None = None) -> Sam
     model = _model(module, form, kind, quantized)
     own = model.graph.inputs[0]
     assert own.dtype is not None
-    given = [{own.name or "": a.astype(own.dtype.numpy())} for a in (data, fresh)]
-    return Sample(model, *given, wanted)
+    data, fresh = (a.astype(own.dtype.numpy()) for a in (data, fresh))
+    return Sample(model, {own.name or "": data}, {own.name or "": fresh}, wanted)
 
 
 def _settle(module: nn.Module) -> None:
