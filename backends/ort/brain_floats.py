@@ -17,7 +17,7 @@ def to_ort(array: np.ndarray) -> ort.OrtValue:
     """An array, of bfloat16 (ml_dtypes) or any other type, as a value that sessions take."""
     if array.dtype != _DTYPE:
         return ort.OrtValue.ortvalue_from_numpy(array)
-    bits = np.ascontiguousarray(array).view(np.uint16)
+    bits = np.asarray(array, order="C").view(np.uint16)
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(ir.DataType.BFLOAT16))
 
 

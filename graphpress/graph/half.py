@@ -72,8 +72,8 @@ def narrow(array: np.ndarray, kind: ir.DataType) -> np.ndarray | None:
     limits = ml_dtypes.finfo(kind.numpy())
     with np.errstate(over="ignore"):
         half = array.astype(kind.numpy())
-    wide = half.astype(np.float32)
-    fine = np.isfinite(wide) | ~np.isfinite(array)
-    error = float(np.linalg.norm((wide - array)[np.isfinite(array)].astype(np.float64)))
-    size = float(np.linalg.norm(array[np.isfinite(array)].astype(np.float64)))
-    return half if bool(fine.all()) and error <= float(limits.eps) * size else None
+    finite = np.isfinite(array)
+    exact, rounded = array[finite].astype(np.float64), half[finite].astype(np.float64)
+    if not np.isfinite(rounded).all():
+        return None
+    return half if np.linalg.norm(rounded - exact) <= float(limits.eps) * np.linalg.norm(exact) else None

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphpress.graph import edit, half, quantized, widening
 from graphpress.keys import HALF, NARROW
 
-_LEAST = 128  # elements: below, the node costs what the numbers save
+_LEAST = 64  # elements: below, the node costs what the numbers save
 
 
 def store(model: ir.Model) -> int:

@@ -67,6 +67,9 @@ def widen(model: ir.Model) -> Widened:
     if odd := next((v for v in ends if not isinstance(v.type, ir.TensorType)), None):
         done.refused = f"{odd.name!r} is a {odd.type}, which no Cast takes"
         return done
+    if strange := next((n for n in edit.nodes(model) if _strange(n, model) and not _is_typed(n)), None):
+        done.refused = f"the types around {strange.name!r}, an operator of {strange.domain!r}, are not known"
+        return done
     types = {v: t for v in _values(model) if (t := element_type(v.type)) in HALVES}
     _mark(model)
     kept, own = set(model.graph.inputs), {i: _type_parameters(f) for i, f in model.functions.items()}
@@ -84,6 +87,15 @@ def widen(model: ir.Model) -> Widened:
     _close(model, types, done)
     _drop_casts(model)
     return done
+
+
+def _strange(node: ir.Node, model: ir.Model) -> bool:
+    """Whether nobody knows the operator: it takes the types that it takes."""
+    return node.domain not in _KNOWN and node.op_identifier() not in model.functions
+
+
+def _is_typed(node: ir.Node) -> bool:
+    return all(v is None or not v.name or v.type is not None for v in (*node.inputs, *node.outputs))
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
@@ -150,11 +162,9 @@ def _widen_attributes(node: ir.Node, parameters: Collection[str] | None) -> None
 
 def _close(model: ir.Model, types: dict[ir.Value, ir.DataType], done: Widened) -> None:
     """Casts where halves must stay halves: at the model's ends, and around operators nobody knows."""
-    own = {f.domain for f in model.functions.values()}
-    for scope in list(edit.graphs(model)):
-        for node in list(scope):
-            if node.domain not in _KNOWN and node.domain not in own:
-                _surround(node, types)
+    for node in list(edit.nodes(model)):
+        if _strange(node, model):
+            _surround(node, types)
     first = next(iter(model.graph), None)
     for value in model.graph.inputs:
         if types.get(value) in HALVES and first is not None and value.uses():

@@ -37,7 +37,7 @@ from graphpress.tools.cli import terminal
 TARGETS = ("ort-cpu", "torch-cpu")
 LOSS = 1.0  # dB that half precision may cost, beside what is rounded to half once in the end
 _ROUNDING = {"float16": 65.0, "bfloat16": 50.0}  # dB of outputs of the type, and of weights that passes have made
-_GROWTH = 1.02  # of the bytes of all tensors: those of less than 128 elements are not worth a Cast
+_GROWTH = 1.05  # of the bytes of all tensors: those of less than 64 elements are not worth a Cast
 _BASES = {kind: form for form, kind in reversed(FORMS.items()) if form.startswith("float32")}
 _HEAD = """# Half precision
 
@@ -82,8 +82,8 @@ def _compared(made: Sample, recipe: str, target: Target) -> Entry:
     data = None if recipe == "zeroq" else made.data
     low, report = compile(made.model, quick(Recipe.load(recipe)), data, target, gate=False, prove=False)
     (given,) = engine.of(target).execute(low, target=target)(made.fresh).values()
-    had, has = ([v.dtype for v in (*m.graph.inputs, *m.graph.outputs)] for m in (made.model, low))
-    if had != has or ir.DataType.from_numpy(given.dtype) != had[-1]:
+    had, has = ({v.name: v.dtype for v in (*m.graph.inputs, *m.graph.outputs)} for m in (made.model, low))
+    if has != has | had or ir.DataType.from_numpy(given.dtype) != made.model.graph.outputs[0].dtype:
         return Entry(error=f"types of inputs and outputs were {had} and are {has}")
     error = given.astype(np.float64) - made.wanted
     size = report.size["weights_after"] / report.size["weights_before"]
@@ -157,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         wanted = [_among(getattr(args, n), k) for n, k in (("targets", TARGETS), ("networks", NETWORKS))]
-        keys: list[Key] = list(itertools.product(*wanted, chosen(args.recipes), _among(args.forms, FORMS)))
+        parts = *wanted, chosen(args.recipes), _among(args.forms, FORMS)
+        keys = [(t, n, r, f) for t, n, r, f in itertools.product(*parts)]
     except GraphpressError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
