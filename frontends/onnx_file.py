@@ -14,7 +14,7 @@ from graphpress.errors import InvalidModel, VerifyError
 from graphpress.frontends import checks, finite, settle, stored, wire
 from graphpress.frontends.save import save
 from graphpress.frontends.scrub import drop_undecodable
-from graphpress.graph import edit, verify
+from graphpress.graph import edit, names, verify
 
 __all__ = ["READS", "load", "save"]
 
@@ -65,7 +65,7 @@ def load(
         drop_undecodable(proto)
         checks.check_proto(proto, store, domains)
         model = _graph(proto, store)
-        settle.unique_names(model)
+        names.unique_names(model)
         settle.freeze_inputs(model, freeze_inputs)
         _verify(model)
         if not allow_nonfinite:

@@ -14,6 +14,7 @@ import onnx_ir.passes.common as common
 
 from graphpress.errors import BadRequest, Unsupported
 from graphpress.frontends import (
+    torch_attention,
     torch_batchnorm,
     torch_checks,
     torch_errors,
@@ -21,6 +22,7 @@ from graphpress.frontends import (
     torch_registry,
     torch_signature,
     torch_tidy,
+    torch_transformer,
     torch_weights,
 )
 from graphpress.graph import edit, verify
@@ -75,6 +77,7 @@ def trace(
             program = torch.onnx.export(
                 module, args if kwargs else (*args, {}), kwargs=kwargs, dynamic_shapes=dynamic_shapes,
                 dynamo=True, optimize=False, verbose=False, opset_version=opset,
+                custom_translation_table=torch_attention.table(torch, opset),
             )  # fmt: skip
         except Exception as e:
             raise torch_errors.refusal(e, module) from e
@@ -172,7 +175,8 @@ def _evaluating(torch: Any, module: Any) -> Iterator[None]:
     try:
         for part in parts:
             part.training = False
-        yield
+        with torch_transformer.traceable(torch, module):
+            yield
     finally:
         for part, mode in zip(parts, modes, strict=True):
             part.training = mode

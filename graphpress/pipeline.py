@@ -19,7 +19,7 @@ from graphpress.borrowed import Step, as_pass
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, PassError, VerifyError
-from graphpress.graph import edit, half, quantized, text, verify, widening
+from graphpress.graph import edit, half, names, quantized, text, verify, widening
 from graphpress.keys import BY, STAGE
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
@@ -86,6 +86,7 @@ class Pipeline:
             reads = (name for step in self.passes if isinstance(step, Pass) for name in step.reads)
             ctx = replace(ctx, data=ctx.data.allow(reads))
         work = model.clone() if isinstance(model, ir.Model) else catalog.reader(model)(model)
+        names.unique_values(work)  # two branches of an If may use one name
         verify.check(work)
         self._check_order(stage_of(work))
         self._check_ahead(ctx)

@@ -15,6 +15,7 @@ from graphpress.backends.fx.options import Kernels, Options
 from graphpress.backends.fx.values import identifier
 from graphpress.errors import BadRequest, nearest
 from graphpress.graph import edit, half_storage
+from graphpress.graph.inline import inline
 from graphpress.keys import PARAMETERS, UNUSED
 from graphpress.ops import packing
 from graphpress.ops.base import DOMAIN
@@ -58,7 +59,7 @@ def build(
         raise BadRequest(
             "is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes)
         )
-    model = _prepared(half_storage.taken_back(packing.unpacked(model)))
+    model = _prepared(packing.unpacked(half_storage.taken_back(model)))
     kernels = choice.kernels_for(model, target, device) if target is not None and quantizers == "exact" else Kernels()
     wanted = [_value(model, name) for name in outputs] if outputs is not None else None
     options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable", kernels, wanted or ())
@@ -101,11 +102,7 @@ def _prepared(model: ir.Model) -> ir.Model:
     if inlined and _sorted(model.graph) and _typed(model.graph):
         return model
     model = model.clone()
-    kept = {i: f for i, f in model.functions.items() if f.domain == DOMAIN}
-    for key in kept:
-        del model.functions[key]
-    common.InlinePass()(model)
-    model.functions.update(kept)
+    inline(model, lambda f: f.domain != DOMAIN)
     model.graph.sort()
     if not _typed(model.graph):  # an unsigned type that torch holds in a wider one has functions of its own
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)

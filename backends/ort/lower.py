@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphpress.backends.ort import emit
+from graphpress.backends.ort import emit, masks
 from graphpress.backends.ort.lowering import rules
 from graphpress.backends.ort.session import Session, execute
 from graphpress.errors import Unsupported
@@ -42,6 +42,7 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
     for node in list(edit.nodes(result)):
         if node.graph is not None:
             any(rule(node, target, shared) for rule in rules())
+    masks.expand(result)
     packing.pack_all(result, patterns)
     half_storage.store(result)
     used = {n.op_identifier() for n in edit.nodes(result)}

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as capi
 
-from graphpress.backends.ort import brain_floats
+from graphpress.backends.ort import brain_floats, masks
 from graphpress.errors import BadRequest, Unsupported, nearest
 from graphpress.graph import widening
 from graphpress.runner import Arrays
@@ -189,6 +189,7 @@ def open_session(
 
 def _open(model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, target: Target | None) -> Session:
     names, provider = _output_names(model, outputs), _provider(target, options.threads)
+    model = masks.readable(model)
     with _serialised(model, outputs and names) as (data, folder):
         native = options.to_ort()
         if folder:

@@ -26,14 +26,15 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 def graphs(model: ir.Model) -> Iterator[Scope]:
     """The main graph, every subgraph at any depth, every function; an outer graph before its inner ones."""
     for root in _roots(model):
-        yield from _with_bodies(root)
+        yield from scopes(root)
 
 
 def _roots(model: ir.Model) -> list[Scope]:
     return [model.graph, *model.functions.values()]
 
 
-def _with_bodies(root: Scope) -> Iterator[Scope]:
+def scopes(root: Scope) -> Iterator[Scope]:
+    """A graph or function and all bodies in it, an outer one before its inner ones."""
     pending: list[Scope] = [root]
     while pending:
         graph = pending.pop(0)
@@ -134,12 +135,12 @@ class _Names:
     def taken(self) -> set[str]:
         root = self._root()
         if self._taken is None and root is not None:
-            self._taken = {name for graph in _with_bodies(root) for name in _named(graph)}
+            self._taken = {name for graph in scopes(root) for name in _named(graph)}
         return self._taken or set()
 
     def add(self, body: ir.Graph) -> None:
         if self._taken is not None:
-            self._taken.update(name for graph in _with_bodies(body) for name in _named(graph))
+            self._taken.update(name for graph in scopes(body) for name in _named(graph))
 
 
 def _graph(scope: Scope) -> ir.Graph:
@@ -147,7 +148,7 @@ def _graph(scope: Scope) -> ir.Graph:
 
 
 def _own(scope: Scope, names: _Names) -> None:
-    for graph in map(_graph, _with_bodies(scope)):
+    for graph in map(_graph, scopes(scope)):
         graph.meta[_NAMES] = (weakref.ref(graph), names)
 
 
@@ -169,7 +170,7 @@ def _names(scope: Scope) -> set[str]:
 def _outermost(scope: Scope) -> Scope:
     """The graph around all graphs around this one, as far as what they read of each other tells."""
     while True:
-        inner = {id(g): g for g in map(_graph, _with_bodies(scope))}
+        inner = {id(g): g for g in map(_graph, scopes(scope))}
         read = (
             v for g in inner.values() for values in (g.outputs, *(n.inputs for n in g)) for v in values if v is not None
         )

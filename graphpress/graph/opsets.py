@@ -1,6 +1,7 @@
 """Raise a model's opset. Most operators only gained types between versions: those nodes are left as they are; a node
-whose signature or meaning changed is converted alone by onnx's own converter and spliced back, so names, metadata,
-subgraphs and functions survive, which a conversion of the whole model does not grant."""
+whose signature or meaning changed is converted alone, by a rule of ours (``opset_rules``) or by onnx's own converter,
+and spliced back, so names, metadata, subgraphs and functions survive, which a conversion of the whole model does not
+grant. docs/figures/opsets.md shows for every operator and every older opset that the meaning is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from graphpress.errors import Unsupported
-from graphpress.graph import edit
+from graphpress.graph import edit, opset_rules
 
 # Same signature, other meaning, from this version on: the schemas do not show it.
 _MEANING = {
@@ -51,23 +52,79 @@ def convert(model: ir.Model, version: int) -> None:
             fix="Install a newer onnx, or choose a format that needs a lower opset.",
         )
     old = edit.opset(model)
-    changed = [
-        (scope, node)
-        for scope in edit.graphs(model)
-        for node in scope
-        if node.domain == "" and not _same(node.op_type, old, version)
-    ]
-    # All of them before anything is written; input names are kept because splicing one renames the next one's inputs.
-    converted = [
-        (scope, n, [v.name if v else None for v in n.inputs], _convert_node(n, old, version)) for scope, n in changed
-    ]
-    for scope, node, names, replacement in converted:
-        _splice(scope, node, names, replacement)
+    unify(model)
+    roots: list[edit.Scope] = [model.graph, *model.functions.values()]
+    parts = [_Part(root, old, version) for root in roots]
+    # All of them before anything is written.
+    for part in parts:
+        part.prepare()
+    for part in parts:
+        part.write()
     model.opset_imports[""] = version
-    for function in model.functions.values():
-        if "" in function.opset_imports:
-            function.opset_imports[""] = version
     model.ir_version = max(model.ir_version or 0, _ir_version(version))
+
+
+def unify(model: ir.Model) -> None:
+    """Let all functions of the model import the model's opset.
+
+    What a body of another opset means is not agreed upon: ONNX reads it at its own opset, ONNX Runtime at the model's,
+    and onnx's checker refuses it. It is taken where both are the same.
+
+    Raises:
+        Unsupported: An operator of a body means another thing at the model's opset; nothing is changed.
+    """
+    version = edit.opset(model)
+    others = [f for f in model.functions.values() if f.opset_imports.get("", version) != version]
+    for function in others:
+        own = function.opset_imports[""]
+        for node in function.all_nodes():
+            if node.domain == "" and not _keeps(node, min(own, version), max(own, version)):
+                raise Unsupported(
+                    f"its body is of opset {own}, the model of {version}, and {node.op_type} means another thing there",
+                    where=f"function {function.domain}::{function.name}",
+                    fix="Export the model and its functions at one opset.",
+                )
+    for function in others:
+        function.opset_imports[""] = version
+
+
+def raise_function(function: ir.Function, version: int) -> None:
+    """Raise the default domain of one function that imports it, where it is older.
+
+    Raises:
+        Unsupported: A node cannot be converted; the function is then unchanged.
+    """
+    if function.opset_imports.get("", version) < version:
+        part = _Part(function, function.opset_imports[""], version)
+        part.prepare()
+        part.write()
+
+
+def _keeps(node: ir.Node, old: int, version: int) -> bool:
+    return opset_rules.rule(node, old, version) is None and _same(node.op_type, old, version)
+
+
+class _Part:
+    """A graph, or a function, with its bodies: the nodes of it that change."""
+
+    def __init__(self, root: edit.Scope, old: int, version: int) -> None:
+        self.root, self.old, self.version = root, old, version
+        self.converted: list[tuple[edit.Scope, ir.Node, list[str | None], ir.Graph]] = []
+
+    def prepare(self) -> None:
+        """Convert, without writing. Input names are kept, as splicing one node in renames what the next one reads."""
+        old, version = self.old, self.version
+        for scope in edit.scopes(self.root):
+            for node in scope:
+                if node.domain == "" and not _keeps(node, old, version):
+                    names = [v.name if v else None for v in node.inputs]
+                    self.converted.append((scope, node, names, _convert_node(node, old, version)))
+
+    def write(self) -> None:
+        for scope, node, names, replacement in self.converted:
+            _splice(scope, node, names, replacement)
+        if isinstance(self.root, ir.Function) and "" in self.root.opset_imports:
+            self.root.opset_imports[""] = self.version
 
 
 def _ir_version(version: int) -> int:
@@ -90,6 +147,8 @@ def _same(op_type: str, old: int, new: int) -> bool:
 
 def _convert_node(node: ir.Node, old: int, version: int) -> ir.Graph:
     """The nodes that replace ``node``, as a graph with the same input and output names."""
+    if (rule := opset_rules.rule(node, old, version)) is not None:
+        return rule(opset_rules.Draft(node, version), old, version)
     try:
         proto = onnx.version_converter.convert_version(_alone(node, old), version)
     except (RuntimeError, onnx.version_converter.ConvertError, ValueError) as e:

@@ -38,6 +38,7 @@ class _Place:
     value: ir.Value
     path: _Path
     hidden: str  # why it cannot be lifted out, or ''
+    function: bool  # whether it is inside one: its name is none of the main graph then
 
 
 def expose(model: ir.Model, names: Collection[str], *, floats: bool = True) -> Exposed:
@@ -65,26 +66,26 @@ def expose(model: ir.Model, names: Collection[str], *, floats: bool = True) -> E
     for name, found in places.items():
         if not found:
             raise StaleSite("the model has no such value", where=f"value {name!r}", fix=nearest(name, known))
-        _file(model, name, found, result, floats)
+        _file(model, name, [p for p in found if not p.function] or found, result, floats)
     return result
 
 
 def _places(model: ir.Model) -> Iterator[_Place]:
-    yield from _within(model.graph, (), "")
+    yield from _within(model.graph, (), "", False)
     for function in model.functions.values():
-        yield from _within(function, (), f"it is inside the function {function.domain}::{function.name}")
+        yield from _within(function, (), f"it is inside the function {function.domain}::{function.name}", True)
 
 
-def _within(graph: edit.Scope, path: _Path, hidden: str) -> Iterator[_Place]:
+def _within(graph: edit.Scope, path: _Path, hidden: str, function: bool) -> Iterator[_Place]:
     initializers = graph.initializers.values() if isinstance(graph, ir.Graph) else ()
     for value in dict.fromkeys((*graph.inputs, *initializers)):
-        yield _Place(value, path, hidden)
+        yield _Place(value, path, hidden, function)
     for node in graph:
         for value in node.outputs:
-            yield _Place(value, path, hidden)
+            yield _Place(value, path, hidden, function)
         repeats = "" if node.op_type == "If" else f"it is in the body of {node.op_type} {node.name!r}, which repeats"
         for body in edit.subgraphs(node):
-            yield from _within(body, (*path, (node, body)), hidden or repeats)
+            yield from _within(body, (*path, (node, body)), hidden or repeats, function)
 
 
 def _file(model: ir.Model, name: str, found: list[_Place], result: Exposed, floats: bool) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import VerifyError
-from graphpress.graph import edit
+from graphpress.graph import edit, opsets
 
 DOMAIN = "graphpress"
 VERSION = 1
@@ -56,7 +56,9 @@ def attach(model: ir.Model, op: Op) -> None:
     """
     function = op.function()
     model.opset_imports.setdefault(DOMAIN, VERSION)
-    model.functions.setdefault(function.identifier(), function)
+    if function.identifier() not in model.functions:
+        opsets.raise_function(function, edit.opset(model))
+        model.functions[function.identifier()] = function
 
 
 def detach_unused(model: ir.Model) -> None:

@@ -18,7 +18,7 @@ _HEAD = """\
 arithmetic on arrays: tools/mutants/changes.py) and runs the few test files that pin it. The table of files and tests,
 the mutants made by hand ("planted": they must die) and those that may live, each with its reason, stand in
 tests/mutants.toml. A file fails below 90 %, and where one lives that is not listed. Left out are annotations,
-decorators, assertions, the words of errors, and defaults of options that are 8 or more.
+what is there for types alone, decorators, assertions, the words of errors, and defaults of options that are 8 or more.
 
 This page is written by `python -m graphpress.tools.mutants --page` from what the last runs of `python -m
 graphpress.tools.mutants --sample N FILE` found (N mutants drawn by a fixed seed; "made" is what there was to draw

@@ -94,6 +94,12 @@ def test_one_scale_for_all_channels_cannot_grow_for_one() -> None:
     np.testing.assert_array_equal(folded(after)[1], [2**26, 2**30])
 
 
+def test_each_bias_that_is_folded_counts() -> None:
+    source = CONV.replace("y)\n<", "y, float[1,2,3,3] v)\n<").replace("(d, k, b)", "(d, k, b) v = Conv(d, k, b)")
+    after, (report,) = apply(conv([1.0, 2.0], [S_W, S_W], source), FoldBias())
+    assert report.changed == 2 and "b" not in after.graph.initializers
+
+
 @pytest.mark.parametrize("more", ["v = Conv(d, k)", "v = DequantizeLinear<axis = 0>(p, t, u)"])
 def test_a_weight_that_another_node_reads_keeps_its_scale(more: str) -> None:
     source = CONV.replace("=> (float[1,2,3,3] y)", "=> (float[1,2,3,3] y, float[] v)").replace(
@@ -106,17 +112,20 @@ def test_a_weight_that_another_node_reads_keeps_its_scale(more: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("codes", "dead"), [("3, 128", True), ("3, 127", False), ("128, 3", False)])
-def test_integers_that_stand_for_zero_mean_the_same_at_any_scale(codes: str, dead: bool) -> None:
+@pytest.mark.parametrize(
+    ("codes", "bias", "dead"),
+    [("3, 128", 1.0, True), ("3, 127", 1.0, False), ("128, 3", 1.0, False), ("128, 3", 17.0, False)],
+)
+def test_integers_that_stand_for_zero_mean_the_same_at_any_scale(codes: str, bias: float, dead: bool) -> None:
     source = CONV.replace("float[2,1,1,1] w = {0.0, 0.0}", f"uint8[2,1,1,1] p = {{{codes}}}")
     source = source.replace("int8[2] u = {0, 0}", "uint8[2] u = {128, 128}").replace(
         "p = QuantizeLinear<axis = 0>(w, t, u)", ""
     )
-    model = conv([1.0, 17.0], [S_W, S_W], source)
+    model = conv([bias, 17.0], [S_W, S_W], source)
     if dead:
         after, _ = apply(model, FoldBias())
-        scales, bias, _ = folded(after)
-        assert scales[0] == np.float32(S_W) < scales[1] and 0.9998 * 2**30 <= bias[1] <= 2**30
+        scales, steps, _ = folded(after)
+        assert scales[0] == np.float32(S_W) < scales[1] and 0.9998 * 2**30 <= steps[1] <= 2**30
     else:
         _left(model, "stored as integers")
 

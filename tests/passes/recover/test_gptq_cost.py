@@ -128,7 +128,7 @@ def test_a_group_gets_its_scale_when_it_is_reached_and_the_report_says_what_was_
 def test_a_group_gets_its_zero_point_when_it_is_reached() -> None:
     """The group that is reached last has moved by what the first has lost: its range and its zero are others."""
     w, x = correlated()
-    w[GROUP:] = np.abs(w[GROUP:])  # by themselves their codes begin at 0
+    w[GROUP:] = np.abs(w[GROUP:]) / 20  # small, and by themselves their codes begin at 0
     fit, _ = parts(x)
     h = fit.T @ fit
     h += 0.3 * h.diagonal().mean() * np.eye(SIZE)
@@ -144,7 +144,7 @@ def test_a_group_gets_its_zero_point_when_it_is_reached() -> None:
         now[j] = (np.clip(np.rint(now[j] / step) + zero, 0, 15) - zero) * step
         lost = now[: j + 1] - w[: j + 1]
         now[j + 1 :] = w[j + 1 :] - np.linalg.solve(h[j + 1 :, j + 1 :], h[j + 1 :, : j + 1] @ lost)
-    assert (zero > 0).any() and report.changed == 1
+    assert (zero > 0).mean() > 0.5 and report.changed == 1
     assert np.isclose(value, now, rtol=1e-4, atol=1e-6).mean() > 0.995  # but for ties
 
 
