@@ -175,5 +175,5 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def stored_bytes(model: ir.Model) -> int:
-    """Bytes of all stored tensors."""
-    return sum(t.nbytes for t in tensors(model))
+    """Bytes of all stored tensors; of those that are float32 until they are stored as halves, as halves."""
+    return sum(t.nbytes for t in tensors(model)) - half_storage.saved(model)

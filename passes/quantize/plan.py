@@ -151,7 +151,7 @@ class _Planner:
     def _undynamic(self, node: ir.Node, roles: Mapping[int, Role]) -> str | None:
         computed = [node.inputs[s] for s, role in roles.items() if role is Role.ACTIVATION]
         if any(v is not None and v.dtype not in (None, ir.DataType.FLOAT) for v in computed):
-            return "quantization at run time takes float32 only"
+            return "quantization at run time takes float32 only: put widen-half before it"
         if self.options.activation_granularity != "per_token":
             return None
         if self.target is not None and node.op_type not in ("MatMul", "Gemm", *operators.RECURRENT):

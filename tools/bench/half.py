@@ -11,7 +11,8 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import BadRequest, GraphpressError, nearest
+from graphpress.frontends import onnx_file
 from graphpress.job import engine
 from graphpress.job.compile import compile
 from graphpress.job.gate import sqnr
@@ -30,8 +32,9 @@ from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.target import Target
 from graphpress.tools.bench.cell import quick
-from graphpress.tools.bench.half_models import FORMS, NETWORKS, Sample, sample
+from graphpress.tools.bench.half_models import FORMS, NETWORKS, Sample, sample, to_half
 from graphpress.tools.bench.matrix import chosen
+from graphpress.tools.bench.zoo import tasks
 from graphpress.tools.cli import terminal
 
 TARGETS = ("ort-cpu", "torch-cpu")
@@ -153,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, known in (("targets", TARGETS), ("networks", NETWORKS), ("forms", FORMS)):
         parser.add_argument(f"--{name}", help=f"comma-separated, of {', '.join(known)} (default: all)")
     parser.add_argument("--recipes", help="comma-separated (default: all that are shipped)")
+    parser.add_argument("--zoo", type=Path, help="a folder of real models: two are compared as well")
     parser.add_argument("--out", type=Path, help="file of entries, a line each; a second run goes on where it stops")
     args = parser.parse_args(argv)
     try:
@@ -165,7 +169,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     with terminal.progress() as progress:
         found = _fill(progress(keys, "cells", len(keys)), args.out)
     print(render(found), end="")
+    if args.zoo is not None:
+        print("\n".join(_real(args.zoo)))
     return int(any(misses(found, key) for key in found))
+
+
+def _real(zoo: Path) -> Iterator[str]:
+    """Two real models in each type under two recipes, on the held-out samples of the gate: a table."""
+    yield "\n## Real models\n\nConverted whole; SQNR of the gate, of 13 samples; MB of all tensors."
+    yield "With `--zoo DIR`.\n"
+    yield "| model | type | recipe | SQNR dB | before | after |\n|---|---|---|---|---|---|"
+    for task, kind in itertools.product(tasks(zoo, "resnet20,codelm"), ("float32", *_ROUNDING)):
+        with tempfile.TemporaryDirectory(prefix="graphpress-") as folder:
+            model = onnx_file.load(task.file(Path(folder)))
+            if kind != "float32":
+                to_half(model, ir.DataType[kind.upper()], ends=True)
+            data = {k: a[:64] if a.ndim else a for k, a in task.data().items()}
+            for recipe in ("w8a8", "w4a16-gptq"):
+                _, report = compile(model, recipe, data, gate=False, prove=False)
+                sizes = [f"{report.size[f'weights_{when}'] / 1e6:.2f}" for when in ("before", "after")]
+                yield f"| {task.name} | {kind} | {recipe} | {report.gate.outputs[0].sqnr:.1f} | {' | '.join(sizes)} |"
 
 
 def _fill(keys: Iterable[Key], out: Path | None) -> dict[Key, Entry]:
