@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 import graphpress as gp
-from graphpress.errors import CalibrationError
+from graphpress.errors import BadRequest, CalibrationError
 from graphpress.job import engine
 from graphpress.target import Target
 from tests import kit
@@ -144,6 +144,18 @@ def test_the_gate_compares_before_outputs_are_rounded() -> None:
     (output,) = report.gate.outputs
     base = gp.compile(network("float"), "w8a16", {"x": samples("float")}, prove=False)[1].gate.outputs[0]
     assert output.sqnr == pytest.approx(base.sqnr, abs=0.05)  # 0.4 dB with outputs of 8 digits; scales are halves too
+
+
+def test_a_share_of_bytes_is_one_of_the_model_as_given() -> None:
+    half, whole = (network(kind) for kind in ("float16", "float"))
+    data = {"x": samples("float16")}
+    _, asked = gp.compile(half, "mixed", data, max_size="0.55x", gate=False, prove=False)
+    assert asked.size["weights_after"] <= 0.56 * asked.size["weights_before"]
+    with pytest.raises(BadRequest, match="share must lie above 0 and at most at 1"):
+        gp.compile(half, "mixed", data, max_size="1.5x")
+    _, own = gp.compile(half, "mixed", data, gate=False, prove=False)  # the recipe's 0.3x is of float32
+    _, base = gp.compile(whole, "mixed", {"x": samples("float")}, gate=False, prove=False)
+    assert own.plan == base.plan
 
 
 def test_a_float32_model_says_nothing_of_it() -> None:
