@@ -55,10 +55,14 @@ def sqnr(model: ir.Model, kind: str, target: str) -> float:
 @pytest.mark.parametrize(
     ("kind", "recipe", "target"),
     [
-        ("float16", "w8a8", "ort-cpu"), ("bfloat16", "w8a8-dynamic", "ort-cpu"), ("float16", "w4a16-gptq", "torch-cpu"),
-        ("bfloat16", "w8a8", "torch-cpu"), ("bfloat16", "w8a16", "ort-cpu"), ("float16", "w8a8-dynamic", "torch-cpu"),
+        ("float16", "w8a8", "ort-cpu"),
+        ("bfloat16", "w8a8-dynamic", "ort-cpu"),
+        ("bfloat16", "w8a8", "torch-cpu"),
+        pytest.param("bfloat16", "w8a16", "ort-cpu", marks=pytest.mark.slow),
+        pytest.param("float16", "w4a16-gptq", "torch-cpu", marks=pytest.mark.slow),
+        pytest.param("float16", "w8a8-dynamic", "torch-cpu", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_as_accurate_as_float32(kind: str, recipe: str, target: str, tmp_path: Path) -> None:
     if target == "torch-cpu":
         pytest.importorskip("torch")
