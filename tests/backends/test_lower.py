@@ -350,7 +350,8 @@ def test_a_layer_left_in_float_between_quantized_neighbours_stays_in_float(op: s
 @pytest.mark.parametrize("zero", [0, -128, 5])
 @pytest.mark.parametrize("opset", [19, 21, 23])
 @pytest.mark.parametrize(
-    "move", ["MaxPool <kernel_shape = [2,2]> (d)", "Transpose <perm = [0,2,3,1]> (d)", "Squeeze(d, one)", "Reshape(d, sh)"]
+    "move",
+    ["MaxPool <kernel_shape = [2,2]> (d)", "Transpose <perm = [0,2,3,1]> (d)", "Squeeze(d, one)", "Reshape(d, sh)"],
 )
 def test_signed_codes_that_data_movement_reads_as_floats(move: str, opset: int, zero: int) -> None:
     """ONNX Runtime 1.32 refuses them from opset 21 on as they stand."""
