@@ -47,8 +47,8 @@ def _computed(node: ir.Node, slot: int) -> str | None:
     maker = source = value.producer()
     if value.is_graph_input() and value.is_initializer():
         return f"weight {value.name!r} is a graph input, which a caller may override"
-    while rearranges(source) and source.inputs[0] is not None and not edit.is_constant(source.inputs[0]):
-        source = source.inputs[0].producer()
+    while source is not None and rearranges(source) and (data := source.inputs[0]) is not None:
+        source = data.producer()
     if decodes(source):
         return "it is quantized already"
     if maker is not None and maker.inputs and all(v is None or edit.is_constant(v) for v in maker.inputs):
