@@ -69,6 +69,9 @@ QUANTIZER = "graphpress.quantizer"  # node that encodes or decodes: its number f
 STORED = "graphpress.stored"  # node: how its int8 weights are stored instead, for signed products saturate there
 ADAPTED = _json("graphpress.adapter")  # node or initializer, as JSON: the adapter that made it, its site, its part
 SPARSITY = "graphpress.sparsity"  # node: the pattern n:m that its weight keeps, such as 2:4
+# model: the half type that hardly a weight lacked; initializer: the one that it had. As long as they are wide.
+HALF: Key[ir.DataType] = Key("graphpress.half", lambda t: t.name, lambda text: ir.DataType[text])
+NARROW = "graphpress.narrow"  # initializer: a weight that is stored in half precision, for all to read behind a Cast
 # node: {"mean": [...], "std": [...]}, by output channel what training saw of the output of a folded operator.
 STATISTICS = _json("graphpress.batchnorm")
 PARAMETERS = "graphpress.parameters"  # in the meta of a torch module: initializer -> (its path, how it is kept there)

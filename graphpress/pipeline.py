@@ -19,13 +19,15 @@ from graphpress.borrowed import Step, as_pass
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, PassError, VerifyError
-from graphpress.graph import edit, names, quantized, text, verify
+from graphpress.graph import edit, half, names, quantized, text, verify, widening
 from graphpress.keys import BY, STAGE
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
 
 # Largest deviation allowed, as a share of the output's RMS, for a pass that declares itself exact or close.
 TOLERANCE = {Numerics.EXACT: 1e-5, Numerics.CLOSE: 1e-3}
+# What constants that a pass rounds to half precision may add to it: so many units in the last place of 1.0.
+HALF_UNITS = 16
 # Differences below one unit in the last place of 1.0 are no evidence: outputs near zero have an RMS of that size.
 FLOOR = 2.0**-23
 # One probe run may cost this long; beyond it the numeric check is left out, and the report says so.
@@ -191,6 +193,7 @@ class _Oracle:
         self.feeds: Arrays | None = None
         self.outputs: dict[str, np.ndarray] | None = None
         self.before: ir.Model | None = None  # the graph that gives them, where it was not run yet
+        self.kinds: set[ir.DataType] = set()  # half types of its constants
         self.why_not = ""
         if wanted is False:
             self.why_not = "not asked for"
@@ -216,20 +219,23 @@ class _Oracle:
         assert self.ctx.oracle is not None and self.ctx.data is not None and self.before is not None
         self.feeds = next(iter(self.ctx.data.batches(1)))
         start = time.perf_counter()
-        self.outputs, self.before = self.ctx.oracle(self.before)(self.feeds), None
+        self.kinds |= half.found_constants(self.before)
+        self.outputs, self.before = self.ctx.oracle(widening.widened(self.before))(self.feeds), None
         if time.perf_counter() - start > PROBE_SECONDS and not self.wanted:
             self.why_not = f"one probe run takes over {PROBE_SECONDS:.0f} s"
 
     def _compare(self, model: ir.Model, step: Pass) -> str:
         assert self.ctx.oracle is not None and self.outputs is not None and self.feeds is not None
-        runner: Runner = self.ctx.oracle(model)
+        runner: Runner = self.ctx.oracle(widening.widened(model))
         after = runner(self.feeds)
         worst = deviation(self.outputs, after)
         self.outputs = after
-        if not worst <= TOLERANCE[step.numerics]:
+        self.kinds |= half.found_constants(model)
+        allowed = TOLERANCE[step.numerics] + HALF_UNITS * max((half.unit(k) for k in self.kinds), default=0.0)
+        self.kinds = half.found_constants(model)
+        if not worst <= allowed:
             raise PassError(
-                f"declared {step.numerics} but the outputs moved by {worst:.2e} of their RMS "
-                f"(allowed {TOLERANCE[step.numerics]:.0e})",
+                f"declared {step.numerics} but the outputs moved by {worst:.2e} of their RMS (allowed {allowed:.0e})",
                 where=f"pass {step.name!r}",
                 fix="This is a bug of the pass; run with dump= to get a reproducer.",
             )
@@ -237,7 +243,10 @@ class _Oracle:
 
 
 def deviation(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
-    """Largest difference over all outputs as a share of the RMS of ``a``; inf where names, shapes or NaNs differ."""
+    """Largest difference over all outputs as a share of the RMS of ``a``; inf where names, shapes or NaNs differ.
+
+    Outputs in half precision may differ by one unit in the last place: two roundings of what is nearly the same.
+    """
     if list(a) != list(b):
         return float("inf")
     return max((_deviation(a[n], b[n]) for n in a), default=0.0)
@@ -254,5 +263,7 @@ def _deviation(x: np.ndarray, y: np.ndarray) -> float:
         return float("inf")
     u, v = u[finite], v[finite]
     rms = float(np.sqrt(np.mean(u * u))) if u.size else 0.0
-    worst = float(np.max(np.abs(u - v), initial=0.0))
+    unit = half.unit(ir.DataType.from_numpy(x.dtype)) if x.dtype.itemsize == 2 else 0.0
+    apart = np.abs(u - v)
+    worst = float(np.max(apart[~(apart <= unit * np.abs(u))], initial=0.0))
     return 0.0 if worst <= FLOOR else worst / max(rms, 1e-12)

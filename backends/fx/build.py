@@ -14,7 +14,7 @@ from graphpress.backends.fx.builder import Builder
 from graphpress.backends.fx.options import Kernels, Options
 from graphpress.backends.fx.values import identifier
 from graphpress.errors import BadRequest, nearest
-from graphpress.graph import edit
+from graphpress.graph import edit, half_storage
 from graphpress.graph.inline import inline
 from graphpress.keys import PARAMETERS, UNUSED
 from graphpress.ops import packing
@@ -59,7 +59,7 @@ def build(
         raise BadRequest(
             "is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes)
         )
-    model = _prepared(packing.unpacked(model))
+    model = _prepared(packing.unpacked(half_storage.taken_back(model)))
     kernels = choice.kernels_for(model, target, device) if target is not None and quantizers == "exact" else Kernels()
     wanted = [_value(model, name) for name in outputs] if outputs is not None else None
     options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable", kernels, wanted or ())

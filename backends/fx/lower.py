@@ -11,6 +11,7 @@ from torch import fx
 from graphpress.backends.fx.build import build
 from graphpress.backends.fx.module_runner import ModuleRunner
 from graphpress.errors import BadRequest, Unsupported
+from graphpress.graph import edit, half_storage
 from graphpress.keys import STAGE, TARGET
 from graphpress.target import Target
 from graphpress.types import Stage
@@ -30,6 +31,8 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
         )
         raise Unsupported(what, where=target.name, fix=fix)
     result = model.clone()
+    edit.index(result)
+    half_storage.store(result)
     result.metadata_props[TARGET] = target.name
     return result
 

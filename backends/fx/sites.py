@@ -89,11 +89,11 @@ def product_site(node: ir.Node) -> ProductSite | None:
     x = canonical.activation(node.inputs[0])
     if weight is None or not plain_gemm(node) or (x is not None and not _per_tensor(x)):
         return None
-    bias, fine = _own_bias(node)
+    bias, fine = _own_bias(node, weight)
     if not fine:
         return None
     covered, tail, value, added = {node}, node, node.outputs[0], node
-    if bias is None and (found := _added(value, weight)) is not None:
+    if bias is None and (found := _added(node, weight)) is not None:
         bias, added = found
         covered.add(added)
         tail, value = added, added.outputs[0]
@@ -160,26 +160,41 @@ def _per_tensor(x: Activation) -> bool:
     return x.kind != "static" or (scale is not None and scale.size == 1)
 
 
-def _own_bias(node: ir.Node) -> tuple[np.ndarray | None, bool]:
-    """(the bias input as floats, whether it is one that a kernel can take)."""
+def _own_bias(node: ir.Node, weight: Weight) -> tuple[np.ndarray | None, bool]:
+    """(the bias input as [channels] floats, whether it is one that a kernel can take). Gemm's C may be anything that
+    broadcasts to [M, N]: a column or a matrix is no bias."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
         return None, True
-    bias = floats(value)
-    return (None, False) if bias is None else (bias.reshape(-1), max(bias.shape, default=1) == bias.size)
+    bias, channels = floats(value), _channels(node, weight)
+    if bias is None or channels is None or not _is_row(bias, channels):
+        return None, False
+    return np.broadcast_to(bias.reshape(-1), channels).copy(), True
 
 
-def _added(value: ir.Value, weight: Weight) -> tuple[np.ndarray, ir.Node] | None:
-    """A bias that the only reader adds, and that reader."""
-    found = only_reader(value, "Add")
-    if found is None:
+def _added(node: ir.Node, weight: Weight) -> tuple[np.ndarray, ir.Node] | None:
+    """A bias that the only reader of a matrix product adds, and that reader. It does not add axes."""
+    found = only_reader(node.outputs[0], "Add")
+    if found is None or node.op_type == "Conv":
         return None
     add, slot = found
-    bias = floats(add.inputs[1 - slot])
-    columns = weight.value.shape[-1] if weight.value.shape is not None else None
-    if bias is None or bias.size != columns or bias.shape[-1:] != (columns,):
+    bias, channels, shape = floats(add.inputs[1 - slot]), _channels(node, weight), node.outputs[0].shape
+    rank = 1 if shape is None else len(shape)
+    if bias is None or channels is None or bias.ndim > rank or not _is_row(bias, channels) or bias.size != channels:
         return None
     return bias.reshape(-1), add
+
+
+def _channels(node: ir.Node, weight: Weight) -> int | None:
+    shape = weight.value.shape
+    first = node.op_type == "Conv" or (node.op_type == "Gemm" and edit.attribute(node, "transB", 0))
+    found = None if shape is None else shape[0 if first else -1]
+    return found if isinstance(found, int) else None
+
+
+def _is_row(bias: np.ndarray, channels: int) -> bool:
+    """Whether an array goes along the last axis alone, one number for each channel or one for all."""
+    return bias.size == 1 or (bias.size == channels and bias.shape[-1] == channels)
 
 
 def _next(value: ir.Value, op_type: str) -> ir.Node | None:

@@ -72,16 +72,13 @@ def absorb_bias(site: ir.Node, columns: int) -> ir.Value | None:
 
 
 def one_dimensional(site: ir.Node, bias: ir.Value | None, columns: int) -> tuple[ir.Value | None, bool]:
-    """(the bias as [columns], whether it is one): Gemm's C may be [1, N], a scalar, or computed."""
+    """(the bias as [columns], whether it is one): Gemm's C may be [1, N], a scalar, [M, 1], [M, N], or computed."""
     if bias is None:
         return None, True
     array = edit.constant(bias)
-    if (
-        array is None
-        or array.dtype != np.float32
-        or array.size not in (1, columns)
-        or array.shape[-1:] not in ((columns,), (1,), ())
-    ):
+    if array is None or array.dtype != np.float32:
+        return bias, False
+    if array.size != 1 and (array.size != columns or array.shape[-1] != columns):
         return bias, False
     if array.shape == (columns,):
         return bias, True

@@ -13,7 +13,7 @@ from graphpress.backends.ort import emit, masks
 from graphpress.backends.ort.lowering import rules
 from graphpress.backends.ort.session import Session, execute
 from graphpress.errors import Unsupported
-from graphpress.graph import edit
+from graphpress.graph import edit, half, half_storage, widening
 from graphpress.keys import STAGE, TARGET
 from graphpress.ops import packing
 from graphpress.target import Target
@@ -23,7 +23,8 @@ from graphpress.types import Stage
 def lower(model: ir.Model, target: Target) -> ir.Model:
     """A new model for ``target``, subgraphs included; the given one is left as it is.
 
-    What was lowered for this target already is copied. Nodes keep their names; helpers carry ``graphpress.from``.
+    What is in half precision is computed in float32, and its float weights are stored as halves. What was lowered for
+    this target already is copied. Nodes keep their names; helpers carry ``graphpress.from``.
 
     Raises:
         Unsupported: The model was lowered for another target.
@@ -34,6 +35,8 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
             raise Unsupported(f"the model was lowered for {result.metadata_props.get(TARGET)!r}", where=target.name)
         return result
     edit.index(result)
+    if half.found(result):
+        widening.widen(result)
     patterns = packing.unpack(result)
     shared = emit.Shared()
     for node in list(edit.nodes(result)):
@@ -41,6 +44,7 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
             any(rule(node, target, shared) for rule in rules())
     masks.expand(result)
     packing.pack_all(result, patterns)
+    half_storage.store(result)
     used = {n.op_identifier() for n in edit.nodes(result)}
     for identifier in result.functions.keys() - used:
         del result.functions[identifier]

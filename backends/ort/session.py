@@ -15,8 +15,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as capi
 
-from graphpress.backends.ort import masks
+from graphpress.backends.ort import brain_floats, masks
 from graphpress.errors import BadRequest, Unsupported, nearest
+from graphpress.graph import widening
 from graphpress.runner import Arrays
 from graphpress.target import Target
 
@@ -27,8 +28,9 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "0", "session.x64quantprecision": "1"}
 _REFUSED = (capi.InvalidGraph, capi.NotImplemented, capi.Fail, capi.InvalidArgument, capi.InvalidProtobuf)
 _FAILED = (*_REFUSED, capi.RuntimeException, capi.EPFail, RuntimeError)
-_NUMPY = {
-    "float": np.float32, "double": np.float64, "float16": np.float16, "bool": np.bool_,
+_NUMPY: dict[str, Any] = {
+    "float": np.float32, "double": np.float64, "float16": np.float16, "bfloat16": ir.DataType.BFLOAT16.numpy(),
+    "bool": np.bool_,
     "int8": np.int8, "int16": np.int16, "int32": np.int32, "int64": np.int64,
     "uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32, "uint64": np.uint64,
 }  # fmt: skip
@@ -85,6 +87,8 @@ class Session:
         self._wanted = list(dict.fromkeys(outputs))
         self._inputs = {i.name: i for i in session.get_inputs()}
         self._optional = {i.name: i for i in session.get_overridable_initializers()}
+        ends = (*session.get_inputs(), *session.get_outputs())
+        self._brain_floats = any(end.type == brain_floats.TYPE for end in ends)
         self._run = ort.RunOptions()
         self._run.log_severity_level = 4
 
@@ -98,12 +102,18 @@ class Session:
         if not self._wanted:
             return {}
         try:
-            results = self.session.run(self._wanted, dict(feeds), self._run)
+            results = self._results(feeds)
         except _FAILED as e:
             what, where = _reason(e)
             shapes = ", ".join(f"{name} {tuple(np.shape(a))}" for name, a in feeds.items())
             raise BadRequest(f"the model failed on {shapes}: {what}", where=where) from e
         return dict(zip(self._wanted, results, strict=True))
+
+    def _results(self, feeds: Arrays) -> list[Any]:
+        if not self._brain_floats:
+            return list(self.session.run(self._wanted, dict(feeds), self._run))
+        given = {name: brain_floats.to_ort(array) for name, array in feeds.items()}
+        return [brain_floats.from_ort(v) for v in self.session.run_with_ort_values(self._wanted, given, self._run)]
 
     def _check(self, feeds: Arrays) -> None:
         for name in self.input_names:
@@ -167,7 +177,17 @@ def execute(
 def open_session(
     model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, target: Target | None = None
 ) -> Session:
-    """``execute`` with all options."""
+    """``execute`` with all options. What ONNX Runtime refuses in half precision is computed in float32."""
+    try:
+        return _open(model, outputs, options, target)
+    except Unsupported:
+        wide = widening.widened(model)
+        if wide is model:
+            raise
+    return _open(wide, outputs, options, target)
+
+
+def _open(model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, target: Target | None) -> Session:
     names, provider = _output_names(model, outputs), _provider(target, options.threads)
     model = masks.readable(model)
     with _serialised(model, outputs and names) as (data, folder):

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.graph import edit
-from graphpress.keys import STAGE
+from graphpress.keys import HALF, STAGE
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Mo
     except ValueError as e:
         raise BadRequest(f"the inputs do not bound the part: {e}", where=f"outputs {', '.join(outputs)}") from e
     part = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
-    if STAGE in model.metadata_props:
-        part.metadata_props[STAGE] = model.metadata_props[STAGE]
+    part.metadata_props.update({k: v for k, v in model.metadata_props.items() if k in (STAGE, HALF)})
     return part.clone()
 
 

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 
+import onnx_ir as ir
+
 from graphpress.contracts import Budget, HoldsBudgets
 from graphpress.errors import BadRequest, GateError
+from graphpress.graph import half
 from graphpress.job import hold_drop
 from graphpress.job.job import Compiled, Job
 from graphpress.recipe import Recipe
+from graphpress.report.report import stored_bytes
 
 
 def holds(recipe: Recipe) -> bool:
     """Whether a pass of a recipe searches within budgets."""
     return any(isinstance(p, HoldsBudgets) for p in recipe.passes)
+
+
+def of_file(max_size: Budget, model: ir.Model) -> Budget:
+    """A share of the model as the user has it in bytes, where it has halves: passes see it in float32."""
+    text = str(max_size).strip()
+    if not text.endswith("x") or not half.found(model):
+        return max_size
+    try:
+        share = float(text.removesuffix("x"))
+    except ValueError:
+        return max_size  # whoever reads it refuses it
+    return share * stored_bytes(model) if 0 < share <= 1 else max_size
 
 
 def handed(recipe: Recipe, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Recipe:

@@ -72,7 +72,7 @@ def compile(
     with clock.phase("load"):
         loaded = as_model(model)
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
-        wanted = budgets.handed(Recipe.load(recipe), max_latency, max_size, max_drop)
+        wanted = budgets.handed(Recipe.load(recipe), max_latency, budgets.of_file(max_size, loaded), max_drop)
         _check_stage(loaded, wanted)
         job = Job(loaded, wanted, as_target(target), seed, progress, clock)
         job.take(_data(data), evaluate)

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphpress import catalog
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest
+from graphpress.graph import half, half_storage, widening
 from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
 from graphpress.job.gate import compare_outputs, judge, told
@@ -112,17 +114,23 @@ class Job:
             lowered = self.engine.lower(portable, self.target)
         report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
         with self.clock.phase("gate"):
-            runner = self.engine.execute(lowered, target=self.target)
+            runner = self.engine.execute(widening.opened(lowered), target=self.target)
             self.gate(runner, recipe, report)
             metric = self.measured(runner, recipe, report)
         return Compiled(clean, portable, lowered, report, metric)
 
     def rewrite(self, recipe: Recipe, check_numbers: bool | None = None) -> tuple[ir.Model, ir.Model, list[PassReport]]:
         """The tidied float graph, the portable rewritten one, and what the passes said."""
-        cut = next((i for i, p in enumerate(recipe.passes) if p.numerics is Numerics.LOSSY), len(recipe.passes))
-        clean, first = self.tidy(recipe.passes[:cut])
-        portable, rest = Pipeline(recipe.passes[cut:], check_numbers=check_numbers).run(clean, self.context())
+        passes = (*self.widening(), *recipe.passes)
+        cut = next((i for i, p in enumerate(passes) if p.numerics is Numerics.LOSSY), len(passes))
+        clean, first = self.tidy(passes[:cut])
+        portable, rest = Pipeline(passes[cut:], check_numbers=check_numbers).run(clean, self.context())
         return clean, portable, [*first, *rest]
+
+    def widening(self) -> tuple[Pass, ...]:
+        """What comes before all else where the model is in half precision, which other passes do not know."""
+        known = catalog.passes()
+        return (known["infer-shapes"](), known["widen-half"]()) if half.found(self.model) else ()
 
     def tidy(self, passes: tuple[Pass, ...]) -> tuple[ir.Model, list[PassReport]]:
         """The float graph after the passes that keep its function; run once however often sites are taken back."""
@@ -145,10 +153,14 @@ class Job:
             self.data = data.bind(self.model)
 
     def original(self) -> Runner:
-        """The float model on the target, built once."""
+        """The float model on the target, built once; one in half precision computes and answers in float32."""
         if self.float_runner is None:
-            self.float_runner = self.engine.execute(self.model, target=self.target)
+            self.float_runner = self.engine.execute(widening.opened(widening.widened(self.model)), target=self.target)
         return self.float_runner
+
+    def as_given(self) -> Runner:
+        """The model as the user has it, on the target; what runs there in half precision does, as far as it goes."""
+        return self.engine.execute(self.model, target=self.target) if half.found(self.model) else self.original()
 
     def gate(self, runner: Runner, recipe: Recipe, report: Report) -> None:
         if self.held_out is None:
@@ -187,6 +199,7 @@ class Job:
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
         report.idle += idle(self.recipe, report.passes)
         report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
+        report.half = _half(report.passes, compiled.lowered)
         report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}
         report.size = {
             "weights_before": reports.stored_bytes(self.model),
@@ -235,7 +248,14 @@ class Job:
             self.diagnose(compiled, report)
         if feeds is not None:
             lowered = self.engine.execute(compiled.lowered, target=self.target)
-            report.latency = latencies.compare_latency(self.original(), lowered, feeds)
+            report.latency = latencies.compare_latency(self.as_given(), lowered, feeds)
+
+
+def _half(passes: list[PassReport], lowered: ir.Model) -> str:
+    """What became of half precision, in a line; "" where the model has none."""
+    said = next((str(p.metrics["half"]) for p in passes if "half" in p.metrics), "")
+    count = half_storage.count_stored(lowered)
+    return f"{said}; {count} float weight{'s' * (count != 1)} stored as halves" if said and count else said
 
 
 def context(

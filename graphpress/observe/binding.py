@@ -6,6 +6,7 @@ import enum
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -38,6 +39,8 @@ class Slot:
             shape = [d if d is not None else (count if i == 0 else 1) for i, d in enumerate(self.dims)]
             return np.zeros(shape, self.dtype)
         array = rows[self.name][0] if self.mode is Mode.WHOLE else rows[self.name]
+        if array.dtype.kind == "V" and self.dtype is not None:
+            array = array.view(self.dtype)  # .npz files forget what kind of 2 bytes bfloat16 is
         return np.asarray(array, self.dtype, order="C")
 
 
@@ -51,6 +54,17 @@ class Binding:
     def feeds(self, rows: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
         """Arrays ready for a Runner, of the model's types; ``rows`` are ``count`` samples."""
         return {slot.name: slot.feed(rows, count) for slot in self.slots}
+
+    def overflow(self, rows: Mapping[str, np.ndarray]) -> tuple[str, float, float] | None:
+        """(input, number, largest of its type) of the first finite number that a cast would make infinite."""
+        for slot in self.slots:
+            array = rows.get(slot.name)
+            if array is None or array.dtype.kind != "f" or slot.dtype not in _HALVES:
+                continue
+            most, limit = float(np.max(np.abs(array), initial=0.0)), float(ml_dtypes.finfo(slot.dtype).max)
+            if most > limit:
+                return slot.name, most, limit
+        return None
 
     def count(self, feeds: Mapping[str, np.ndarray]) -> int:
         """How many samples some feeds hold."""
@@ -97,7 +111,7 @@ def _slot(value: ir.Value, header: Header | None, where: str) -> Slot | None:
             )
         return Slot(name, dims or (), dtype, Mode.ZEROS)
     mode = Mode.ROWS if dims is None else _mode(header.shape, dims, _at(where, name))
-    if dtype is not None and not lossless(header.dtype, dtype):
+    if dtype is not None and not (lossless(header.dtype, dtype) or rounds(header.dtype, dtype)):
         raise CalibrationError(
             f"is {header.dtype}, the model takes {dtype}, and that cast may lose values",
             where=_at(where, name), fix=f"Cast it yourself: array.astype({dtype.name!r}).",
@@ -142,6 +156,16 @@ def lossless(source: np.dtype, target: np.dtype) -> bool:
     if source.kind in "iu" and target.kind == "f" and digits > np.finfo(target).nmant + 1:
         return False
     return bool(source == target or (source.kind in "biuf" and np.can_cast(source, target, "safe")))
+
+
+def rounds(source: np.dtype, target: np.dtype) -> bool:
+    """Whether a cast only rounds, as a model in half precision does with all it computes; or the bytes are those."""
+    if target not in _HALVES:
+        return False
+    return source.kind == "f" or source == np.dtype("V2") == np.dtype(f"V{target.itemsize}")
+
+
+_HALVES = (ir.DataType.FLOAT16.numpy(), ir.DataType.BFLOAT16.numpy())
 
 
 def _at(where: str, name: str) -> str:

@@ -51,7 +51,8 @@ class CalibrationData:
     The first axis of every array counts samples. An array of an input's own rank holds rows of its batch axis; an
     array of one rank more holds whole inputs, fed one at a time (states, scalars); an array without axes is the same
     for all samples. Trailing shapes may differ from file to file. Inputs that no node reads may be missing. Element
-    types are cast where no value can change (int32 to int64, uint8 to float32), never otherwise.
+    types are cast where no value can change (int32 to int64, uint8 to float32), never otherwise, but that floats are
+    rounded to the half precision of an input, within its range.
     """
 
     parts: Sequence[_Part]
@@ -143,16 +144,22 @@ class CalibrationData:
         Raises:
             CalibrationError: As for ``bind``, and for NaN or infinity in the data.
         """
-        self.bind(model)
+        binding = self.bind(model).binding
         start = 0
         for piece in self._pieces(_PIECE):
             for name, array in piece.items():
-                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                if _is_float(array) and not np.isfinite(array).all():
                     bad = np.argwhere(~np.isfinite(array))[0]
                     at = f"data, input {name!r}" + (f", sample {start + bad[0]}" if len(bad) else "")
                     raise CalibrationError(
                         f"holds {array[tuple(bad)]}", where=at, fix="Leave out or repair such samples."
                     )
+            if binding is not None and (found := binding.overflow(piece)):
+                name, most, limit = found
+                raise CalibrationError(
+                    f"holds {most:g}, the input's type ends at {limit:g}",
+                    where=f"data, input {name!r}", fix="Give what the model is meant for; scale it as in training.",
+                )  # fmt: skip
             start += _count(piece)
 
     def batches(self, size: int, *, beside: bool = False) -> Iterator[dict[str, np.ndarray]]:
@@ -249,6 +256,10 @@ def _consistent(part: _Part, first: _Part) -> None:
             f"the arrays are not those of {first.where}", where=f"{part.where}, array {odd[0]!r}",
             fix=nearest(odd[0], first.headers),
         )  # fmt: skip
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype == ir.DataType.BFLOAT16.numpy()
 
 
 def _count(rows: Mapping[str, np.ndarray]) -> int:

@@ -18,7 +18,7 @@ def purpose(recipe: Recipe) -> set[str]:
 
 
 def _frame() -> set[str]:
-    return {p.name for shipped in ("clean", "fold") for p in Recipe.load(shipped).passes}
+    return {p.name for shipped in ("clean", "fold") for p in Recipe.load(shipped).passes} | {"widen-half"}
 
 
 def main_reason(passes: Iterable[PassReport]) -> str:

@@ -12,14 +12,15 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress.contracts import PassReport, Skip
-from graphpress.graph import edit, quantized
+from graphpress.graph import edit, half_storage, quantized
+from graphpress.graph.movement import rearranges
 from graphpress.job.gate import GateResult
 from graphpress.keys import SCHEME
 from graphpress.types import Plan
 
 # Operators that hold the weights and do the multiply-adds: what compression is about. MatMul and Attention also
 # multiply two computed values.
-HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather", "Attention")
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Gather", "Attention")
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Report:
     idle: list[Skip] = field(default_factory=list)  # what the recipe is for and did not do: report.idle
     reverted: list[str] = field(default_factory=list)  # nodes put back to float to hold max_drop
     sites: list[SiteRow] = field(default_factory=list)
+    half: str = ""  # what of a model in half precision is computed and stored how
     size: dict[str, int] = field(default_factory=dict)  # before, after: bytes of the saved file
     ops: dict[str, dict[str, int]] = field(default_factory=dict)  # before, after: operator histogram
     latency: dict[str, float] = field(default_factory=dict)  # before, after (ms), ratio
@@ -141,13 +143,29 @@ def heavy(node: ir.Node) -> bool:
 
 
 def weights(node: ir.Node) -> int:
-    """Elements of the constant float inputs of rank 2 and above, also behind Q/DQ."""
-    return sum(_elements(v) for v in node.inputs if v is not None)
+    """Elements of the constants of rank 2 and above that a node reads as floats, also where they are stored as codes or
+    rearranged before; those that a kernel of ONNX Runtime reads as codes."""
+    if node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
+        return int(edit.attribute(node, "K", 0) * edit.attribute(node, "N", 0))
+    return sum(_elements(v, bool(node.domain)) for v in node.inputs if v is not None)
 
 
-def _elements(value: ir.Value) -> int:
-    tensor = edit.constant_tensor(quantized.unquantized(value))
-    return tensor.size if tensor is not None and len(tensor.shape) >= 2 and tensor.dtype.is_floating_point() else 0
+def _elements(value: ir.Value, codes: bool) -> int:
+    source = half_storage.behind(_source(value)) or value
+    tensor = edit.constant_tensor(source)
+    if tensor is None or len(tensor.shape) < 2:
+        return 0
+    read = value.dtype or tensor.dtype
+    return tensor.size if read.is_floating_point() or source is not value or (codes and read.bitwidth <= 8) else 0
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """What ``value`` is made of: behind encoding and decoding, transposition, reshaping."""
+    while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
+        if not (quantized.encodes(node) or quantized.decodes(node) or rearranges(node)):
+            break
+        value = node.inputs[0]
+    return value
 
 
 def site_rows(before: ir.Model, after: ir.Model, passes: list[PassReport]) -> list[SiteRow]:
@@ -175,5 +193,5 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def stored_bytes(model: ir.Model) -> int:
-    """Bytes of all stored tensors."""
-    return sum(t.nbytes for t in tensors(model))
+    """Bytes of all stored tensors; of those that are float32 until they are stored as halves, as halves."""
+    return sum(t.nbytes for t in tensors(model)) - half_storage.saved(model)

@@ -84,8 +84,10 @@ def before_after(report: Report) -> Table:
     if report.ops:
         counts = [sum(report.ops[k].values()) for k in ("before", "after")]
         rows.append(("operators", str(counts[0]), str(counts[1]), f"{counts[1] - counts[0]:+d}"))
-    note = f"back in float to hold the budget: {', '.join(report.reverted)}" if report.reverted else ""
-    return Table("Before and after", ("", "before", "after", "change"), rows, note)
+    back = f"back in float to hold the budget: {', '.join(report.reverted)}" if report.reverted else ""
+    return Table(
+        "Before and after", ("", "before", "after", "change"), rows, ". ".join(filter(None, (back, report.half)))
+    )
 
 
 def gate(report: Report) -> Table:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Budget, HoldsBudgets, Ignores, Pass, PassReport, Skip
 from graphpress.errors import BadRequest
+from graphpress.graph import half_storage
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import amounts
 from graphpress.passes.allocate import model as tables
@@ -44,7 +45,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         objective: What to make least: drop, latency or size; auto: drop if latency or size is limited, else latency
             (size where there is no target to run on).
         max_latency: Of one sample on the target: a share of the float graph's (0.6x), or milliseconds.
-        max_size: Of all stored tensors: a share of the float graph's (0.3x), or bytes.
+        max_size: Of all stored tensors: a share of the float graph's in float32 (0.3x), or bytes.
         max_drop: Loss allowed, in points of the metric where there is one, else in the unit of the sensitivity.
         sensitivity: kl (divergence of the outputs in nats), metric (points lost), fisher (an estimate of kl from one
             backward pass; needs torch).
@@ -88,7 +89,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         parts, probe = Parts(space, ctx), Probe(model, ctx, self.samples)
         found = Measurer(parts, ctx, self.sensitivity, self.samples, self.seconds, self._store("sensitivity")).run()
         problem = self._problem(parts, probe, ctx, found, timed)
-        goal = self._goal(problem, ctx, timed)
+        goal = self._goal(problem, ctx, timed, problem.size + half_storage.saved(model))
         bench = Bench(parts, problem, ctx, Probe(model, ctx, max(CHECKED, self.samples)), timed)
         taken = choose(bench, goal)
         report.skips += [*space.skips, *(Skip(n, f"{f}: {why}") for (n, f), why in found.refused.items())]
@@ -131,10 +132,10 @@ class Allocate(Pass, HoldsBudgets, Ignores):
             latency = alternate({"float": (ctx.need("deploy", "allocate")(space.model), feeds)}, 0.5)["float"]
         return tables.build(parts, tables.Tables(found, tables.sizes(parts), times, latency))
 
-    def _goal(self, problem: Problem, ctx: Context, timed: bool) -> Goal:
+    def _goal(self, problem: Problem, ctx: Context, timed: bool, whole: float) -> Goal:
         limits = {
             "latency": amounts.absolute(self.max_latency, problem.latency, "max_latency"),
-            "size": amounts.absolute(self.max_size, problem.size, "max_size"),
+            "size": amounts.absolute(self.max_size, whole, "max_size"),
         }
         held = {k: v for k, v in limits.items() if v is not None}
         objective: str = self.objective

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
+from graphpress.graph import half
 from graphpress.graph.cut import cut
 from graphpress.passes.allocate.divergence import OutputKind, kinds, temperature
 from graphpress.passes.allocate.edges import Probe, Values
@@ -74,7 +75,7 @@ class Backward:
         """(gradient by value, rows of the outputs in a sample), the inputs of the graph being among ``feeds``."""
         import torch
 
-        given = [torch.from_numpy(np.ascontiguousarray(feeds[n])) for n in self.inputs]
+        given = [torch.from_numpy(np.ascontiguousarray(half.readable(feeds[n]))) for n in self.inputs]
         given = [x.requires_grad_() if x.is_floating_point() else x for x in given]
         with torch.enable_grad():
             found = dict(zip(self.outputs, self.module(*given), strict=True))

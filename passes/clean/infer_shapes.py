@@ -33,13 +33,36 @@ class InferShapes(Pass):
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         if all(_is_known(o) for n in edit.nodes(model) for o in n.outputs):
             return
+        typed = _type_by_schema(model)
         proto = _weightless(model)
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True)
         except (onnx.shape_inference.InferenceError, ValueError) as e:
             report.skip("model", f"shape inference failed: {str(e).splitlines()[0]}")
             return
-        report.changed = _merge(model.graph, inferred.graph, _symbols(model.graph))
+        report.changed = typed + _merge(model.graph, inferred.graph, _symbols(model.graph))
+
+
+def _type_by_schema(model: ir.Model) -> int:
+    """Type the outputs of operators of other domains than the default one (ai.onnx.ml), which onnx infers nothing of,
+    where the schema allows one type only, or that of an input. Returns how many."""
+    found = 0
+    for node in edit.nodes(model):
+        version = model.opset_imports.get(node.domain)
+        if not node.domain or version is None or not onnx.defs.has(node.op_type, domain=node.domain):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, max_inclusive_version=version, domain=node.domain)
+        allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+        given = {f.type_str: v.type for f, v in zip(schema.inputs, node.inputs, strict=False) if v is not None}
+        for formal, value in zip(schema.outputs, node.outputs, strict=False):
+            (only, *more) = allowed.get(formal.type_str, [formal.type_str])
+            kind = _TENSORS.get(only) if not more else None
+            if value.type is None and value.name and (inferred := given.get(formal.type_str) or kind) is not None:
+                value.type, found = inferred, found + 1
+    return found
+
+
+_TENSORS = {f"tensor({t})": ir.TensorType(d) for t, d in (("float", ir.DataType.FLOAT), ("int64", ir.DataType.INT64))}
 
 
 def _is_known(value: ir.Value) -> bool:

@@ -15,10 +15,11 @@ from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.inner import stream
 from graphpress.passes.equalize.factors import OutputError, SeenRows, factors
-from graphpress.passes.structure.channels.ask import WRITER, Move
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, follow
-from graphpress.passes.structure.channels.lanes import whole
-from graphpress.passes.structure.channels.ledger import Ledger, factor, quotient
+from graphpress.passes.structure.channels.ledger import Ledger, factor
+from graphpress.passes.structure.channels.moves import WRITER, Move
+from graphpress.passes.structure.channels.survey import Survey
 from graphpress.passes.structure.layers.linear import Linear, layers
 from graphpress.types import PER_TOKEN, Numerics, Scheme, Stage, per_channel, per_group
 
@@ -114,7 +115,7 @@ class Smooth(Pass):
         alpha = self._best(OutputError(np.concatenate(rows.kept), weight, *self._schemes()), spread)
         if alpha is not None:
             ledger, by_channel = Ledger(), spread(alpha)
-            divided, multiplied = quotient(by_channel), factor(by_channel)
+            divided, multiplied = factor(by_channel, np.divide), factor(by_channel)
             for holder in [h for h in place.carried.holders if h.side == WRITER]:
                 ledger.add(holder, divided)
             for holder in place.carried.readers:
@@ -151,8 +152,10 @@ class Place:
 
     @property
     def condensed(self) -> ir.Node | None:
-        """What makes one number of many on the way to the value, the first there is."""
-        return next((n for n in self.carried.passed if n.op_type.endswith("Pool") or "Reduce" in n.op_type), None)
+        """What makes one number of many on the way to the value, the nearest there is."""
+        return next(
+            (n for n in reversed(self.carried.passed) if n.op_type.endswith("Pool") or "Reduce" in n.op_type), None
+        )
 
 
 def find_places(model: ir.Model, report: PassReport) -> list[Place]:
@@ -160,9 +163,10 @@ def find_places(model: ir.Model, report: PassReport) -> list[Place]:
     by_value: dict[ir.Value, list[Linear]] = {}
     for layer in layers(list(edit.nodes(model))):
         by_value.setdefault(layer.input, []).append(layer)
+    channels = {g: survey(g or (), Move.SCALE) for g in {v.graph for v in by_value}}
     found = []
     for value, readers in by_value.items():
-        made = _carried(value, readers)
+        made = _carried(value, readers, channels[value.graph])
         if isinstance(made, str):
             for layer in readers:
                 report.skip(layer.node, made)
@@ -171,17 +175,17 @@ def find_places(model: ir.Model, report: PassReport) -> list[Place]:
     return found
 
 
-def _carried(value: ir.Value, readers: Sequence[Linear]) -> Carried | str:
+def _carried(value: ir.Value, readers: Sequence[Linear], channels: Survey) -> Carried | str:
     if any(r.node.op_type == "Conv" for r in readers):
         return "channels of a convolution do not stand on the last axis"
     nodes = {r.node for r in readers}
     other = next((u.node for u in value.uses() if u.node not in nodes), None)
     if other is not None:
         return f"{other.op_type} {other.name!r} reads {value.name!r} too"
-    lanes = whole(value, -1)
-    if lanes is None:
-        return f"the size of the last axis of {value.name!r} is unknown"
-    carried = follow(value, lanes, Move.SCALE, alone=True)
+    carried = follow(channels, value)
     if carried.blocks:
         return f"{carried.blocks[0].where}: {carried.blocks[0].why}"
+    spread = len(np.unique(carried.alike)) < len(carried.alike)
+    if spread and any(w.node.op_type in ("Conv", "BatchNormalization") for w in carried.writers):
+        return "several of its places are one channel of a map"
     return carried if carried.writers else f"no constant makes the channels of {value.name!r}"

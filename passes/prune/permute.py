@@ -15,9 +15,10 @@ from graphpress.observe.moments import Moments, collect_moments
 from graphpress.passes.prune import masks
 from graphpress.passes.prune.asked_pattern import checked
 from graphpress.passes.prune.search import OrderSearch
-from graphpress.passes.structure.channels.ask import Holder
-from graphpress.passes.structure.channels.ledger import sources
-from graphpress.passes.structure.channels.survey import Survey, permute, survey
+from graphpress.passes.structure.channels.commuting import survey
+from graphpress.passes.structure.channels.ledger import permute, sources
+from graphpress.passes.structure.channels.moves import Holder
+from graphpress.passes.structure.channels.survey import Survey
 from graphpress.passes.structure.layers import linear
 from graphpress.types import Numerics, Stage
 
@@ -54,7 +55,7 @@ class Permute(Pass):
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         checked(self.n, self.m, self.name)
-        channels = survey(model)
+        channels = survey(model.graph)
         work = _Work(channels, self.m, self._moments(model, ctx, channels))
         search = OrderSearch(self.n, self.m, self.stripes * self.m, self.escapes, seed=ctx.seed)
         new = np.arange(len(work.roots))
@@ -96,7 +97,7 @@ class _Work:
     moments: Mapping[str, Moments]
 
     def __post_init__(self) -> None:
-        self.roots = self.channels.roots()
+        self.roots = self.channels.roots
         self.readers = [(self.roots[r.lanes.ravel()], self.score(r)) for r in self.channels.readers]
 
     def score(self, reader: Holder) -> np.ndarray:

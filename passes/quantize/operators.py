@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.graph.movement import CLAMPS, Way, interval, movement
+from graphpress.graph.movement import CLAMPS, Way, interval, movement, rearranges
 from graphpress.graph.quantized import decodes
 from graphpress.types import Granularity, Kind, Role, Scheme, per_channel, per_group
 
@@ -44,13 +44,15 @@ def operands(node: ir.Node) -> dict[int, Role] | str:
 def _computed(node: ir.Node, slot: int) -> str | None:
     value = node.inputs[slot]
     assert value is not None
-    source = value.producer()
+    maker = source = value.producer()
     if value.is_graph_input() and value.is_initializer():
         return f"weight {value.name!r} is a graph input, which a caller may override"
+    while source is not None and rearranges(source) and (data := source.inputs[0]) is not None:
+        source = data.producer()
     if decodes(source):
         return "it is quantized already"
-    if source is not None and source.inputs and all(v is None or edit.is_constant(v) for v in source.inputs):
-        return f"the weight is computed from a constant by {source.op_type}; fold constants first"
+    if maker is not None and maker.inputs and all(v is None or edit.is_constant(v) for v in maker.inputs):
+        return f"the weight is computed from a constant by {maker.op_type}; fold constants first"
     return None if node.op_type in ("MatMul", "Gemm") else f"the weight (input {slot}) is computed"
 
 

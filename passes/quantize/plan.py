@@ -55,6 +55,8 @@ class _Planner:
                 schemes.update(sites)
                 if any(s.role is not Role.WEIGHT and not v.dynamic for s, v in sites.items()):
                     static[node] = Site(node.name or "", 0, Role.OUTPUT) in sites
+            elif node.domain == "" and node.op_type == "Einsum" and any(map(edit.is_constant, node.inputs)):
+                self._skip(node, "it has weights, and is no product of matrices that a kernel computes")
         plan = Plan(schemes)
         if static:
             flow = Joining(self._activation("static"), static, self._joins).run(nodes)
@@ -130,6 +132,8 @@ class _Planner:
         whole = all(v.granularity == PER_TENSOR for s, v in sites.items() if s.role is Role.WEIGHT)
         if self.target is None:
             return None
+        if mode == "dynamic" and operators.batched_weights(node):
+            return "no integer kernel multiplies what is quantized at run time by a batch of matrices"
         fails = Fact.FAILS_ON_BATCHED_WEIGHTS in self.target.facts
         if fails and mode != "weight" and not whole and operators.batched_weights(node):
             return f"the integer kernels of {self.target.name} take column scales of a matrix, not of a batch of them"
@@ -145,13 +149,14 @@ class _Planner:
             return None
         attention = mode == "static" if self.options.attention is None else self.options.attention
         if mode == "weight" or (mode == "dynamic" and Role.WEIGHT in roles.values()):
-            return "it has no weights"
+            first = Role.WEIGHT in roles.values()
+            return "its weights are the first operand, where no kernel takes them" if first else "it has no weights"
         return None if attention else "both operands are computed, and attention was not asked for"
 
     def _undynamic(self, node: ir.Node, roles: Mapping[int, Role]) -> str | None:
         computed = [node.inputs[s] for s, role in roles.items() if role is Role.ACTIVATION]
         if any(v is not None and v.dtype not in (None, ir.DataType.FLOAT) for v in computed):
-            return "quantization at run time takes float32 only"
+            return "quantization at run time takes float32 only: put widen-half before it"
         if self.options.activation_granularity != "per_token":
             return None
         if self.target is not None and node.op_type not in ("MatMul", "Gemm", *operators.RECURRENT):

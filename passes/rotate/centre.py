@@ -8,9 +8,10 @@ import onnx_ir as ir
 from graphpress.contracts import PassReport
 from graphpress.errors import Unsupported
 from graphpress.graph import edit, opsets
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, by_node, follow
-from graphpress.passes.structure.channels.lanes import whole
 from graphpress.passes.structure.channels.ledger import Ledger, on_runs
+from graphpress.passes.structure.channels.moves import Move
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 
 _RMS_OPSET = 23
@@ -19,16 +20,15 @@ _RMS_OPSET = 23
 def centre(model: ir.Model, graph: ir.Graph, ledger: Ledger, report: PassReport) -> None:
     """Centre the writers of each class of values that only LayerNormalizations read, and take their means away."""
     norms = by_node(find_norms(graph))
+    found = survey(graph, Move.ROTATE, norms)
     done: set[Norm] = set()
     for norm in dict.fromkeys(norms.values()):
         if norm in done or not norm.centred:
             continue
-        lanes = whole(norm.input, -1)
-        carried = follow(norm.input, lanes, extent=lanes.size, norms=norms) if lanes is not None else None
-        class_ = [norm] if carried is None else list(carried.norms)
+        carried = follow(found, norm.input)
+        class_ = list(carried.norms)
         done.update(class_)
-        why = "its width is not known" if carried is None else _obstacle(carried) or _raise_opset(model, class_)
-        if why or carried is None:
+        if why := _obstacle(carried) or _raise_opset(model, class_):
             report.skip(norm.node, f"stays LayerNormalization: {why}")
             continue
         change = on_runs(_centred, carried.extent)

@@ -12,10 +12,12 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.passes.rotate.centre import centre
-from graphpress.passes.structure.channels.ask import Holder
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, by_node, follow
-from graphpress.passes.structure.channels.lanes import along, whole
+from graphpress.passes.structure.channels.lanes import along
 from graphpress.passes.structure.channels.ledger import Ledger, factor
+from graphpress.passes.structure.channels.moves import Holder, Move
+from graphpress.passes.structure.channels.survey import Survey
 from graphpress.passes.structure.layers.linear import Linear, layers, linear
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 from graphpress.types import Numerics, Stage
@@ -47,8 +49,9 @@ class FoldNorms(Pass):
             report.changed += _fold_scales(graph, scales)
             scales.write()
             norms = find_norms(graph)
+            found = survey(graph, Move.ROTATE, by_node(norms))
             for norm in norms:
-                _fold(norm, by_node(norms), ledger, report)
+                _fold(norm, found, ledger, report)
             if self.centre:
                 centre(model, graph, ledger, report)
             ledger.write()
@@ -57,20 +60,16 @@ class FoldNorms(Pass):
             report.metrics["untied weights"] = untied
 
 
-def _fold(norm: Norm, norms: dict[ir.Node, Norm], ledger: Ledger, report: PassReport) -> None:
+def _fold(norm: Norm, found: Survey, ledger: Ledger, report: PassReport) -> None:
     gain, bias = norm.gain_array(), norm.bias_array()
     plain = gain is None or bool((gain == 1).all())
     if plain and (bias is None or not bias.any()):
         return
-    lanes = whole(norm.output, -1)
-    known = "its width is not known"
-    carried = known if lanes is None else follow(norm.output, lanes, extent=lanes.size, norms=norms)
-    why = carried if isinstance(carried, str) else _obstacle(norm, carried, bias)
-    if why:
+    carried = follow(found, norm.output)
+    if why := _obstacle(norm, carried, bias):
         if not norm.uniform():
             report.skip(norm.node, f"keeps its gain: {why}")
         return
-    assert isinstance(carried, Carried)
     change = factor(gain) if gain is not None else None
     for reader in carried.readers:
         if bias is not None and bias.any():

@@ -15,10 +15,11 @@ from graphpress.graph import edit
 from graphpress.passes.rotate.bases import BasisChoice, Kind
 from graphpress.passes.rotate.online import Online, merged
 from graphpress.passes.rotate.witness import witness
-from graphpress.passes.structure.channels.ask import READER, WRITER, Holder
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, by_node
 from graphpress.passes.structure.channels.lanes import along
 from graphpress.passes.structure.channels.ledger import Ledger, turn
+from graphpress.passes.structure.channels.moves import READER, WRITER, Holder, Move
 from graphpress.passes.structure.layers.heads import before_copies, find_heads
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 from graphpress.passes.structure.layers.pairs import find_pairs
@@ -126,8 +127,9 @@ class _Rotation:
             self.witnesses[holder.node.outputs[0].name or ""] = None
 
     def values(self, graph: ir.Graph, norms: Mapping[ir.Node, Norm]) -> None:
+        found = survey(graph, Move.ROTATE, norms)
         for heads in find_heads(graph):
-            carried = heads.values(norms)
+            carried = heads.values(found)
             if carried.members.keys() <= self.turned:
                 continue  # of another attention that shares its values
             why = _fixed(carried, self.turned)
@@ -148,7 +150,7 @@ class _Rotation:
                 continue
             for edge in edges:
                 assert not isinstance(edge, str)
-                self.online.insert([edge[:2]], factors, heads.node)
+                self.online.insert([edge], factors, heads.node)
             self.count("key heads turned")
 
     def down(self, graph: ir.Graph) -> None:

@@ -345,3 +345,21 @@ def test_a_layer_left_in_float_between_quantized_neighbours_stays_in_float(op: s
     (site,) = (s for s in audit(lowered, TARGET, feeds).sites if s.node.startswith(op))
     assert site.verdict == "float" and site.macs > 0, site
     assert np.abs(session.execute(model)(feeds)["y"] - want).max() > 0.002 * 1.5  # what it would be otherwise
+
+
+@pytest.mark.parametrize("zero", [0, -128, 5])
+@pytest.mark.parametrize("opset", [19, 21, 23])
+@pytest.mark.parametrize(
+    "move",
+    ["MaxPool <kernel_shape = [2,2]> (d)", "Transpose <perm = [0,2,3,1]> (d)", "Squeeze(d, one)", "Reshape(d, sh)"],
+)
+def test_signed_codes_that_data_movement_reads_as_floats(move: str, opset: int, zero: int) -> None:
+    """ONNX Runtime 1.32 refuses them from opset 21 on as they stand."""
+    source = kit.parse(f"""<ir_version: 10, opset_import: ["": {opset}]> g (float[2,1,4,4] x) => (y, float[2,1,4,4] w)
+        <float s = {{0.02}}, int8 z = {{{zero}}}, int64[1] one = {{1}}, int64[2] sh = {{2, 16}}> {{
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = {move} w = Sigmoid(d) }}""")
+    lowered = lower(source, Target.load("ort-cpu"))
+    feeds = kit.random_feeds(source)
+    expected, got = kit.run(source, feeds), kit.run(lowered, feeds, optimize=True)
+    assert np.array_equal(expected["y"], got["y"])
+    np.testing.assert_allclose(got["w"], expected["w"], rtol=1e-6)

@@ -39,6 +39,12 @@ g (float[1, 2, 40, 8] q, float[1, 2, 40, 8] k, float[1, 2, 40, 4] v) => (float[1
     [op] y = Attention<is_causal=1>(q, k, v)
 }"""
 
+SIGNED_MOVE = """g (float[2, 4] x) => (float[4, 2] y) <float s = {0.03}, int8 z = {-5}> {
+    q = QuantizeLinear(x, s, z)
+    f = DequantizeLinear(q, s, z)
+    y = Transpose(f)
+}"""
+
 
 @functools.cache
 def corpus() -> tuple[ir.Model, ...]:
@@ -51,7 +57,7 @@ def corpus() -> tuple[ir.Model, ...]:
         "[op] y = MatMul(x, f) }",
         w=codes(rng, "int8", (32, 8)), ws=rng.uniform(0.01, 0.1, 8).astype(np.float32),
     )  # fmt: skip
-    return (*table, island, weight, kit.parse(ATTENTION), op_model("relu", 1))
+    return (*table, island, weight, kit.parse(ATTENTION), kit.parse(SIGNED_MOVE), op_model("relu", 1))
 
 
 def feeds_of(model: ir.Model) -> dict[str, np.ndarray]:

@@ -62,8 +62,10 @@ def _judge(
     planted = formula.planted_in(source.text)
     made = [] if options.planted else mutants(source.text)
     of = len(made)
-    rest = [m for m in before["mutants"] if m["fate"] in (KILLED, LATE)] if before else []
+    rest: list[dict[str, Any]] = []
     if before:
+        exist = {(m.old, m.new) for m in [*planted, *made]}
+        rest = [m for m in before["mutants"] if m["fate"] in (KILLED, LATE) and (m["old"], m["new"]) in exist]
         lived = {(m["old"], m["new"]) for m in before["mutants"]} - {(m["old"], m["new"]) for m in rest}
         made = [m for m in made if (m.old, m.new) in lived]
         planted = [m for m in planted if (m.old, m.new) in lived]

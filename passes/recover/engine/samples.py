@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphpress.errors import Unsupported
+from graphpress.graph import half
 from graphpress.observe.data import CalibrationData
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def tensor(array: np.ndarray, device: str = "cpu") -> torch.Tensor:
     import torch
 
     try:
-        return torch.from_numpy(np.array(array)).to(device)
+        return torch.from_numpy(np.array(half.readable(array))).to(device)
     except TypeError as e:
         raise Unsupported(f"torch has no {array.dtype} that numpy shares", where="recover: data") from e
 

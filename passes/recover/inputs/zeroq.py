@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
+from graphpress.graph import half
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.recover.engine.student import Excerpt, build
 from graphpress.passes.recover.inputs.distilled_inputs import Distilled, Search, StatisticsSource, distil
@@ -125,8 +126,8 @@ class ZeroQ(Pass):
 
     def _source(self, value: ir.Value, size: int) -> StatisticsSource:
         where = f"{_WHERE}, input {value.name!r}"
-        if value.dtype is not ir.DataType.FLOAT:
-            what = f"it holds {value.dtype.name if value.dtype else 'numbers of an unknown type'}, not float32"
+        if value.dtype not in (ir.DataType.FLOAT, *half.HALVES):
+            what = f"it holds {value.dtype.name if value.dtype else 'numbers of an unknown type'}, no floats"
             raise BadRequest(f"{what}, and no statistics say which", where=where, fix=_FIX)
         shape = (size, *self._sample_shape(value, where))
         low, high = self.range or (-_HALF_RANGE, _HALF_RANGE)

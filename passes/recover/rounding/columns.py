@@ -77,7 +77,7 @@ def _grid(q: QuantizedLayer, weight: np.ndarray, factors: list[Array], observer:
 
 
 def _costs(diagonal: Array) -> Array:
-    """What a squared error of each column costs, of U_jj; a common factor is of no account."""
+    """What a squared error of each column costs, of U_jj; 1 on average, as a common factor is of no account."""
     xp = array_namespace(diagonal)
     costs = 1 / xp.square(diagonal)
     return costs / xp.mean(costs)

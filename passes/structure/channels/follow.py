@@ -1,34 +1,27 @@
-"""The values that a move changes together, found by following channels from a value, and the constants around them."""
+"""The values that a move changes together with one of them, and the constants around them: a question to a survey."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from graphpress.contracts import Skip
-from graphpress.graph import edit
-from graphpress.passes.structure.channels.ask import (
-    FACTOR,
-    IN,
-    OUT,
-    READER,
-    WRITER,
-    Ask,
-    Holder,
-    Move,
-    Port,
-    Said,
-    value_at,
+from graphpress.passes.structure.channels.lanes import (
+    Lanes,
+    along,
+    components,
+    covers,
+    on_one_axis,
+    size,
+    slim,
+    told_apart,
 )
-from graphpress.passes.structure.channels.commuting import answer
-from graphpress.passes.structure.channels.lanes import Lanes, covers
+from graphpress.passes.structure.channels.moves import FACTOR, READER, WRITER, Holder
+from graphpress.passes.structure.channels.survey import Survey
 from graphpress.passes.structure.layers.norms import Norm
-
-_TRIES = 16  # ways through products and cuts that are tried before the first refusal stands
 
 
 @dataclass(eq=False)
@@ -36,11 +29,12 @@ class Carried:
     """A class of values tied by operators that let a move pass.
 
     Attributes:
-        members: Each value and where the channels are in it.
+        members: Each value and where the channels are in it, numbered as along the axis that was asked for: number
+            ``extent * r + i`` is the i-th of run r; -1 is an element that is no part.
         holders: The constants that write and read the channels.
         norms: Norm sites in it, by the way they were met: ``input`` (reads the channels) or ``output`` (makes them).
         blocks: What keeps the class as it is.
-        passed: Operators that tie two values, in the order they were met.
+        passed: Operators that tie two values, in the order of the graph.
         alike: For each channel the one that stands for all that must move as it does.
         extent: Channels that mix with one another.
     """
@@ -65,150 +59,80 @@ class Carried:
     def readers(self) -> list[Holder]:
         return self.side(READER)
 
+    def block(self, where: ir.Node | ir.Value | None, why: str) -> None:
+        skip = Skip((where.name if where is not None else None) or "?", why)
+        if skip not in self.blocks:
+            self.blocks.append(skip)
 
-def follow(
-    seed: ir.Value,
-    lanes: Lanes,
-    move: Move = Move.ROTATE,
-    *,
-    extent: int = 1,
-    norms: Mapping[ir.Node, Norm] | None = None,
-    through: bool = False,
-    alone: bool = False,
-) -> Carried:
+
+def follow(found: Survey, seed: ir.Value, axis: int = -1, extent: int | None = None) -> Carried:
     """The class of a value.
 
     Args:
+        found: The channels of its graph, for the move that is meant. For a factor nothing else may read a value on the
+            way from the seed to what makes it.
         seed: The value to begin with.
-        lanes: Where the channels are in it.
-        move: What is to be done to them.
-        extent: Channels that mix with one another.
-        norms: Each node that is part of a norm site, and the site.
-        through: Norm sites tie their output to their input (a norm turns with what it reads) instead of ending it.
-        alone: Whether nothing else may read a value on the way from the seed to what makes it.
+        axis: Of its channels.
+        extent: Neighbours that mix with one another in a rotation; None: all of the axis.
     """
-    picks: dict[ir.Node, int] = {}
-    first: Carried | None = None
-    for _ in range(_TRIES):
-        walk = _Walk(move, extent, norms or {}, through, alone, picks)
-        found = walk.run(seed, lanes)
-        first = first or found
-        if not found.blocks:
-            return found
-        open_ = [n for n, count in walk.choices.items() if picks.get(n, 0) + 1 < count]
-        if not open_:
-            break
-        met = list(walk.choices)[: list(walk.choices).index(open_[-1])]
-        picks = {n: picks.get(n, 0) for n in met} | {open_[-1]: picks.get(open_[-1], 0) + 1}
-    assert first is not None
-    return first
+    count = size(seed, axis) or 0
+    extent = 1 if found.move in FACTOR else extent or count
+    lanes, own = along(np.arange(count), axis, len(seed.shape or [0])), found.lanes.get(seed)
+    carried = Carried(alike=np.arange(count), extent=extent)
+    if not count or count % extent:
+        carried.block(seed, f"the size of the channels of {seed.name!r} is unknown, or is no multiple of {extent}")
+    if own is None:
+        carried.block(*found.missing(seed))
+    if own is None or carried.blocks:
+        return carried
+    at, wanted = (a.ravel() for a in np.broadcast_arrays(found.roots[own], lanes))
+    number = np.full(len(found.roots), -1)
+    number[at[::-1]] = wanted[::-1]
+    carried.alike = components(count, [(number[at], wanted)])
+    if ((carried.alike - np.arange(count)) % extent).any():
+        carried.block(seed.producer(), f"{seed.name!r} holds the channels in two places at once")
+    number = np.where(number < 0, -1, carried.alike[number])[found.roots]
+    carried.members = {v: slim(number[at]) for v, at in found.lanes.items() if (number[at] >= 0).any()}
+    held = [replace(h, lanes=slim(number[h.lanes])) for h in found.holders.values()]
+    carried.holders = [h for h in held if (h.lanes >= 0).any()]
+    for node in [v.producer() for v in carried.members]:
+        if node is not None and any(v in carried.members for v in node.inputs):
+            carried.passed[node] = None
+    if found.move in FACTOR:
+        _check_alone(carried, seed)
+    _check_runs(carried, found, told_apart(number, extent) if extent > 1 else number)
+    return carried
 
 
-@dataclass(eq=False)
-class _Walk:
-    move: Move
-    extent: int
-    norms: Mapping[ir.Node, Norm]
-    through: bool
-    alone: bool
-    picks: Mapping[ir.Node, int]
-    choices: dict[ir.Node, int] = field(default_factory=dict)  # met so far, and how many ways each has
-    found: Carried = field(default_factory=Carried)
-    pending: deque[ir.Value] = field(default_factory=deque)
-    ended: set[tuple[ir.Node, int, str]] = field(default_factory=set)
+def _check_runs(carried: Carried, found: Survey, number: np.ndarray) -> None:
+    """What holds channels, tells those that mix apart, or has a part of them only."""
+    for value in carried.members:
+        if not on_one_axis(number[found.lanes[value]], carried.extent):
+            op = node.op_type if (node := value.producer()) is not None else "it"
+            why = f"{op} picks single channels, or breaks up the channels that mix: a part is cut off"
+            carried.block(value.producer(), why)
+    for event in found.events:
+        lanes = number[event.lanes]
+        if event.why and (lanes >= 0).any() and not (event.free and on_one_axis(lanes, carried.extent, event.free)):
+            carried.block(event.where, event.why)
+    for norm, end, at in found.sites:
+        if (number[at] >= 0).any() and covers(number[at], norm.input, -1) and at.size == carried.extent:
+            carried.norms.setdefault(norm, set()).add(end)
+        elif (number[at] >= 0).any():
+            carried.block(norm.node, "it normalizes over other axes than these channels")
 
-    def run(self, seed: ir.Value, lanes: Lanes) -> Carried:
-        self.found.alike, self.found.extent = np.arange(int(lanes.max()) + 1), self.extent
-        self.add(seed, lanes, None)
-        while self.pending:
-            value = self.pending.popleft()
-            self.visit(value, self.found.members[value])
-        for node in [n for n in self.found.passed if n.op_type == "Mul" and self.move in FACTOR]:
-            if sum(v in self.found.members for v in node.inputs) > 1:
-                self.block(node, "Mul multiplies two values of the same factor")
-        return self.found
 
-    def add(self, value: ir.Value, lanes: Lanes, by: ir.Node | None) -> None:
-        known = self.found.members.get(value)
-        if known is None:
-            self.found.members[value] = lanes
-            self.pending.append(value)
-        elif not self.join(known, lanes):
-            self.block(value.producer(), f"{value.name!r} holds the channels in two places at once")
-        if by is not None:
-            self.found.passed[by] = None
-
-    def join(self, known: Lanes, new: Lanes) -> bool:
-        """Channels at equal places are one from now on; runs only whole. What is new may be a part of what is known."""
-        if known.shape == new.shape and np.array_equal(known, new):
-            return True
-        a, b = np.broadcast_arrays(known, new)
-        a, b = a[b >= 0], b[b >= 0]
-        if (a < 0).any() or ((a - b) % self.extent).any():
-            return False
-        alike = self.found.alike
-        for x, y in set(zip(a.tolist(), b.tolist(), strict=True)):
-            x, y = alike[x], alike[y]
-            alike[alike == max(x, y)] = min(x, y)
-        return True
-
-    def visit(self, value: ir.Value, lanes: Lanes) -> None:
-        producer = value.producer()
-        if producer is None:
-            self.block(value, "it is an input of its graph" if value.is_graph_input() else "it is a constant")
-        else:
-            self.node(producer, (OUT, producer.outputs.index(value)), value, lanes)
-        if value.is_graph_output():
-            other = f"{value.name!r} is an output of the graph, or others read it too"
-            self.block(value, other if self.alone else f"{value.name!r} is an output of its graph")
-        for user, slot in value.uses():
-            if user.graph is not value.graph:
-                self.block(user, "a body of If, Loop or Scan reads it")
-            else:
-                self.node(user, (IN, slot), value, lanes)
-
-    def node(self, node: ir.Node, port: Port, value: ir.Value, lanes: Lanes) -> None:
-        if (norm := self.norms.get(node)) is not None:
-            self.norm(norm, port, value, lanes)
-            return
-        said = answer(Ask(node, port, lanes, self.move, self.extent))
-        if isinstance(said, Said) and said.either:
-            self.choices.setdefault(node, len(said.either))
-            said = said.either[self.picks.get(node, 0)]
-        if isinstance(said, str):
-            self.block(node, said)
-            return
-        ties = {p: v for p, v in said.ties.items() if p != port and (v >= 0).any()}
-        others = [v for p in ties if (v := value_at(node, p)) is not None and not edit.is_constant(v)]
-        if self.alone and port[0] == IN and any(v not in self.found.members for v in others):
-            self.block(value, f"{value.name!r} is an output of the graph, or others read it too")
-            return
-        for holder in said.held:
-            self.end(holder)
-        for p, where in ties.items():
-            if (other := value_at(node, p)) is not None and p[0] == IN and edit.is_constant(other):
-                self.end(Holder(node, p[1], where))
-            elif other is not None:
-                self.add(other, where, node)
-
-    def end(self, holder: Holder) -> None:
-        key = (holder.node, holder.slot, holder.side)
-        if key not in self.ended:
-            self.ended.add(key)
-            self.found.holders.append(holder)
-
-    def norm(self, norm: Norm, port: Port, value: ir.Value, lanes: Lanes) -> None:
-        if not covers(lanes, value, -1) or lanes.size != self.extent:
-            self.block(norm.node, "it normalizes over other axes than these channels")
-            return
-        self.found.norms.setdefault(norm, set()).add("input" if port[0] == IN else "output")
-        if self.through:
-            self.add(norm.output if port[0] == IN else norm.input, lanes, norm.node)
-
-    def block(self, where: ir.Node | ir.Value | None, why: str) -> None:
-        skip = Skip((where.name if where is not None else None) or "?", why)
-        if skip not in self.found.blocks:
-            self.found.blocks.append(skip)
+def _check_alone(carried: Carried, seed: ir.Value) -> None:
+    """Nothing but the way to the seed may read the members."""
+    way = {seed}
+    for value in reversed(carried.members):
+        if any(out in way for user, _ in value.uses() for out in user.outputs):
+            way.add(value)
+    others = carried.members.keys() - way
+    for value in carried.members:
+        outs = [out for user, _ in value.uses() for out in user.outputs]
+        if value in way and (value.is_graph_output() or any(out in others for out in outs)):
+            carried.block(value, f"{value.name!r} is an output of the graph, or others read it too")
 
 
 def by_node(norms: Iterable[Norm]) -> dict[ir.Node, Norm]:

@@ -47,13 +47,9 @@ def along(lanes: Lanes, axis: int, rank: int) -> Lanes:
     return lanes.reshape([-1 if a == axis % rank else 1 for a in range(rank)])
 
 
-def whole(value: ir.Value, axis: int, extent: int | None = None) -> Lanes | None:
-    """All of an axis, in runs of ``extent`` (default: the axis as one run); None where sizes forbid it."""
-    full = size(value, axis)
-    extent = full if extent is None else extent
-    if full is None or extent is None or extent < 1 or full % extent:
-        return None
-    return along(np.arange(full), axis, len(value.shape or ()))
+def ranked(lanes: Lanes, rank: int) -> Lanes:
+    """As lanes of a value of a higher rank, by numpy's broadcasting."""
+    return lanes.reshape((1,) * (rank - lanes.ndim) + lanes.shape)
 
 
 def covers(lanes: Lanes, value: ir.Value | None, axis: int) -> bool:
@@ -93,13 +89,10 @@ def on_one_axis(lanes: Lanes, extent: int, axes: Sequence[int] | None = None) ->
     return False
 
 
-def told_apart(lanes: Lanes, extent: int) -> tuple[Lanes, int]:
-    """(lanes in which runs of one number at several places have numbers of their own, from where on they repeat).
-
-    Modulo the second the numbers are what they were.
-    """
+def told_apart(lanes: Lanes, extent: int) -> Lanes:
+    """Runs of one number at several places have numbers of their own: what they were, plus multiples of a period."""
     flat, period = lanes.reshape(-1), extent * (int(lanes.max(initial=0)) // extent + 1)
-    return np.where(flat < 0, flat, flat + period * appearance(flat)).reshape(lanes.shape), period
+    return np.asarray(np.where(flat < 0, flat, flat + period * appearance(flat))).reshape(lanes.shape)
 
 
 def appearance(flat: np.ndarray) -> np.ndarray:
@@ -111,18 +104,29 @@ def appearance(flat: np.ndarray) -> np.ndarray:
     return found
 
 
-def reshape(lanes: Lanes, before: Sequence[Dim], after: Sequence[Dim]) -> Lanes | None:
-    """Lanes after a Reshape, Flatten, Squeeze or Unsqueeze; None where they mix with an axis of unknown size.
+def components(count: int, pairs: Sequence[tuple[Lanes, Lanes]]) -> np.ndarray:
+    """For each of ``count`` numbers the least of those joined with it: numbers at equal places of a pair are."""
+    found = np.arange(count)
+    flat = [np.stack(np.broadcast_arrays(a, b)).reshape(2, -1) for a, b in pairs]
+    a, b = np.concatenate([np.zeros((2, 0), np.int64), *flat], 1)
+    while not np.array_equal(found[a], found[b]):
+        np.minimum.at(found, np.maximum(found[a], found[b]), np.minimum(found[a], found[b]))
+        while not np.array_equal(found, found[found]):
+            found = found[found]
+    return found
 
-    Numbers stand for sizes that are not known; where several fit, all of them must give the same.
-    """
-    found: list[Lanes] = []
-    for old, new in _sizes([n if n > 1 else d for n, d in zip(lanes.shape, before, strict=True)], after):
-        made = slim(np.broadcast_to(lanes, old).reshape(new))
-        if any(not isinstance(after[a], int) for a in varying(made)) or not np.array_equal(made, (found or [made])[0]):
-            return None
-        found.append(made)
-    return found[0] if found else None
+
+def reshape(lanes: Lanes, before: Sequence[Dim], after: Sequence[Dim]) -> Lanes | None:
+    """Lanes after a Reshape, Flatten, Squeeze or Unsqueeze; None where they mix with an axis of unknown size."""
+    found = reshapes(lanes, before, after)
+    mixed = any(not isinstance(after[a], int) for made in found for a in varying(made))
+    return None if mixed or not all(np.array_equal(made, found[0]) for made in found) else next(iter(found), None)
+
+
+def reshapes(lanes: Lanes, before: Sequence[Dim], after: Sequence[Dim]) -> list[Lanes]:
+    """Likewise, with numbers for sizes that are not known; where several fit, for each of them."""
+    sizes = _sizes([n if n > 1 else d for n, d in zip(lanes.shape, before, strict=True)], after)
+    return [slim(np.broadcast_to(lanes, old).reshape(new)) for old, new in sizes]
 
 
 def _sizes(before: Sequence[Dim], after: Sequence[Dim]) -> Iterator[tuple[list[int], list[int]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -12,8 +12,9 @@ import onnx_ir as ir
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.keys import SPARSITY
-from graphpress.passes.structure.channels.ask import Holder
 from graphpress.passes.structure.channels.lanes import Lanes, appearance, told_apart, varying
+from graphpress.passes.structure.channels.moves import Holder
+from graphpress.passes.structure.channels.survey import Survey
 
 _LARGE = 1 << 24  # elements; more than that are not held in float64 at once where they can be taken in parts
 Change: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -128,22 +129,9 @@ def _changed(stored: np.ndarray, entries: list[_Entry]) -> np.ndarray:
     return wide
 
 
-def factor(by_channel: np.ndarray) -> Change:
-    """Each channel times a number of its own."""
-
-    def change(array: np.ndarray, lanes: np.ndarray) -> np.ndarray:
-        return np.asarray(array * np.where(lanes < 0, 1.0, by_channel[lanes]))
-
-    return change
-
-
-def quotient(by_channel: np.ndarray) -> Change:
-    """Each channel divided by a number of its own."""
-
-    def change(array: np.ndarray, lanes: np.ndarray) -> np.ndarray:
-        return np.asarray(array / np.where(lanes < 0, 1.0, by_channel[lanes]))
-
-    return change
+def factor(by_channel: np.ndarray, of: np.ufunc = np.multiply) -> Change:
+    """Each channel times a number of its own, or (``of`` np.divide) divided by it."""
+    return lambda array, lanes: np.asarray(of(array, np.where(lanes < 0, 1.0, by_channel[lanes])))
 
 
 def on_runs(matrix: Callable[[np.ndarray], np.ndarray], extent: int) -> Change:
@@ -171,7 +159,7 @@ def turn(matrix: np.ndarray) -> Change:
 def runs(lanes: np.ndarray, extent: int) -> np.ndarray:
     """The places of runs, one after another, each in the order of its channels: their k-th appearances are one run."""
     places = np.flatnonzero(lanes >= 0)
-    run, member = np.divmod(told_apart(lanes[places], extent)[0], extent)
+    run, member = np.divmod(told_apart(lanes[places], extent), extent)
     _, first, which = np.unique(run, return_index=True, return_inverse=True)
     return np.asarray(places[np.lexsort((member, first[which]))])
 
@@ -196,3 +184,30 @@ def reorder(new: np.ndarray) -> Change:
 def keep(kept: np.ndarray) -> Change:
     """Channels that are marked stay, the others go."""
     return lambda array, lanes: array[..., kept[lanes]]
+
+
+def permute(found: Survey, new: np.ndarray) -> int:
+    """Let every constant follow ``new``: for each root the one that takes its places. Returns how many changed."""
+    return _write(found, reorder(new), new != np.arange(len(new)), equal=False)
+
+
+def narrow(found: Survey, kept: np.ndarray) -> int:
+    """Keep the channels that are marked (of each root), and forget the sizes of values that lose some.
+
+    Args:
+        found: Made for ``Move.SLICE``.
+        kept: Booleans by channel; only members of ``groups`` may go.
+    """
+    for value, lanes in found.lanes.items():
+        if not kept[found.roots[lanes]].all() and value.shape is not None:
+            value.shape = ir.Shape([None if a in varying(lanes) else d for a, d in enumerate(value.shape)])
+    return _write(found, keep(kept), ~kept, equal=True)
+
+
+def _write(found: Survey, change: Change, touched: np.ndarray, *, equal: bool) -> int:
+    ledger = Ledger()
+    for holder in found.holders.values():
+        lanes = found.roots[holder.lanes]
+        if touched[lanes].any():
+            ledger.add(replace(holder, lanes=lanes), change)
+    return ledger.write(equal=equal)

@@ -1,28 +1,54 @@
-"""Which channels of a graph may change places or go, found by data flow.
+"""Which channels of a graph may change places, go, or change together: what a walk over its operators wrote down.
 
-Every channel that an operator with weights makes has a number. What reads, adds, scales or moves channels hands the
-numbers on, so the channels of siblings (all readers of a value) and coparents (all producers joined by Add) become one.
-Every place where channels stand is an *event*; two channels that stand in the same events, equally often, may change
-places: then every constant that is indexed by them changes its order along, and nothing else does. What tells channels
-apart by their place (attention heads, groups, unknown operators, the model's outputs) is an event of its own for each.
-
-Only the main graph is followed; what a body of If, Loop or Scan reads stays in place.
+Every channel that an operator with constants makes has a number. What reads, adds or moves channels hands the numbers
+on, and joins those that can only change alike. So the channels of siblings (all readers of a value) and coparents (all
+producers joined by Add) become one. Every place where channels stand is an *event*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.structure.channels.ask import IN, OUT, READER, Ask, Holder, Move, Said
-from graphpress.passes.structure.channels.commuting import answer
-from graphpress.passes.structure.channels.lanes import Lanes, along, dims, operand, slim, varying
-from graphpress.passes.structure.channels.ledger import Ledger, keep, reorder
-from graphpress.passes.structure.layers.linear import FLOATS, Linear, linear
+from graphpress.passes.structure.channels.lanes import Lanes, components, operand, varying
+from graphpress.passes.structure.channels.moves import ORDER, READER, Holder, Move
+from graphpress.passes.structure.layers.norms import Norm
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """A place where channels stand.
+
+    Attributes:
+        lanes: Those channels.
+        apart: Axes along which they are told apart. All: they stay as they are.
+        where: What tells them apart.
+        why: The reason.
+    """
+
+    lanes: Lanes
+    apart: tuple[int, ...] = ()
+    where: ir.Node | ir.Value | None = None
+    why: str = ""
+
+    @property
+    def free(self) -> list[int]:
+        """Axes along which channels may change places or mix."""
+        return [a for a in range(self.lanes.ndim) if a not in self.apart]
+
+
+class Product(NamedTuple):
+    """A Mul or Div: a factor of its ``lanes`` is a factor of one operand, ``ways`` by input in the order to try."""
+
+    node: ir.Node
+    lanes: Lanes
+    ways: dict[int, Lanes]
 
 
 @dataclass
@@ -30,212 +56,143 @@ class Survey:
     """Channels of a graph.
 
     Attributes:
-        move: What is to be done to them: ``PERMUTE`` or ``SLICE``.
+        move: What is to be done to them.
         lanes: Of each value: where which channels are.
         holders: Constants that change along.
-        stuck: Channels that stay, and what holds them.
+        events: Where channels stand, and what keeps them there.
+        products: Choices of factors, for ``SCALE`` and ``SIGN``.
+        roots: For every channel the one that stands for all joined with it; once the walk is over.
+        sites: Norm sites, which of their ends (``input``, ``output``), and the channels there.
+        refused: Operators that let nothing pass, and why.
     """
 
     move: Move = Move.PERMUTE
     lanes: dict[ir.Value, Lanes] = field(default_factory=dict)
     holders: dict[tuple[ir.Node, int, str], Holder] = field(default_factory=dict)
-    stuck: list[tuple[Lanes, str]] = field(default_factory=list)
-    _events: list[tuple[Lanes, np.ndarray | None]] = field(default_factory=list)
-    _parent: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    events: list[Event] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    sites: list[tuple[Norm, str, Lanes]] = field(default_factory=list)
+    refused: dict[ir.Node, str] = field(default_factory=dict)
+    roots: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    _joins: list[tuple[Lanes, Lanes]] = field(default_factory=list)
+    _count: int = 0
+
+    def fresh(self, shape: Sequence[int]) -> Lanes:
+        """New channels of this shape."""
+        self._count += math.prod(shape)
+        return np.arange(self._count - math.prod(shape), self._count).reshape(shape)
+
+    def join(self, a: Lanes, b: Lanes) -> None:
+        """Channels at equal places (numpy's broadcasting) are one from now on."""
+        if not np.array_equal(a, b):
+            self._joins.append((a, b))
+
+    def apart(self, lanes: Lanes, axes: Iterable[int], where: ir.Node | ir.Value | None = None, why: str = "") -> None:
+        """Channels change places, or mix, only within equal indices of these axes."""
+        axes = tuple(axes)
+        if why or any(lanes.shape[a] > 1 for a in axes):
+            self.events.append(Event(lanes, axes, where, why))
+
+    def hold(self, lanes: Lanes, where: ir.Node | ir.Value | None, why: str) -> None:
+        """Channels that must stay as they are."""
+        self.apart(lanes, range(lanes.ndim), where, why)
+
+    def hold_by(self, lanes: Lanes, value: ir.Value) -> None:
+        """Channels that stay since a value without any stands beside them."""
+        self.hold(lanes, *self.missing(value))
+
+    def put(self, value: ir.Value, lanes: Lanes) -> None:
+        """A value holds these channels; those that stand in it several times are copies with numbers of their own."""
+        if len(np.unique(lanes)) < lanes.size:
+            copies = self.fresh(lanes.shape)
+            self.join(copies, lanes)
+            lanes = copies
+        self.lanes[value] = lanes
+
+    def stand(self, lanes: Lanes) -> None:
+        """Channels stand somewhere, and all of them may change places there."""
+        self.events.append(Event(lanes))
+
+    def keep(self, node: ir.Node, slot: int, lanes: Lanes, side: str = Holder.side) -> None:
+        """A constant changes along; one number for several channels tells orders apart, and is written out for others.
+
+        Args:
+            node, slot: Where it is read.
+            lanes: Of what it is broadcast to.
+            side: ``writer`` or ``reader``.
+        """
+        value = node.inputs[slot]
+        assert value is not None
+        own, lacks = operand(lanes, value)
+        if lacks and self.move in ORDER:
+            self.apart(lanes, [a for a in varying(lanes) if a not in lacks])
+        elif (node, slot, side) not in self.holders:
+            first = min(lanes.ndim - len(value.shape or ()), *varying(lanes)) if lacks else 0
+            self.holders[node, slot, side] = Holder(node, slot, lanes[(0,) * first] if lacks else own, side)
+            self.stand(lanes)
+
+    def numbered(self, node: ir.Node) -> dict[int, Lanes]:
+        """Lanes of the inputs that have channels."""
+        return {i: self.lanes[v] for i, v in enumerate(node.inputs) if v is not None and v in self.lanes}
+
+    def missing(self, value: ir.Value) -> tuple[ir.Node | ir.Value, str]:
+        """(what, why) makes no channels of a value that has none."""
+        while (node := value.producer()) is not None:
+            if node in self.refused:
+                return node, self.refused[node]
+            others = [v for v in node.inputs if v is not None and v not in self.lanes and not edit.is_constant(v)]
+            if not others:
+                return node, "makes no channels that are known"
+            value = others[0]
+        return value, "it is an input of its graph" if value.is_graph_input() else "it is a constant"
 
     @property
     def readers(self) -> list[Holder]:
         """The weights of layers that sum over channels."""
         return [h for h in self.holders.values() if h.side == READER]
 
-    def fresh(self, shape: Sequence[int]) -> Lanes:
-        """New channels of this shape."""
-        start, count = len(self._parent), int(np.prod(shape))
-        self._parent = np.append(self._parent, np.arange(start, start + count))
-        return np.arange(start, start + count).reshape(shape)
-
-    def join(self, a: Lanes, b: Lanes) -> None:
-        """Channels at equal places (numpy's broadcasting) are one from now on."""
-        if a.shape == b.shape and np.array_equal(a, b):
-            return
-        for x, y in zip(*(v.ravel().tolist() for v in np.broadcast_arrays(a, b)), strict=True):
-            x, y = self._root(x), self._root(y)
-            self._parent[max(x, y)] = min(x, y)
-
-    def _root(self, channel: int) -> int:
-        while (parent := int(self._parent[channel])) != channel:
-            self._parent[channel] = self._parent[parent]
-            channel = parent
-        return channel
-
-    def stand(self, lanes: Lanes, labels: np.ndarray | None = None) -> None:
-        """Channels stand somewhere; only those under the same label (broadcast; None: all) may change places."""
-        self._events.append((lanes, labels))
-
-    def apart(self, lanes: Lanes, axes: Sequence[int]) -> None:
-        """Channels change places only within equal indices of these axes."""
-        sizes = [n if a in axes else 1 for a, n in enumerate(lanes.shape)]
-        if int(np.prod(sizes)) > 1:
-            self.stand(lanes, np.arange(int(np.prod(sizes))).reshape(sizes))
-
-    def hold(self, lanes: Lanes, why: str) -> None:
-        """Channels that must stay where they are."""
-        self.stuck.append((lanes, why))
-        self.stand(lanes, np.arange(lanes.size).reshape(lanes.shape))
-
-    def roots(self) -> np.ndarray:
-        """For every channel the one that stands for all joined with it."""
-        found = self._parent
-        while not np.array_equal(found, found[found]):
-            found = found[found]
-        return found
+    def settle(self) -> None:
+        """Choose factors of products, the last first: a constant, or else what nothing holds; then find the roots."""
+        roots, held = components(self._count, self._joins), np.zeros(self._count, bool)
+        for event in self.events:
+            if event.why and not event.free:
+                held[roots[event.lanes]] = True
+        for node, lanes, ways in reversed(self.products):
+            fixed = [i for i in ways if edit.is_constant(node.inputs[i])]
+            chosen = [*fixed, *(i for i, way in ways.items() if not held[roots[way]].any()), *ways][0]
+            for slot, way in ways.items():
+                if slot == chosen and fixed:
+                    self.keep(node, slot, lanes)
+                elif slot == chosen:
+                    self.join(lanes, way)
+                elif slot not in fixed:
+                    self.hold(way, node, f"{node.op_type} multiplies two values of the same factor")
+        self.roots = components(self._count, self._joins)
 
     def groups(self) -> list[np.ndarray]:
-        """Sets of two or more channels (roots) that may change places, each in rising order."""
-        roots, rng = self.roots(), np.random.default_rng(0)
-        seen = np.zeros(len(roots), np.uint64)  # equal where all events are
-        for lanes, labels in self._events:
-            at, spread = np.broadcast_arrays(lanes, np.zeros(1, np.int64) if labels is None else labels)
-            keys = rng.integers(0, 2**64, size=int(spread.max(initial=0)) + 1, dtype=np.uint64)
+        """Sets of two or more channels (roots) that may change places, each in rising order.
+
+        Two channels that stand in the same events, equally often, may: then every constant that is indexed by them
+        changes its order along, and nothing else does.
+        """
+        rng = np.random.default_rng(0)
+        seen = np.zeros(len(self.roots), np.uint64)  # equal where all events are
+        for event in self.events:
+            sizes = [n if a in event.apart else 1 for a, n in enumerate(event.lanes.shape)]
+            keys = rng.integers(0, 2**64, size=sizes, dtype=np.uint64)
+            at, spread = np.broadcast_arrays(self.roots[event.lanes], keys)
             with np.errstate(over="ignore"):
-                np.add.at(seen, roots[at.ravel()], keys[spread.ravel()])
-        heads = np.unique(roots)
+                np.add.at(seen, at.ravel(), spread.ravel())
+        heads = np.unique(self.roots)
         _, inverse, counts = np.unique(seen[heads], return_inverse=True, return_counts=True)
         found = [heads[inverse == k] for k in np.flatnonzero(counts > 1)]
         return sorted(found, key=lambda g: int(g[0]))
 
     def why_stuck(self, lanes: Lanes) -> str:
         """What holds these channels in place."""
-        roots = self.roots()
-        wanted = np.unique(roots[lanes.ravel()])
-        held = (why for at, why in self.stuck if np.isin(roots[at.ravel()], wanted).any())
-        return next(held, "no two of its channels come and go the same way")
-
-    def visit(self, node: ir.Node) -> None:
-        """Hand channels on through one node, and number those that it makes."""
-        untold = False
-        for slot, value in enumerate(node.inputs):
-            if value is not None and (lanes := self.lanes.get(value)) is not None:
-                said = answer(Ask(node, (IN, slot), lanes, self.move))
-                if isinstance(said, str):
-                    self.hold(lanes, f"{node.op_type} {node.name!r}: {said}")
-                else:
-                    self.take(node, said)
-                    untold = untold or not said.free
-        for out in node.outputs:
-            if (lanes := self.lanes.get(out)) is not None and (lanes < 0).any():
-                self.fill(out, lanes, held=untold)
-        if node.outputs[0] not in self.lanes and (made := self.made(node)) is not None:
-            said = answer(Ask(node, (OUT, 0), made, self.move))
-            if isinstance(said, Said):
-                self.take(node, said)
-            self.lanes[node.outputs[0]] = made
-
-    def take(self, node: ir.Node, said: Said) -> None:
-        for holder in said.held:
-            self.holds(holder)
-        for lanes, axes in said.apart:
-            self.apart(lanes, axes)
-        for (kind, slot), lanes in said.ties.items():
-            value = (node.inputs if kind == IN else node.outputs)[slot]
-            if value is None:
-                continue
-            known = self.lanes.get(value)
-            if kind == IN and edit.is_constant(value):
-                self.holds(Holder(node, slot, lanes))
-            elif known is not None:
-                self.lanes[value] = self.merged(node, known, lanes)
-            elif kind == IN:  # computed, and without channels of its own
-                self.apart(lanes, varying(lanes))
-            elif lanes.size > 1 and (lanes >= 0).any():
-                self.lanes[value] = slim(lanes)
-
-    def merged(self, node: ir.Node, known: Lanes, new: Lanes) -> Lanes:
-        if known.shape != new.shape:
-            for lanes in (known, new):
-                self.hold(lanes[lanes >= 0], f"{node.op_type} {node.name!r}: it joins channels of different axes")
-            return known
-        both = (known >= 0) & (new >= 0)
-        self.join(known[both], new[both])
-        return np.where(known < 0, new, known)
-
-    def fill(self, out: ir.Value, lanes: Lanes, held: bool) -> None:
-        """Number what nobody numbered: padding, or what is joined and comes from elsewhere (which stays)."""
-        made = self.fresh([int((lanes < 0).sum())])
-        if held:
-            self.hold(made, f"{out.name!r} joins channels with something else")
-        self.lanes[out] = lanes = lanes.copy()
-        lanes[lanes < 0] = made
-
-    def holds(self, holder: Holder) -> None:
-        value = holder.node.inputs[holder.slot]
-        assert value is not None
-        if operand(holder.lanes, value)[1]:  # one number for all
-            return
-        if (holder.node, holder.slot, holder.side) not in self.holders:
-            self.holders[holder.node, holder.slot, holder.side] = holder
-            self.stand(holder.lanes)
-
-    def made(self, node: ir.Node) -> Lanes | None:
-        """Numbers for what a layer, a table or a constant that is spread out makes."""
-        out, rank = node.outputs[0], len(dims(node.outputs[0]) or ())
-        if not rank or node.domain != "" or not out.uses():
-            return None
-        view = linear(node) if node.op_type in ("MatMul", "Gemm", "Conv") else ""
-        axis = 1 if node.op_type == "Conv" else rank - 1
-        width = view.shape[0] if isinstance(view, Linear) else 1
-        if node.op_type in ("Gather", "Expand"):
-            width = _last(node)
-        return along(self.fresh([width]), axis, rank) if width > 1 else None
-
-
-def _last(node: ir.Node) -> int:
-    """The size of the last axis of a constant of floats that Gather reads as rows, or Expand spreads out."""
-    tensor = edit.constant_tensor(node.inputs[0])
-    if tensor is None or tensor.dtype not in FLOATS or not len(tensor.shape):
-        return 1
-    depth = len(tensor.shape)
-    rows = node.op_type != "Gather" or (depth > 1 and int(edit.attribute(node, "axis", 0)) % depth != depth - 1)
-    return int(tensor.shape.numpy()[-1]) if rows else 1
-
-
-def survey(model: ir.Model, move: Move = Move.PERMUTE) -> Survey:
-    """The channels of a model's main graph."""
-    found = Survey(move)
-    for node in model.graph:
-        found.visit(node)
-    for value, lanes in found.lanes.items():
-        found.stand(lanes)
-        if value.is_graph_output():
-            found.hold(lanes, "the caller of the model reads them")
-        elif any(u.node.graph is not model.graph for u in value.uses()):
-            found.hold(lanes, "a body of If, Loop or Scan reads them")
-    return found
-
-
-def permute(found: Survey, new: np.ndarray) -> int:
-    """Let every constant follow ``new``: for each root the one that takes its places. Returns how many changed."""
-    roots, ledger, change = found.roots(), Ledger(), reorder(new)
-    for holder in found.holders.values():
-        lanes = roots[holder.lanes]
-        if (new[lanes] != lanes).any():
-            ledger.add(replace(holder, lanes=lanes), change)
-    return ledger.write(equal=False)
-
-
-def narrow(found: Survey, kept: np.ndarray) -> int:
-    """Keep the channels that are marked (of each root), and forget the sizes of values that lose some.
-
-    Args:
-        found: Made for ``Move.SLICE``.
-        kept: Booleans by channel; only members of ``groups`` may go.
-    """
-    roots, ledger, change = found.roots(), Ledger(), keep(kept)
-    for holder in found.holders.values():
-        lanes = roots[holder.lanes]
-        if not kept[lanes].all():
-            ledger.add(replace(holder, lanes=lanes), change)
-    for value, lanes in found.lanes.items():
-        if not kept[roots[lanes]].all() and value.shape is not None:
-            value.shape = ir.Shape([None if a in varying(lanes) else d for a, d in enumerate(value.shape)])
-    return ledger.write()
+        wanted = np.unique(self.roots[lanes.ravel()])
+        for event in self.events:
+            if event.why and not event.free and np.isin(self.roots[event.lanes.ravel()], wanted).any():
+                who = f"{event.where.op_type} {event.where.name!r}: " if isinstance(event.where, ir.Node) else ""
+                return who + event.why
+        return "no two of its channels come and go the same way"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.graph.movement import Way, moves
-from graphpress.passes.structure.channels.ask import IN, OUT, Ask, Move
-from graphpress.passes.structure.channels.commuting import answer
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, follow
-from graphpress.passes.structure.channels.lanes import Lanes, covers, dims, size, whole
-from graphpress.passes.structure.layers.norms import Norm
+from graphpress.passes.structure.channels.lanes import covers, dims, size
+from graphpress.passes.structure.channels.moves import Move
+from graphpress.passes.structure.channels.survey import Survey
 
 _BETWEEN = (
     "Softmax", "Add", "Mul", "Div", "Sub", "Where", "Cast", "Dropout", "Identity", "Tanh", "Clip", "Reshape", "Max",
@@ -21,6 +22,8 @@ _BETWEEN = (
 )  # fmt: skip
 _COPIES = (Way.VIEW, Way.REORDER, Way.REPEAT)
 _LONGEST = 24  # nodes between the two products of an attention
+Edge: TypeAlias = tuple[ir.Node, int, int]
+"""A node, the input that it reads, and the axis of a head's channels in that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class Heads:
 
     Attributes:
         node: The Attention, or the product of the softmax and the values.
-        query: Node and input that read the queries, and where a head's channels are in them.
+        query: Where the queries are read.
         key: Likewise the keys; of a product they may be transposed.
         value: Likewise the values.
         size: Channels of a head of the queries and keys.
@@ -39,9 +42,9 @@ class Heads:
     """
 
     node: ir.Node
-    query: tuple[ir.Node, int, Lanes]
-    key: tuple[ir.Node, int, Lanes]
-    value: tuple[ir.Node, int, Lanes]
+    query: Edge
+    key: Edge
+    value: Edge
     size: int
     value_size: int
     count: int | None
@@ -51,12 +54,12 @@ class Heads:
     def name(self) -> str:
         return self.node.name or "?"
 
-    def values(self, norms: Mapping[ir.Node, Norm]) -> Carried:
+    def values(self, found: Survey) -> Carried:
         """The class of what the values are computed from and go to, one head at a time."""
-        node, slot, lanes = self.value
+        node, slot, axis = self.value
         value = node.inputs[slot]
         assert value is not None
-        return follow(value, lanes, extent=self.value_size, norms=norms)
+        return follow(found, value, axis, self.value_size)
 
 
 def find_heads(nodes: Iterable[ir.Node]) -> list[Heads]:
@@ -79,10 +82,9 @@ def _fused(node: ir.Node) -> Heads | None:
     if None in widths or not side or not key_side:
         return None
     head, of_value = (widths[0] or 0) // side, (widths[2] or 0) // key_side
-    places = [whole(v, -1, s) for v, s in zip(node.inputs, (head, head, of_value), strict=False) if v is not None]
-    if len(places) < 3 or any(p is None for p in places):
+    if any((width or 0) % each for width, each in zip(widths, (head, head, of_value), strict=True)):
         return None
-    query, key, value = ((node, i, p) for i, p in enumerate(places[:3]) if p is not None)
+    query, key, value = ((node, i, -1) for i in range(3))
     return Heads(node, query, key, value, head, of_value, count, key_count)
 
 
@@ -95,13 +97,10 @@ def _product(node: ir.Node) -> Heads | None:
     head, of_value = size(scores.inputs[0], -1), size(values, -1)
     if shape is None or of_scores is None or head is None or of_value is None or scores.inputs[1] is None:
         return None
-    keys = whole(scores.inputs[1], -2)
-    queries = whole(scores.inputs[0], -1) if scores.inputs[0] is not None else None
-    place = whole(values, -1)
-    if keys is None or queries is None or place is None:
+    if size(scores.inputs[1], -2) is None:
         return None
     count, key_count = (s[-3] if len(s) > 2 and isinstance(s[-3], int) else None for s in (of_scores, shape))
-    return Heads(node, (scores, 0, queries), (scores, 1, keys), (node, 1, place), head, of_value, count, key_count)
+    return Heads(node, (scores, 0, -1), (scores, 1, -2), (node, 1, -1), head, of_value, count, key_count)
 
 
 def _scores(value: ir.Value | None) -> ir.Node | None:
@@ -121,21 +120,26 @@ def _scores(value: ir.Value | None) -> ir.Node | None:
     return None
 
 
-def before_copies(node: ir.Node, slot: int, lanes: Lanes, extent: int) -> tuple[ir.Node, int, Lanes] | str:
+def before_copies(node: ir.Node, slot: int, axis: int, extent: int) -> tuple[ir.Node, int] | str:
     """The earliest edge that holds what ``node`` reads at ``slot`` with the channels last, before it is copied.
 
     Keys that several query heads share are repeated before their product; what is done to them is cheapest before.
     """
-    value = node.inputs[slot]
-    best = (node, slot, lanes) if covers(lanes, value, -1) else None
-    while value is not None and (maker := value.producer()) is not None and moves(maker, *_COPIES):
-        said = answer(Ask(maker, (OUT, 0), lanes, Move.ROTATE, extent))
-        if isinstance(said, str) or (IN, 0) not in said.ties or len(value.uses()) != 1 or value.is_graph_output():
+    value, edges = node.inputs[slot], [(node, slot)]
+    start = value
+    while start is not None and (maker := start.producer()) is not None and moves(maker, *_COPIES):
+        if len(start.uses()) != 1 or start.is_graph_output():
             break
-        node, slot, value, lanes = maker, 0, maker.inputs[0], said.ties[IN, 0]
-        if covers(lanes, value, -1):
-            best = (node, slot, lanes)
-    return best or "the keys' channels are nowhere the last axis"
+        edges.append((maker, 0))
+        start = maker.inputs[0]
+    while edges and value is not None:
+        reader, at = edges.pop()
+        start = reader.inputs[at]
+        copies = [n for n, _ in reversed([*edges, (reader, at)][1:])]
+        carried = follow(survey(copies, Move.ROTATE, start=start), value, axis, extent)
+        if not carried.blocks and start is not None and covers(carried.members[start], start, -1):
+            return reader, at
+    return "the keys' channels are nowhere the last axis"
 
 
 def _is(node: ir.Node, *kinds: str) -> bool:

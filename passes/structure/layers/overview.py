@@ -8,8 +8,10 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.structure.channels.ask import Holder
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import by_node
+from graphpress.passes.structure.channels.moves import Holder, Move
+from graphpress.passes.structure.channels.survey import Survey
 from graphpress.passes.structure.layers.heads import Heads, find_heads
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 from graphpress.passes.structure.layers.pairs import find_pairs
@@ -43,7 +45,8 @@ def overview(model: ir.Model) -> Overview:
         streams = find_streams(graph, norms)
         found.streams += [_stream(s) for s in streams]
         found.norms += [_norm(n, streams) for n in dict.fromkeys(norms.values())]
-        found.heads += [_heads(h, norms) for h in find_heads(graph)]
+        channels = survey(graph, Move.ROTATE, norms)
+        found.heads += [_heads(h, channels) for h in find_heads(graph)]
         found.pairs += [
             {"activation": p.activation.name, "width": p.width, "layers": [v.node.name for v in p.down]}
             for p in find_pairs(graph)
@@ -75,8 +78,8 @@ def _norm(norm: Norm, streams: list[ResidualStream]) -> dict[str, Any]:
     }
 
 
-def _heads(heads: Heads, norms: dict[ir.Node, Norm]) -> dict[str, Any]:
-    carried = heads.values(norms)
+def _heads(heads: Heads, channels: Survey) -> dict[str, Any]:
+    carried = heads.values(channels)
     return {
         "name": heads.name,
         "size": heads.size,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.passes.structure.channels.ask import Holder
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, by_node, follow
-from graphpress.passes.structure.channels.lanes import whole
+from graphpress.passes.structure.channels.moves import Holder, Move
 from graphpress.passes.structure.layers.norms import Norm, find_norms
 
 
@@ -58,13 +58,13 @@ def find_streams(graph: ir.Graph, norms: Mapping[ir.Node, Norm] | None = None) -
     norms = by_node(find_norms(graph)) if norms is None else norms
     seen: set[ir.Value] = set()
     streams = []
+    found = survey(graph, Move.ROTATE, norms, through=True)
     for seed, axis in _seeds(graph, norms):
-        lanes = whole(seed, axis)
-        if seed in seen or lanes is None:
+        if seed in seen:
             continue
-        carried = follow(seed, lanes, extent=lanes.size, norms=norms, through=True)
+        carried = follow(found, seed, axis)
         seen |= carried.members.keys()
-        stream = ResidualStream(seed, lanes.size, carried)
+        stream = ResidualStream(seed, carried.extent, carried)
         if stream.sums:
             streams.append(stream)
     return streams

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from graphpress.passes.allocate import front
 from graphpress.passes.allocate.front import pareto
 from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Link, Problem, Variable
 from graphpress.passes.allocate.solve import Infeasible, solve
@@ -99,3 +100,31 @@ def test_a_front_is_thinned_to_its_limit_with_its_ends_kept() -> None:
     assert thin.points[-1].totals.drop == whole.points[-1].totals.drop
     exactly = pareto(p, "size", limit=len(whole.points) * 8)
     assert exactly.exact and [x.totals for x in exactly.points] == [x.totals for x in whole.points]
+
+
+def test_of_each_step_of_the_cost_the_last_is_kept_and_the_first_of_all() -> None:
+    """Costs 5, 6 .. 14 in five steps of 9/4: those that end a step, and 5."""
+    cost, drop = np.arange(5.0, 15.0), np.arange(10.0, 0.0, -1.0)
+    halves = [(cost[k::2], drop[k::2], np.arange(10)[k::2], k) for k in (0, 1)]
+    worse = (cost + 0.5, drop + 0.5, np.arange(10), 2)
+    (found, dropped, trail, choice), exact = front._merge([*halves, worse], 5)
+    step = [int((c - 5) / 9 * 4) for c in cost]
+    kept = [i for i in range(10) if i == 0 or i == 9 or step[i] != step[i + 1]]
+    assert not exact and kept == [0, 2, 4, 6, 8, 9]
+    assert (trail.tolist(), choice.tolist()) == (kept, [i % 2 for i in kept])
+    assert (found.tolist(), dropped.tolist()) == ([cost[i] for i in kept], [drop[i] for i in kept])
+    everyone, exact = front._merge([*halves, worse], 10)
+    assert exact and everyone[2].tolist() == list(range(10))
+
+
+def test_points_are_shared_out_among_states_in_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[int] = []
+    real = front._merge
+    monkeypatch.setattr(front, "_merge", lambda parts, share: shares.append(share) or real(parts, share))
+    for limit, links, expected in ((1, True, {16}), (1000, False, {1000})):
+        shares.clear()
+        pareto(problem(4, 3, 100, links=links), limit=limit)
+        assert set(shares) == expected
+    shares.clear()
+    pareto(problem(4, 3, 100), limit=1001)
+    assert all(isinstance(s, int) and s in {1001 // k for k in range(1, 1001)} for s in shares) and len(set(shares)) > 1

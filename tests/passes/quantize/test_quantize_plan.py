@@ -155,14 +155,23 @@ def test_a_granularity_no_kernel_has_gives_way_and_says_so() -> None:
 def test_batched_weights_get_one_scale_where_the_arithmetic_is_integer() -> None:
     text = "g (float[2, 5, 4] x, float[2, 4, 3] w) => (float[2, 5, 3] y) { [mm] y = MatMul(x, w) }"
     made = model(text, {"w": normal(2, 4, 3)})
-    for options in (QuantizeOptions(), QuantizeOptions(mode="dynamic")):
-        assert str(plan(made, options)[Site.parse("mm[1] weight")]) == "int8 per_tensor sym minmax"
-        assert "not of a batch of them" in reasons(made, options)["mm[1] weight"]
-        for target in (None, "torch-cpu"):
-            assert str(plan(made, options, target)[Site.parse("mm[1] weight")]) == "int8 per_channel:2 sym minmax"
+    options = QuantizeOptions()
+    assert str(plan(made, options)[Site.parse("mm[1] weight")]) == "int8 per_tensor sym minmax"
+    assert "not of a batch of them" in reasons(made, options)["mm[1] weight"]
+    for target in (None, "torch-cpu"):
+        assert str(plan(made, options, target)[Site.parse("mm[1] weight")]) == "int8 per_channel:2 sym minmax"
     assert (
         str(plan(made, QuantizeOptions(mode="weight"))[Site.parse("mm[1] weight")]) == "int8 per_channel:2 sym minmax"
     )
+
+
+def test_batched_weights_are_not_quantized_at_run_time_where_no_kernel_does() -> None:
+    text = "g (float[2, 5, 4] x, float[2, 4, 3] w) => (float[2, 5, 3] y) { [mm] y = MatMul(x, w) }"
+    made = model(text, {"w": normal(2, 4, 3)})
+    options = QuantizeOptions(mode="dynamic", fallback=("weight",))
+    for target in ("ort-cpu", "torch-cpu"):
+        assert sites(plan(made, options, target)) == {"mm[1]"}
+    assert sites(plan(made, options, None)) == {"mm[0]", "mm[1]"}
 
 
 ATTENTION = """

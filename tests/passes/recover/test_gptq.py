@@ -140,6 +140,7 @@ def test_never_worse_on_samples_held_out() -> None:
     after, report = gptq(start, x, Gptq(damping=1e-6))
     np.testing.assert_array_equal(weights(after)[q.name], q.rounded(q.params()))
     assert "held-out" in report.skips[0].why
+    assert report.metrics["error against rounding to nearest"] == 1.0  # which was kept: nothing was lost
 
 
 @pytest.mark.parametrize("granularity", ["per_channel", "per_group"])

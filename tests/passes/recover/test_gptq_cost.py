@@ -15,6 +15,7 @@ from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantize.quantize import Quantize
+from graphpress.passes.recover.rounding import columns
 from graphpress.passes.recover.rounding.gptq import Gptq, split
 from graphpress.passes.recover.rounding.gptq_state import State
 from tests import kit
@@ -79,6 +80,11 @@ def test_errors_count_by_the_power_of_their_input(act_order: bool) -> None:
     assert right < root < plain
     # The search is coarser than the one above: 1.21 times its loss; weighted by |x| in place of x^2 it is 1.29 times.
     assert lost(scale) <= 1.25 * right
+
+
+def test_costs_are_one_on_average_so_that_float32_holds_them() -> None:
+    diagonal = np.array([[1e-30, 2e-30], [1e-30, 4e-30]])
+    np.testing.assert_allclose(columns._costs(diagonal), np.array([[16, 4], [16, 1]]) / 9.25, rtol=1e-12)
 
 
 def correlated() -> tuple[np.ndarray, np.ndarray]:

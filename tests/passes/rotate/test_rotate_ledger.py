@@ -7,9 +7,9 @@ import pytest
 
 from graphpress.graph import edit
 from graphpress.passes.structure.channels import ledger as ledgers
-from graphpress.passes.structure.channels.ask import Holder
 from graphpress.passes.structure.channels.lanes import along
 from graphpress.passes.structure.channels.ledger import Ledger, turn
+from graphpress.passes.structure.channels.moves import Holder
 from tests.passes.rotating import weighted
 
 BODY = "a = MatMul(x, w) b = MatMul(x, w) c = Add(a, s) y = Add(b, c)"

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from graphpress.passes.structure.channels.ask import READER, WRITER, Move
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, follow
-from graphpress.passes.structure.channels.lanes import whole
-from graphpress.passes.structure.channels.ledger import Ledger, factor, quotient, turn
-from graphpress.passes.structure.channels.survey import Survey, narrow, permute, survey
+from graphpress.passes.structure.channels.ledger import Ledger, factor, narrow, permute, turn
+from graphpress.passes.structure.channels.moves import READER, WRITER, Move
+from graphpress.passes.structure.channels.survey import Survey
 from tests.passes.rotating import double, weighted
 
 PERMUTE, SLICE, SCALE, SIGN, ROTATE = Move
@@ -74,15 +74,13 @@ def last_reader(model: ir.Model) -> ir.Node:
 
 def found(model: ir.Model, move: Move) -> Survey | Carried:
     """What the engine says of the channels that the last layer reads."""
+    seen = survey(model.graph, move)
     if move in (PERMUTE, SLICE):
-        return survey(model, move)
+        return seen
     reader = last_reader(model)
     value = reader.inputs[0]
     assert value is not None
-    lanes = whole(value, 1 if reader.op_type == "Conv" else -1)
-    assert lanes is not None
-    extent = lanes.size if move is ROTATE else 1
-    return follow(value, lanes, move, extent=extent, alone=move is not ROTATE)
+    return follow(seen, value, 1 if reader.op_type == "Conv" else -1)
 
 
 def why_not(model: ir.Model, move: Move) -> str:
@@ -92,9 +90,9 @@ def why_not(model: ir.Model, move: Move) -> str:
         return "; ".join(b.why for b in seen.blocks) or ("" if seen.writers and seen.readers else "nothing writes it")
     reader = next((h for h in seen.readers if h.node is last_reader(model)), None)
     if reader is None:
-        return "it holds no channels that are known: " + "; ".join(why for _, why in seen.stuck)
+        return "it holds no channels that are known: " + "; ".join(e.why for e in seen.events)
     free = np.concatenate([[-1], *seen.groups()])
-    return "" if np.isin(seen.roots()[reader.lanes], free).any() else seen.why_stuck(reader.lanes)
+    return "" if np.isin(seen.roots[reader.lanes], free).any() else seen.why_stuck(reader.lanes)
 
 
 def moved(model: ir.Model, move: Move, seed: int) -> tuple[ir.Model, ir.Model]:
@@ -103,7 +101,7 @@ def moved(model: ir.Model, move: Move, seed: int) -> tuple[ir.Model, ir.Model]:
     after, rng = before.clone(), np.random.default_rng(seed)
     seen = found(after, move)
     if isinstance(seen, Survey):
-        roots = seen.roots()
+        roots = seen.roots
         new = np.arange(len(roots))
         for group in seen.groups():
             order = rng.permutation(group)
@@ -119,7 +117,7 @@ def moved(model: ir.Model, move: Move, seed: int) -> tuple[ir.Model, ir.Model]:
         changes = dict.fromkeys((WRITER, READER), change)
     else:
         by = np.exp(rng.normal(size=len(roots))) * (rng.choice([-1.0, 1.0], len(roots)) if move is SIGN else 1)
-        changes = {WRITER: quotient(by[roots]), READER: factor(by[roots])}
+        changes = {WRITER: factor(by[roots], np.divide), READER: factor(by[roots])}
     for holder in seen.holders:
         ledger.add(holder, changes[holder.side])
     assert ledger.write()
@@ -128,7 +126,7 @@ def moved(model: ir.Model, move: Move, seed: int) -> tuple[ir.Model, ir.Model]:
 
 def _thinned(before: ir.Model, after: ir.Model, seen: Survey, rng: np.random.Generator) -> ir.Model:
     """Half of each group goes; to compare with: the layers that read them have zeros there."""
-    roots = seen.roots()
+    roots = seen.roots
     kept = np.ones(len(roots), bool)
     for group in seen.groups():
         kept[rng.permutation(group)[: len(group) // 2]] = False

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphpress.passes.structure.channels.ask import IN, OUT, Ask, Said
-from graphpress.passes.structure.channels.commuting import answer
+from graphpress.passes.structure.channels.commuting import survey
+from graphpress.passes.structure.channels.follow import follow
 from tests.passes.rotating import weighted
 from tests.passes.structure import rule_cases as cases
 from tests.passes.structure.rule_cases import ANY, PERMUTE, ROTATE, SCALE, SIGN, SLICE, Sizes, ints
@@ -136,21 +136,23 @@ LIKELY = {
 @pytest.mark.parametrize(("start", "fine"), [(0, True), (2, False), (4, True)])
 def test_two_runs_of_one_number_are_not_cut_across(start: int, fine: bool) -> None:
     """Channels 2, 3 of the one and 0, 1 of the other turn alike, but make no run."""
-    text = f"{ints('s', start)} {ints('e', start + 4)} {ints('a', 2)} k = Slice (x, s, e, a) y = MatMul (k, w)"
-    node = next(n for n in weighted(text, {"w": (4, 2)}, "float[1, 3, 8] x").graph if n.op_type == "Slice")
-    said = answer(Ask(node, (IN, 0), (np.arange(8) % 4).reshape(1, 1, 8), ROTATE, 4))
-    assert isinstance(said, Said) == fine
-    if isinstance(said, Said):
-        assert said.ties[OUT, 0].ravel().tolist() == [0, 1, 2, 3]
+    body = "l, r = Split <axis = 2, num_outputs = 2> (x) t = Add (l, r) z = MatMul (t, w) k = Slice (x, s, e, a)"
+    text = f"{ints('s', start)} {ints('e', start + 4)} {ints('a', 2)} {body} y = MatMul (k, w)"
+    graph = weighted(text, {"w": (4, 2)}, "float[1, 3, 8] x").graph
+    (x,), k = graph.inputs, next(n for n in graph if n.op_type == "Slice").outputs[0]
+    carried = follow(survey(graph, ROTATE, start=x), x, extent=4)
+    blocks = [b for b in carried.blocks if "cut off" in b.why]
+    assert [b.where for b in blocks] == ([] if fine else [k.producer().name])
+    assert not fine or carried.members[k].ravel().tolist() == [0, 1, 2, 3]
 
 
 COUNTS = {
-    "k, l = Split <axis = 2, num_outputs = 2> (x)": str,
-    "k = Slice (x, one, end, two)": str,
-    "k = Gather <axis = 2> (x, all)": str,
-    "k = Pad (x, pads)": str,
-    "k = Slice (x, one, end, one)": Said,
-    "k = Gather <axis = 1> (x, one)": Said,
+    "k, l = Split <axis = 2, num_outputs = 2> (x)": True,
+    "k = Slice (x, one, end, two)": True,
+    "k = Gather <axis = 2> (x, all)": True,
+    "k = Pad (x, pads)": True,
+    "k = Slice (x, one, end, one)": False,
+    "k = Gather <axis = 1> (x, one)": False,
 }
 
 
@@ -160,16 +162,17 @@ def test_what_counts_channels_lets_none_be_left_out(body: str) -> None:
     text = "".join(ints(n, *v) for n, v in lists.items() if f" {n}," in body or f" {n})" in body)
     model = weighted(f"{text} {body} z = Relu (k) y = MatMul (z, w)", {"w": (2, 2)}, "float[1, 3, 4] x")
     node = next(n for n in model.graph if n.domain == "" and n.op_type in body)
-    assert isinstance(answer(Ask(node, (IN, 0), np.arange(4).reshape(1, 1, 4), SLICE)), COUNTS[body])
+    found = survey(model.graph, SLICE, start=model.graph.inputs[0])
+    held = [e.lanes for e in found.events if e.why and not e.free]
+    assert (node in found.refused) == bool(held) == COUNTS[body]
 
 
-@pytest.mark.parametrize(("tokens", "ways"), [("3", 2), ("S", 0)])
-def test_one_place_of_an_open_axis_is_not_told_from_the_others(tokens: str, ways: int) -> None:
-    model = weighted(
-        f"{ints('i', 1)} k = Gather <axis = 1> (x, i) y = MatMul (k, w)", {"w": (4, 2)}, f"float[1, {tokens}, 4] x"
-    )
-    node = next(n for n in model.graph if n.op_type == "Gather")
-    said = answer(Ask(node, (OUT, 0), np.arange(4).reshape(1, 1, 4), SCALE))
-    assert isinstance(said, Said) and len(said.either) == ways
-    if not ways:
-        assert said.ties[IN, 0].shape == (1, 1, 4)
+@pytest.mark.parametrize("tokens", ["3", "S"])
+@pytest.mark.parametrize("pick", ["Gather <axis = 1> (x, i)", "Slice (x, i, e, i)", "Slice (x, c, e, i)"])
+def test_places_of_another_axis_hold_the_same_channels(tokens: str, pick: str) -> None:
+    """At a constant place, at one that is computed, of a known and of an open size."""
+    text = f"{ints('i', 1)} {ints('e', 9999)} n = Shape <end = 1> (x) c = Identity (n) k = {pick} y = MatMul (k, w)"
+    graph = weighted(text, {"w": (4, 2)}, f"float[1, {tokens}, 4] x").graph
+    found = survey(graph, SCALE, start=graph.inputs[0])
+    k = next(n for n in graph if n.op_type in pick).outputs[0]
+    np.testing.assert_array_equal(found.lanes[k], found.lanes[graph.inputs[0]])

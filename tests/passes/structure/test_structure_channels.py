@@ -8,9 +8,11 @@ import pytest
 
 import graphpress as gp
 from graphpress.passes.clean.infer_shapes import InferShapes
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.lanes import reshape
-from graphpress.passes.structure.channels.ledger import sources
-from graphpress.passes.structure.channels.survey import Survey, permute, survey
+from graphpress.passes.structure.channels.ledger import permute, sources
+from graphpress.passes.structure.channels.moves import Move
+from graphpress.passes.structure.channels.survey import Survey
 from graphpress.recipe import Recipe
 from tests import kit
 
@@ -21,8 +23,8 @@ EXACT = 1e-10  # of the largest output, in float64
 def shuffled(model: ir.Model, seed: int = 0) -> tuple[ir.Model, Survey]:
     """A copy in which every group of channels has changed places at random."""
     model = model.clone()
-    channels = survey(model)
-    rng, roots = np.random.default_rng(seed), channels.roots()
+    channels = survey(model.graph)
+    rng, roots = np.random.default_rng(seed), channels.roots
     new = np.arange(len(roots))
     for group in channels.groups():
         new[group] = rng.permutation(group)
@@ -173,7 +175,7 @@ def tied() -> ir.Model:
 
 
 REASONS = {
-    "y = Identity (h) z = MatMul (h, v)": "caller",
+    "y = Identity (h) z = MatMul (h, v)": "is an output of its graph",
     "k = CumSum (h, one) y = MatMul (k, v)": "CumSum",
     "t = Transpose (h) y = MatMul (h, t)": "multiplies computed channels",
 }
@@ -183,10 +185,26 @@ REASONS = {
 def test_what_holds_channels_is_told(body: str) -> None:
     shapes = ENDS if "v)" in body else {"w": (4, 8)}
     model = made("3, 4", f"{integers(body)} h = MatMul (x, w) {body}", **shapes)
-    channels = survey(model)
+    channels = survey(model.graph)
     assert channels.groups() == []
     atoms = next(h.lanes for h in channels.holders.values() if h.node.op_type == "MatMul")
     assert REASONS[body] in channels.why_stuck(atoms)
+
+
+PICKED = {
+    "a channel": ("3, 4", "h = MatMul (x, w) k = Gather <axis = 1> (h, zero) y = MatMul (h, v)", ENDS),
+    "a depthwise convolution": ("2, 3, 8, 8", "h = Conv (x, w) k = Conv <group=8> (h, d) y = Conv (k, v)",
+                                {"w": (8, 3, 3, 3), "d": (8, 1, 3, 3), "v": (6, 8, 1, 1)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "move"), [("a channel", Move.PERMUTE), ("a depthwise convolution", Move.SLICE)])
+def test_what_reads_single_channels_by_their_place_holds_them(what: str, move: Move) -> None:
+    x, body, shapes = PICKED[what]
+    zero = "zero = Constant <value_int = 0> () " if "zero" in body else ""
+    found = survey(made(x, zero + body, **shapes).graph, move)
+    held = next(h for h in found.holders.values() if h.node.outputs[0].name == "h").lanes.ravel()
+    assert not any(held[0] in group for group in found.groups())
 
 
 @pytest.mark.parametrize(
@@ -242,7 +260,7 @@ def traced_vit() -> ir.Model:
 
 def test_a_vision_transformer() -> None:
     model = traced_vit()
-    sizes = sorted(len(g) for g in survey(model).groups())
+    sizes = sorted(len(g) for g in survey(model.graph).groups())
     assert 32 in sizes and sizes.count(64) == 2  # the whole residual stream as one, and the two hidden layers
     assert_exact(model)
 
@@ -259,7 +277,7 @@ def test_a_vision_transformer() -> None:
 )
 def test_real_models(zoo: Path, path: str, stream: list[int]) -> None:
     model, _ = kit.apply(gp.load(zoo / path), *Recipe.load("clean").passes)
-    sizes = [len(g) for g in survey(model).groups()]
+    sizes = [len(g) for g in survey(model.graph).groups()]
     assert all(s in sizes for s in stream)
     ids = {"ids": np.random.default_rng(0).integers(0, 256, (2, 16))} if "llm" in path else None
     assert_exact(model, ids)

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 import graphpress as gp
+from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import by_node
+from graphpress.passes.structure.channels.lanes import varying
+from graphpress.passes.structure.channels.moves import Move
 from graphpress.passes.structure.layers.heads import before_copies, find_heads
 from graphpress.passes.structure.layers.norms import find_norms
 from graphpress.passes.structure.layers.pairs import find_pairs
@@ -50,9 +53,12 @@ def test_values_come_from_one_layer_and_go_to_another(form: str) -> None:
     found = graph(FORMS[form])
     (heads,) = find_heads(found)
     assert (heads.size, heads.value_size, heads.count) == (2, 2, 4)
-    carried = heads.values(by_node(find_norms(found)))
+    carried = heads.values(survey(found, Move.ROTATE, by_node(find_norms(found))))
     assert carried.blocks == []
-    ends = {h.side: (h.node.inputs[1].name, h.axis, carried.extent, h.lanes.size) for h in carried.holders}
+    ends = {
+        h.side: (h.node.inputs[1].name, varying(h.lanes)[0] - h.lanes.ndim, carried.extent, h.lanes.size)
+        for h in carried.holders
+    }
     assert ends == {"writer": ("wv", -1, 2, 4), "reader": ("wo", -2, 2, 8)}
     assert all((h.lanes.ravel() % 2 == np.arange(h.lanes.size) % 2).all() for h in carried.holders)
 
@@ -61,7 +67,7 @@ def test_values_come_from_one_layer_and_go_to_another(form: str) -> None:
 def test_queries_and_keys_are_turned_before_they_are_moved_and_copied(form: str) -> None:
     (heads,) = find_heads(graph(FORMS[form]))
     edges = [before_copies(*edge, heads.size) for edge in (heads.query, heads.key)]
-    assert [node.inputs[slot].name for node, slot, _ in edges] == ["q0", "k0"]
+    assert [node.inputs[slot].name for node, slot in edges] == ["q0", "k0"]
 
 
 def test_values_cut_from_a_common_projection_are_part_of_its_columns() -> None:
@@ -69,7 +75,7 @@ def test_values_cut_from_a_common_projection_are_part_of_its_columns() -> None:
         q, k, v = Split <axis = 3> (c, third) o = Attention(q, k, v) {OUT}"""
     found = graph(body)
     (heads,) = find_heads(found)
-    carried = heads.values(by_node(find_norms(found)))
+    carried = heads.values(survey(found, Move.ROTATE, by_node(find_norms(found))))
     (writer,) = carried.writers
     assert carried.blocks == [] and writer.node.inputs[1].name == "wqkv"
     assert writer.lanes.ravel().tolist() == [-1, -1, -1, -1, 0, 1] * 4  # every third pair of columns
@@ -82,7 +88,7 @@ def test_parts_of_an_axis_stay_apart() -> None:
         o2 = Attention <q_num_heads = 4, kv_num_heads = 4> (r, k0, v0) y = MatMul(o2, wo)"""
     found = graph(body)
     (heads,) = find_heads(found)
-    carried = heads.values(by_node(find_norms(found)))
+    carried = heads.values(survey(found, Move.ROTATE, by_node(find_norms(found))))
     places = {h.side: np.flatnonzero(h.lanes.ravel() >= 0).tolist() for h in carried.holders}
     assert carried.blocks == [] and places == {"writer": [*range(16, 24)], "reader": [*range(8)]}
 
@@ -91,7 +97,7 @@ def test_a_cache_keeps_values_as_they_are() -> None:
     body = f"{PROJECT} o, pk, pv = Attention(q, k2, v2, , ek, ev) {OUT} z = Identity(pv)"
     model = weighted(body, WEIGHTS, "float[2,3,8] x, float[2,2,5,2] ek, float[2,2,5,2] ev")
     (heads,) = find_heads(model.graph)
-    assert "cache" in heads.values({}).blocks[0].why
+    assert "cache" in heads.values(survey(model.graph, Move.ROTATE)).blocks[0].why
 
 
 @pytest.mark.parametrize(
