@@ -21,6 +21,7 @@ from graphpress.frontends import (
     torch_names,
     torch_registry,
     torch_signature,
+    torch_squeeze,
     torch_tidy,
     torch_transformer,
     torch_weights,
@@ -77,7 +78,7 @@ def trace(
             program = torch.onnx.export(
                 module, args if kwargs else (*args, {}), kwargs=kwargs, dynamic_shapes=dynamic_shapes,
                 dynamo=True, optimize=False, verbose=False, opset_version=opset,
-                custom_translation_table=torch_attention.table(torch, opset),
+                custom_translation_table=torch_attention.table(torch, opset) | torch_squeeze.table(torch, opset),
             )  # fmt: skip
         except Exception as e:
             raise torch_errors.refusal(e, module) from e
