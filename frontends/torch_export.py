@@ -91,16 +91,16 @@ def trace(
         torch_names.name_dimensions(model)
         inputs = torch_results.call_inputs(model, program.exported_program, module)
         _tidy(model, program.exported_program, fold_batchnorm)
-    for value, name in zip(model.graph.inputs, inputs, strict=True):
-        value.name = name  # of one that is returned as it is, the passes make the output's
-    _name(model, program.exported_program)
+    _name(model, program.exported_program, inputs)
     torch_signature.note(model, program.exported_program, module, constants)
     verify.check(model)
     return model
 
 
-def _name(model: ir.Model, program: Any) -> None:
+def _name(model: ir.Model, program: Any, inputs: Sequence[str]) -> None:
     """Give everything the name it has in torch."""
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = name  # of one that is returned as it is, the passes make the output's
     torch_names.name_outputs(model, program)
     torch_names.name_nodes(model)
     torch_weights.name_constants(model)
