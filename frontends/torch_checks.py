@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from graphpress.errors import Unsupported
+from graphpress.frontends import torch_shapes
 
 _RECURRENT = ("aten.lstm.", "aten.gru.", "aten.rnn_")
 
 
-def check_traced(model: ir.Model, program: Any, dynamic_shapes: Any) -> None:
+def check_traced(model: ir.Model, program: Any, axes: Sequence[dict[int, str]]) -> None:
     """Compare what was asked for with the exporter's graph.
 
     Args:
         model: As the exporter wrote it.
         program: The ExportedProgram that it was made from.
-        dynamic_shapes: As the user gave them.
+        axes: Of each leaf of the arguments, the names of its axes (see ``torch_shapes.of_leaves``).
 
     Raises:
         Unsupported: State would be lost, or a dynamic dimension is fixed.
     """
     _refuse_lost(program)
-    _refuse_fixed(model, dynamic_shapes)
+    _refuse_fixed(model, program, axes)
     _refuse_lengths(program)
 
 
@@ -56,32 +57,25 @@ def _reaches(node: Any, names: set[str]) -> bool:
     return any(n.name in names for n in seen)
 
 
-def _refuse_fixed(model: ir.Model, dynamic_shapes: Any) -> None:
+def _refuse_fixed(model: ir.Model, program: Any, axes: Sequence[dict[int, str]]) -> None:
     """Refuse a trace in which a dimension asked to be dynamic is fixed; the exporter fixes it without a word.
 
     Raises:
-        Unsupported: Names the dimension.
+        Unsupported: Names the dimension, and the axis with the size that it got.
     """
     kept = " ".join(str(d) for value in model.graph.inputs for d in value.shape or () if not isinstance(d, int))
-    for name in _dimension_names(dynamic_shapes):
-        if name not in kept.replace("*", " ").replace("+", " ").split():
-            raise Unsupported(
-                "the module's code fixes the size of this dimension or ties it to another",
-                where=f"dynamic dimension {name!r}",
-                fix="Drop it from dynamic_shapes, or compute with the tensor's own shape in forward.",
-            )
-
-
-def _dimension_names(shapes: Any) -> Iterator[str]:
-    if isinstance(shapes, Mapping):
-        shapes = list(shapes.values())
-    if isinstance(shapes, list | tuple):
-        for shape in shapes:
-            yield from _dimension_names(shape)
-    elif isinstance(shapes, str):
-        yield shapes
-    elif hasattr(shapes, "__name__") and not hasattr(shapes, "root"):  # derived dimensions have one
-        yield shapes.__name__
+    names = set(kept.replace("*", " ").replace("+", " ").split())
+    places = list(torch_shapes.of_inputs(model, program, axes))
+    for name in dict.fromkeys(n for dims in axes for n in dims.values() if n not in names):
+        where = [(v, axis, v.shape[axis]) for v, dims in places for axis, n in dims.items() if n == name and v.shape]
+        sizes = [f"axis {axis} of {v.name!r} is {size} whatever comes" for v, axis, size in where]
+        raise Unsupported(
+            "the module's code fixes the size of this dimension or ties it to another"
+            + (f": {sizes[0]}" if sizes else ""),
+            where=f"dynamic dimension {name!r}",
+            fix="Drop it from dynamic_shapes, or compute with the tensor's own shape in forward "
+            "(a Python loop over an axis is as long as in the example).",
+        )
 
 
 def _refuse_lengths(program: Any) -> None:

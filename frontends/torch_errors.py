@@ -15,6 +15,7 @@ from graphpress.errors import BadRequest, GraphpressError, Unsupported
 
 _LINE = re.compile(r'File "([^"]+)", line (\d+)')
 _OVERLOAD = re.compile(r"op='([\w.]+)'")
+_FIXED = re.compile(r"(?:static shape|specialized due to hint) of (\d+) for dimension inputs(.*?)\.shape\[(\d+)\]")
 _HOME = tuple(str(Path(sysconfig.get_path(p)).resolve()) for p in ("stdlib", "purelib", "platlib"))
 _OTHERWISE = "keep this part out of the module"
 
@@ -27,11 +28,23 @@ def refusal(error: Exception, module: Any) -> GraphpressError:
         the path of the innermost module that was running and the line of the user's code, where they are known.
     """
     chain = list(_chain(error))
+    if own := next((e for e in chain if isinstance(e, GraphpressError)), None):
+        return own
     text, node = str(chain[-1]), _fx_node(chain)
     place = _place(chain, node, module)
     if "data-dependent" in text:
         what = "what the program does depends on the values of a tensor"
         fix = f"Use torch.where or torch.cond, bound a size with torch._check, or {_OTHERWISE}."
+    elif fixed := _FIXED.search(text):
+        size, path, axis = fixed.groups()
+        name = "".join(f"[{step}]" for step in re.findall(r"\[([^\]]+)\]", path))
+        what = (
+            f"the module's code fixes the size of a dynamic axis: axis {axis} of inputs{name} is {size} whatever comes"
+        )
+        fix = (
+            "Drop it from dynamic_shapes, give an example of another size if this one is 1, or compute with the "
+            "tensor's own shape in forward (a Python loop over an axis is as long as in the example)."
+        )
     elif operator := _OVERLOAD.search(text) if "No ONNX function found" in text else None:
         what, fix = (
             f"ONNX has no form of the operator {operator[1]}",

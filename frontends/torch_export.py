@@ -20,7 +20,10 @@ from graphpress.frontends import (
     torch_errors,
     torch_names,
     torch_registry,
+    torch_results,
+    torch_shapes,
     torch_signature,
+    torch_squeeze,
     torch_tidy,
     torch_transformer,
     torch_weights,
@@ -70,6 +73,7 @@ def trace(
     """
     torch = _import_torch()
     args, kwargs = _arguments(torch, module, args, kwargs, dynamic_shapes)
+    axes = torch_shapes.of_leaves(module, args, kwargs, dynamic_shapes)
     plain = torch_signature.plain_outputs(torch, module)
     with _quiet(), torch_registry.kept(), _evaluating(torch, module), torch.no_grad(), plain as constants:
         try:
@@ -77,25 +81,26 @@ def trace(
             program = torch.onnx.export(
                 module, args if kwargs else (*args, {}), kwargs=kwargs, dynamic_shapes=dynamic_shapes,
                 dynamo=True, optimize=False, verbose=False, opset_version=opset,
-                custom_translation_table=torch_attention.table(torch, opset),
+                custom_translation_table=torch_attention.table(torch, opset) | torch_squeeze.table(torch, opset),
             )  # fmt: skip
         except Exception as e:
             raise torch_errors.refusal(e, module) from e
         model = program.model
-        torch_checks.check_traced(model, program.exported_program, dynamic_shapes)
+        torch_names.name_chosen_dimensions(model, program.exported_program, axes)
+        torch_checks.check_traced(model, program.exported_program, axes)
         torch_names.name_dimensions(model)
-        inputs = [value.name for value in model.graph.inputs]
+        inputs = torch_results.call_inputs(model, program.exported_program, module)
         _tidy(model, program.exported_program, fold_batchnorm)
-    for value, name in zip(model.graph.inputs, inputs, strict=True):
-        value.name = name  # of one that is returned as it is, the passes make the output's
-    _name(model, program.exported_program)
+    _name(model, program.exported_program, inputs)
     torch_signature.note(model, program.exported_program, module, constants)
     verify.check(model)
     return model
 
 
-def _name(model: ir.Model, program: Any) -> None:
+def _name(model: ir.Model, program: Any, inputs: Sequence[str]) -> None:
     """Give everything the name it has in torch."""
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = name  # of one that is returned as it is, the passes make the output's
     torch_names.name_outputs(model, program)
     torch_names.name_nodes(model)
     torch_weights.name_constants(model)
@@ -128,6 +133,7 @@ def _arguments(
     if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, torch.nn.Module):
         what = f"not an nn.Module, ExportedProgram or fx.GraphModule but {type(module).__name__}"
         raise BadRequest(what, where="trace", fix="Give the module itself, or a function wrapped in one.")
+    torch_results.register((args, kwargs))
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if nowhere := [name for name, tensor in tensors if tensor.is_meta]:
         what = "its weights are on the meta device and have no values"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 
+from graphpress.frontends import torch_results, torch_shapes
 from graphpress.graph import edit
 from graphpress.keys import ATEN, SCOPE, STATISTICS
 
@@ -47,21 +49,30 @@ def name_outputs(model: ir.Model, program: Any) -> None:
 
 def _output_names(program: Any) -> list[str]:
     """One name for each tensor that the module returns, in order."""
-    from torch.utils import _pytree as pytree
-
-    spec = program.call_spec.out_spec
-    leaves, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
-    tensors = [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
+    found = torch_results.paths(program.call_spec.out_spec)
+    returned = [s.arg for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
+    tensors = [p for p, arg in zip(found, returned, strict=True) if type(arg).__name__ != "ConstantArgument"]
     return [
-        "_".join([*([] if path and _key(path[0])[0].isalpha() else ["output"]), *map(_key, path)])
-        for (path, _), out in zip(leaves, tensors, strict=True) if type(out.arg).__name__ != "ConstantArgument"
-    ]  # fmt: skip
+        name or "_".join([*([] if path and str(path[0])[:1].isalpha() else ["output"]), *map(str, path)])
+        for path, name in zip(tensors, torch_results.cache_names(tensors, "present"), strict=True)
+    ]
 
 
-def _key(entry: Any) -> str:
-    """One step of a path into a nest of containers."""
-    found = [str(getattr(entry, a)) for a in ("key", "idx", "name") if hasattr(entry, a)]
-    return found[0] if found else str(entry)
+def name_chosen_dimensions(model: ir.Model, program: Any, axes: Sequence[Any]) -> None:
+    """Call symbols as the user called their dimensions. The exporter does, unless some argument is no tensor.
+
+    Args:
+        model: As the exporter wrote it.
+        program: The ExportedProgram that it was made from.
+        axes: Of each leaf of the arguments, its axes and their dimensions (see ``torch_shapes.of_leaves``).
+    """
+    names: dict[str, str] = {}
+    for value, dims in torch_shapes.of_inputs(model, program, axes):
+        for axis, name in dims.items():
+            symbol = value.shape[axis] if value.shape is not None else 0
+            if not isinstance(symbol, int) and _SYMBOL.fullmatch(_text(symbol)):
+                names.setdefault(_text(symbol), name)
+    _rename_symbols(model, names)
 
 
 def name_dimensions(model: ir.Model) -> None:
@@ -71,6 +82,10 @@ def name_dimensions(model: ir.Model) -> None:
         for axis, dim in enumerate(value.shape or ()):
             for symbol in _SYMBOL.findall(_text(dim)):
                 names.setdefault(symbol, f"{value.name}_{axis}")
+    _rename_symbols(model, names)
+
+
+def _rename_symbols(model: ir.Model, names: dict[str, str]) -> None:
     if names:
         for value in _values(model):
             if value.shape is not None:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import onnx_ir as ir
 
 from graphpress.errors import Unsupported
+from graphpress.frontends import torch_results
 from graphpress.frontends.torch_names import unique
 from graphpress.keys import SIGNATURE
 
@@ -65,7 +66,7 @@ def plain_outputs(torch: Any, module: Any) -> Iterator[dict[int, Any]]:
         from torch.utils import _pytree as pytree
 
         def forget(_module: Any, _args: Any, result: Any) -> Any:
-            leaves, spec = pytree.tree_flatten(result)
+            leaves, spec = pytree.tree_flatten(torch_results.plain(result, module))
             return pytree.tree_unflatten(_without(leaves, constants), spec)
 
         handle = module.register_forward_hook(forget)
