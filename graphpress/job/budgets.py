@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import onnx_ir as ir
 
@@ -35,9 +36,13 @@ def of_file(max_size: Budget, model: ir.Model) -> Budget:
 def handed(recipe: Recipe, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Recipe:
     """The recipe with these budgets in place of its own; as it is where none is given.
 
+    The gate lets a larger drop pass too, since it is asked for.
+
     Raises:
         BadRequest: A budget of latency or size, and no pass that could hold it.
     """
+    if max_drop is not None and recipe.gate.max_loss < max_drop < math.inf:
+        recipe = dataclasses.replace(recipe, gate=dataclasses.replace(recipe.gate, max_loss=max_drop))
     budgets = {"max_latency": max_latency, "max_size": max_size, "max_drop": max_drop}
     given = [o for o, b in budgets.items() if b is not None]
     able = holds(recipe)

@@ -72,8 +72,7 @@ def compile(
     with clock.phase("load"):
         loaded = as_model(model)
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
-        wanted = budgets.handed(Recipe.load(recipe), max_latency, budgets.of_file(max_size, loaded), max_drop)
-        _check_stage(loaded, wanted)
+        wanted = budgets.handed(_fitting(loaded, recipe), max_latency, budgets.of_file(max_size, loaded), max_drop)
         job = Job(loaded, wanted, as_target(target), seed, progress, clock)
         job.take(_data(data), evaluate)
         if max_drop is not None:
@@ -91,16 +90,17 @@ def compile(
     return compiled.lowered, report
 
 
-def _check_stage(model: ir.Model, recipe: Recipe) -> None:
-    """A recipe that goes on from where another one ends says so by its name, not by that of a pass in it."""
-    stage = stage_of(model)
+def _fitting(model: ir.Model, source: Any) -> Recipe:
+    """The recipe. One that goes on from where another ends says so by its name, not by that of a pass in it."""
+    recipe, stage = Recipe.load(source), stage_of(model)
     for step in recipe.passes:
         if stage not in step.needs:
             what = f"it is for a model at stage {' or '.join(step.needs)}, and this one is {stage}"
             fix = "Quantize it first, by a recipe such as w8a8." if stage is Stage.FLOAT else "Give it the float model."
             raise BadRequest(what, where=f"recipe {recipe.name!r}", fix=fix)
         if step.gives is not None:
-            return
+            break
+    return recipe
 
 
 def _data(data: DataLike) -> CalibrationData | None:

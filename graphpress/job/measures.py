@@ -10,17 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from graphpress.job import chance
+from graphpress.job.bars import Gate
 from graphpress.job.chance import Verdict
 from graphpress.job.natures import Form, Kind, Nature
 from graphpress.runner import Arrays
-
-if TYPE_CHECKING:
-    from graphpress.job.gate import Gate
 
 DOUBT = 0.1  # probability by which the float model prefers its choice so little that another one is no loss
 CONFIDENT = 0.5  # score from which a detector means a row

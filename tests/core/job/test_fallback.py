@@ -62,7 +62,7 @@ def data(made: ir.Model) -> dict[str, np.ndarray]:
 
 
 RECIPE = Recipe("test", (Quantize(op_types=("MatMul",)),), gate=gp.Recipe.load("w8a8").gate)
-RECIPE = RECIPE.set(["gate.min_sqnr=-99", "gate.min_cosine=0", "gate.min_agreement=0"])
+RECIPE = RECIPE.set(["gate.min_sqnr=-99", "gate.min_cosine=0", "gate.min_agreement=0", "gate.max_loss=100"])
 
 
 def compile_(made: ir.Model, given: dict[str, np.ndarray], **options) -> gp.Report:
@@ -80,6 +80,13 @@ def test_the_fragile_layer_goes_back_to_float_and_only_it() -> None:
     assert held.metric["after"] >= held.metric["before"] - 5.0
     assert held.metric["allowed"] == 5.0
     assert {s.node: s.skip for s in held.sites if not s.scheme} == {"two": hold_drop.REVERTED}
+
+
+def test_a_drop_that_is_asked_for_is_no_failure_of_the_gate() -> None:
+    strict = RECIPE.set(["gate.max_loss=2"])
+    assert budgets.handed(strict, None, None, 5.0).gate.max_loss == 5.0
+    assert budgets.handed(strict, None, None, 0.5) is strict
+    assert budgets.handed(strict, None, None, math.inf) is strict  # refused by whoever holds it
 
 
 def test_nothing_goes_back_when_the_budget_holds_already() -> None:
