@@ -24,7 +24,7 @@ import yaml
 from graphpress import borrowed, catalog, shipped
 from graphpress.contracts import Pass
 from graphpress.errors import RecipeError, nearest
-from graphpress.job.gate import Gate
+from graphpress.job.bars import Gate
 from graphpress.typed import typed
 
 _KEYS = ("name", "summary", "passes", "gate")

@@ -26,6 +26,7 @@ OVERLAP = 0.5  # intersection over union from which a box is the same
 NEIGHBOURS = 5  # nearest others of an embedding that are to stay
 MEMORY = 4096  # rows that are kept: embeddings to look for neighbours, values to know how they spread
 FEW = 8  # samples from which it is known how they spread
+_SAME = 1e-9  # share of the power that is rounding: values that never change
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ class Values(Measure):
             return
         rows, errors = np.stack(self.rows), np.stack(self.errors)
         spread, power = ((rows - rows.mean(0)) ** 2).sum(1), (rows**2).sum(1)
-        if not spread.sum() > 1e-6 * power.sum():
+        if not spread.sum() > _SAME * power.sum():
             return
         low, high = chance.mean((errors**2).sum(1) / spread.mean())
         least = 10 ** (-gate.min_sqnr / 10)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphpress.backends import reference
-from graphpress.backends.ort import execute, lower, session
+from graphpress.backends.ort import lower, session
 from graphpress.graph import edit
 from graphpress.keys import ORIGIN
 from graphpress.target import Target
@@ -177,7 +177,7 @@ def test_halves_are_computed_in_float32() -> None:
     scores = np.where(np.tri(40, dtype=bool), wide @ wide.swapaxes(-1, -2) / np.sqrt(8), -np.inf)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     expected = shares / shares.sum(-1, keepdims=True) @ wide
-    found = execute(lower(kit.parse(HEAD + text), TARGET))({"q": q})["y"]
+    found = session.execute(lower(kit.parse(HEAD + text), TARGET))({"q": q})["y"]
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, expected, rtol=2**-10, atol=2**-12)  # one rounding at the end
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from graphpress.errors import BadRequest
-from graphpress.job.gate import Gate, compare_outputs, judge
+from graphpress.job.bars import Gate
+from graphpress.job.gate import compare_outputs, judge
 
 
 def runner(outputs: list[np.ndarray]):

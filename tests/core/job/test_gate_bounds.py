@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from graphpress.errors import BadRequest
+from graphpress.job.bars import Gate
 from graphpress.job.chance import Verdict
-from graphpress.job.gate import Gate, GateResult, OutputCheck, compare_outputs, judge, sqnr
+from graphpress.job.gate import GateResult, OutputCheck, compare_outputs, judge, sqnr
 from graphpress.job.measures import Figure
 from graphpress.job.natures import Kind, Nature
 

@@ -7,12 +7,18 @@ import itertools
 import numpy as np
 import pytest
 
+from graphpress.job.bars import Gate
 from graphpress.job.chance import Verdict
-from graphpress.job.gate import Gate, compare_outputs
+from graphpress.job.gate import compare_outputs
 from graphpress.job.measures import MEASURES, Figure
 from graphpress.job.natures import Form, Kind, Nature
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_any_order() -> None:
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 def figures(

@@ -10,8 +10,9 @@ import pytest
 
 import graphpress as gp
 from graphpress.errors import CalibrationError
+from graphpress.job.bars import Gate
 from graphpress.job.chance import Verdict
-from graphpress.job.gate import Gate, OutputCheck, judge, told
+from graphpress.job.gate import OutputCheck, judge, told
 from graphpress.job.measures import Figure
 from graphpress.job.metric import Top1, check_labels, labelled
 from graphpress.job.natures import Kind
