@@ -176,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _real(zoo: Path) -> Iterator[str]:
     """Two real models in each type under two recipes, on the held-out samples of the gate: a table."""
-    yield "\n## Real models\n\nConverted whole; SQNR of the gate, on the 12 of 64 samples that are held out; MB of all tensors."
+    yield "\n## Real models\n"
+    yield "Converted whole; SQNR of the gate, on the 12 of 64 samples that are held out; MB of all tensors."
     yield "With `--zoo DIR`.\n"
     yield "| model | type | recipe | SQNR dB | before | after |\n|---|---|---|---|---|---|"
     for task, kind in itertools.product(tasks(zoo, "resnet20,codelm"), ("float32", *_ROUNDING)):
