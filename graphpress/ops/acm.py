@@ -26,7 +26,9 @@ from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-ACTIVATIONS = ("identity", "relu", "silu", "gelu", "gelu-tanh")
+ACTIVATIONS = (
+    "identity", "relu", "silu", "gelu", "gelu-tanh", "quick-gelu", "relu-squared", "tanh", "sigmoid",
+)  # fmt: skip
 INPUTS = ("x", "gate", "gate_bias", "price", "w1", "b1", "w2", "b2")
 _RANKS = {"gate": 2, "gate_bias": 1, "price": 0, "w1": 3, "b1": 2, "w2": 3, "b2": 1}
 _dialect = Opset(DOMAIN, VERSION)
@@ -34,7 +36,7 @@ _dialect = Opset(DOMAIN, VERSION)
 
 @script(_dialect, default_opset=op)
 @no_type_check  # the script is no Python: mypy takes its attributes for tensors
-def ACM(  # noqa: N802
+def ACM(  # noqa: N802, C901 (a case an activation: functions of a body cannot call others)
     x, gate, gate_bias, price, w1, b1, w2, b2, activation: str, gated: int, min_learners: int, int8: int
 ):
     """All learners for all tokens, those not taken left out of the sum: the meaning, not the way to compute it."""
@@ -67,6 +69,14 @@ def ACM(  # noqa: N802
             a = op.Gelu(left)
         if op.Equal(kind, op.Constant(value_string="gelu-tanh")):
             a = op.Gelu(left, approximate="tanh")
+        if op.Equal(kind, op.Constant(value_string="quick-gelu")):
+            a = op.Mul(left, op.Sigmoid(op.Mul(left, 1.702)))
+        if op.Equal(kind, op.Constant(value_string="relu-squared")):
+            a = op.Mul(op.Relu(left), left)
+        if op.Equal(kind, op.Constant(value_string="tanh")):
+            a = op.Tanh(left)
+        if op.Equal(kind, op.Constant(value_string="sigmoid")):
+            a = op.Sigmoid(left)
         if op.Cast(op.Constant(value_int=gated), to=9):
             a = op.Mul(a, right)
         if op.Cast(op.Constant(value_int=int8), to=9):

@@ -89,6 +89,14 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
             return F.gelu(x)
         case "gelu-tanh":
             return F.gelu(x, approximate="tanh")
+        case "quick-gelu":
+            return x * (1.702 * x).sigmoid()
+        case "relu-squared":
+            return F.relu(x).square()
+        case "tanh":
+            return x.tanh()
+        case "sigmoid":
+            return x.sigmoid()
     return x
 
 

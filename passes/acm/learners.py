@@ -8,6 +8,7 @@ import numpy as np
 
 from graphpress.passes.structure.layers.ffn import Block
 from graphpress.passes.structure.layers.linear import Linear
+from graphpress.passes.structure.layers.rows import Part
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,6 @@ def _deal(columns: np.ndarray, count: int, size: int) -> np.ndarray:
     return np.ascontiguousarray(filled.reshape(columns.shape[0], count, size).transpose(1, 0, 2))
 
 
-def _bias(layer: Linear) -> np.ndarray:
+def _bias(layer: Part) -> np.ndarray:
     bias = layer.bias()
     return np.zeros(layer.shape[0], np.float32) if bias is None else np.array(bias, np.float32)

@@ -20,6 +20,10 @@ ACTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "silu": lambda a: a / (1 + np.exp(-a)),
     "gelu": lambda a: a / 2 * (1 + np.vectorize(math.erf)(a / math.sqrt(2))),
     "gelu-tanh": lambda a: a / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))),
+    "quick-gelu": lambda a: a / (1 + np.exp(-1.702 * a)),
+    "relu-squared": lambda a: np.maximum(a, 0) ** 2,
+    "tanh": np.tanh,
+    "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
 }
 
 

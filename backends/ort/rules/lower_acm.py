@@ -208,6 +208,15 @@ class _Emitter:
                 return self.op("Gelu", x)
             case "gelu-tanh":
                 return self.op("Gelu", x, approximate="tanh")
+            case "quick-gelu":
+                steep = self.op("Mul", x, self.const(np.array(1.702, np.float32), "slope"))
+                return self.op("Mul", x, self.op("Sigmoid", steep))
+            case "relu-squared":
+                return self.op("Mul", self.op("Relu", x), x)
+            case "tanh":
+                return self.op("Tanh", x)
+            case "sigmoid":
+                return self.op("Sigmoid", x)
         return x
 
     def operand(self, x: ir.Value) -> _Rows:

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import numpy as np
 import onnx_ir as ir
 
-from graphpress.graph import edit
+from graphpress.graph.movement import Way, moves
+from graphpress.passes.structure.channels.lanes import dims
+from graphpress.passes.structure.layers.activations import Activated, activated
 from graphpress.passes.structure.layers.branches import branch_nodes
 from graphpress.passes.structure.layers.linear import Linear, linear
-
-_CONTRIB = "com.microsoft"
+from graphpress.passes.structure.layers.rows import Part, Reached, reached, through
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
     """Linear -> activation -> Linear, or two Linears of one input, one of them activated, multiplied, -> Linear.
 
+    Reshapes of the leading axes (GPT-2's Conv1D), dropout and identities may stand between, and the two first products
+    of a gated block may be rows of one layer that is split.
+
     Attributes:
         up: The first Linear [hidden, width]; of a gated block the one whose output the activation reads.
         down: The last Linear [out, hidden].
-        activation: relu, gelu, gelu-tanh or silu.
+        activation: One of those of ``activations.activated``.
+        input: [..., width]: what the first products read, with the leading axes that ``output`` has.
         gate: The other factor of a gated block (SwiGLU, GeGLU), [hidden, width]; None in a plain one.
         inner: Every node between the input and ``down``, in no order.
         residual: Whether the block is on a branch around which its input is carried.
     """
 
-    up: Linear
+    up: Part
     down: Linear
     activation: str
-    gate: Linear | None = None
+    input: ir.Value
+    gate: Part | None = None
     inner: tuple[ir.Node, ...] = ()
     residual: bool = False
 
@@ -41,11 +45,6 @@ class Block:
     def name(self) -> str:
         """The name of its last product."""
         return self.down.node.name or ""
-
-    @property
-    def input(self) -> ir.Value:
-        """[..., width]."""
-        return self.up.input
 
     @property
     def hidden_value(self) -> ir.Value:
@@ -104,18 +103,25 @@ class LayerBlocks:
 
 
 def layer_blocks(graph: ir.Graph) -> LayerBlocks:
-    """The blocks and projections of one graph, in its order. Matrix products only: convolutions are none."""
+    """The blocks and projections of one graph, in its order. Matrix products only: convolutions are none.
+
+    A layer belongs to one block. Of three or more layers in a row those become blocks that hold the most weights
+    together, of equals the leading ones; the others are refused.
+    """
     result, within = LayerBlocks(), branch_nodes(graph)
     layers = {view.node: view for n in graph if isinstance(view := _matrix(n), Linear)}
-    taken: set[ir.Node] = set()
+    candidates: list[Block] = []
     for view in layers.values():
         found = _block(view, layers, within)
-        if isinstance(found, str):
-            if found:
-                result.refused.append((view.node.name or "", found))
-        else:
-            result.blocks.append(found)
-            taken.update(v.node for v in (found.up, found.down, found.gate) if v is not None)
+        if isinstance(found, Block):
+            candidates.append(found)
+        elif found:
+            result.refused.append((view.node.name or "", found))
+    result.blocks = _apart(candidates)
+    taken = {n: b for b in result.blocks for n in _nodes(b)}
+    for other in [b for b in candidates if b not in result.blocks]:
+        keeper = next(taken[n] for n in _nodes(other) if n in taken)
+        result.refused.append((other.name, f"it shares a layer with the block that ends in {keeper.name!r}"))
     result.projections = [Projection(v) for n, v in layers.items() if n not in taken and n in within]
     return result
 
@@ -124,49 +130,69 @@ def _matrix(node: ir.Node) -> Linear | str:
     return linear(node) if node.op_type in ("MatMul", "Gemm") else "no matrix product"
 
 
-@dataclass(frozen=True)
-class _Activated:
-    """What an activation reads, its name, and its nodes."""
+def _nodes(block: Block) -> set[ir.Node]:
+    return {v.node for v in (block.up, block.down, block.gate) if v is not None}
 
-    source: ir.Value
-    kind: str
-    nodes: tuple[ir.Node, ...]
+
+def _weights(block: Block) -> int:
+    return sum(v.shape[0] * v.shape[1] for v in (block.up, block.down, block.gate) if v is not None)
+
+
+def _apart(candidates: list[Block]) -> list[Block]:
+    """Those that share no layer and hold the most weights together.
+
+    A block begins with the last layer of at most one other (nothing but it reads that layer), so they form chains.
+    """
+    ends = {b.down.node: b for b in candidates}
+    best: dict[Block | None, tuple[int, tuple[Block, ...]]] = {None: (0, ())}  # of each chain up to a block
+    open_ = set(candidates)
+    for block in candidates:
+        before = next((ends[n] for n in _nodes(block) - {block.down.node} if n in ends), None)
+        farther = None
+        if before is not None:
+            farther = next((ends[n] for n in _nodes(before) - {before.down.node} if n in ends), None)
+            open_.discard(before)
+        weight, others = best[farther]
+        best[block] = max(best[before], (weight + _weights(block), (*others, block)), key=lambda b: b[0])
+    chosen = {b for last in open_ for b in best[last][1]}
+    return [b for b in candidates if b in chosen]
 
 
 def _block(down: Linear, layers: dict[ir.Node, Linear], within: set[ir.Node]) -> Block | str:
     """The block that ends in ``down``; why it is none, or "" where it does not look like one."""
     by_output = {view.output: view for view in layers.values()}
-    found = activated(down.input)
-    gate = None
-    if found is None:
-        gated = _gated(down.input, by_output)
-        if gated is None:
-            return ""
-        found, gate, product = gated
-        inner: tuple[ir.Node, ...] = (*found.nodes, product)
-    else:
-        inner = found.nodes
-    up = by_output.get(found.source)
-    if up is None:
+    hidden, inner = through(down.input)
+    start = _plain(hidden, by_output) or _gated(hidden, by_output)
+    if start is None:
         return ""
-    inner += tuple(n for v in (up, gate) if v is not None for n in (v.node, v.add) if n is not None)
-    if why := _refusal(up, gate, down, inner):
+    found, first, between = start
+    inner += (*between, *found.nodes, *(n for v in first for n in v.nodes))
+    parts = [v.part for v in first]
+    if why := _refusal(parts, down, inner):
         return why
-    return Block(up, down, found.kind, gate, inner, residual=down.node in within)
+    source = _source(parts, down, inner)
+    if source is None:
+        return "its tokens are arranged in another way behind it than before it"
+    gate = parts[1] if len(parts) > 1 else None
+    return Block(parts[0], down, found.kind, source, gate, inner, residual=down.node in within)
 
 
-def _refusal(up: Linear, gate: Linear | None, down: Linear, inner: tuple[ir.Node, ...]) -> str:
-    views = [v for v in (up, gate, down) if v is not None]
-    if gate is not None and gate.input is not up.input:
+def _refusal(first: list[Part], down: Linear, inner: tuple[ir.Node, ...]) -> str:
+    views: list[Part] = [*first, down]
+    if len({through(v.input)[0] for v in first}) > 1:
         return "its two first products read different values"
-    if gate is not None and gate.shape != up.shape:
+    if len({v.shape for v in first}) > 1:
         return "its two first products are of different sizes"
-    if down.shape[1] != up.shape[0]:
+    if down.shape[1] != first[0].shape[0]:
         return "the products do not fit one another"
     if any(v.weight_value is not v.node.inputs[1] for v in views):
         return "its weights are quantized"
     if len({v.weight_value.dtype for v in views}) > 1:
         return "its weights are of different types"
+    return _read_elsewhere(inner, down)
+
+
+def _read_elsewhere(inner: tuple[ir.Node, ...], down: Linear) -> str:
     inside = {*inner, down.node}
     for node in inner:
         for value in node.outputs:
@@ -177,135 +203,42 @@ def _refusal(up: Linear, gate: Linear | None, down: Linear, inner: tuple[ir.Node
     return ""
 
 
-def _gated(value: ir.Value, layers: dict[ir.Value, Linear]) -> tuple[_Activated, Linear, ir.Node] | None:
-    product = value.producer()
+def _source(first: list[Part], down: Linear, inner: tuple[ir.Node, ...]) -> ir.Value | None:
+    """What the first products read, as it is or before it was reshaped, with the leading axes of what comes out."""
+    wanted = dims(down.output)
+    for value in (first[0].input, through(first[0].input)[0]):
+        shape = dims(value)
+        if not any(moves(n, Way.VIEW) and n.op_type != "Identity" for n in inner):
+            return value
+        if wanted is None or shape is None or len(shape) != len(wanted):
+            continue
+        if len(shape) == 2 or (shape[:-1] == wanted[:-1] and None not in shape[:-1]):
+            return value  # all rows are one axis, or all axes are the same
+    return None
+
+
+_Start: TypeAlias = tuple[Activated, tuple[Reached, ...], tuple[ir.Node, ...]]
+
+
+def _plain(hidden: ir.Value, layers: dict[ir.Value, Linear]) -> _Start | None:
+    found = activated(hidden)
+    up = reached(found.source, layers) if found is not None else None
+    return None if found is None or up is None else (found, (up,), ())
+
+
+def _gated(hidden: ir.Value, layers: dict[ir.Value, Linear]) -> _Start | None:
+    product = hidden.producer()
     if product is None or product.op_type != "Mul" or product.domain:
         return None
     a, b = product.inputs
     for left, right in ((a, b), (b, a)):
-        found = activated(left)
-        other = layers.get(right) if right is not None else None
-        if found is not None and other is not None and found.source in layers:
-            return found, other, product
+        found = activated(through(left)[0]) if left is not None else None
+        up = reached(found.source, layers) if found is not None else None
+        own = found is not None and right is not None and through(found.source)[0] is through(right)[0]
+        gate = reached(right, layers) if right is not None and not own else None
+        if found is not None and up is not None and gate is not None:
+            return found, (up, gate), (product, *(through(left)[1] if left is not None else ()))
     return None
-
-
-def activated(value: ir.Value | None) -> _Activated | None:
-    """The activation that gives ``value``: its name, and what it reads."""
-    node = value.producer() if value is not None else None
-    if node is None or not node.inputs or node.inputs[0] is None:
-        return None
-    if node.domain == _CONTRIB and node.op_type == "Gelu":
-        return _Activated(node.inputs[0], "gelu", (node,))
-    if node.domain:
-        return None
-    if node.op_type == "Relu":
-        return _Activated(node.inputs[0], "relu", (node,))
-    if node.op_type == "Gelu":
-        tanh = edit.attribute(node, "approximate", "none") == "tanh"
-        return _Activated(node.inputs[0], "gelu-tanh" if tanh else "gelu", (node,))
-    if node.op_type == "Swish" and edit.attribute(node, "alpha", 1.0) == 1.0:
-        return _Activated(node.inputs[0], "silu", (node,))
-    return _product(node) if node.op_type in ("Mul", "Div") else None
-
-
-def _product(node: ir.Node) -> _Activated | None:
-    """x Sigmoid(x), or Gelu spelled out: x / 2 (1 + erf(x / sqrt 2)), or its tanh form."""
-    if node.op_type == "Mul":
-        for x, other in (tuple(node.inputs), tuple(node.inputs)[::-1]):
-            maker = other.producer() if other is not None else None
-            if x is not None and maker is not None and _is(maker, "Sigmoid") and maker.inputs[0] is x:
-                return _Activated(x, "silu", (node, maker))
-    return _gelu(node)
-
-
-def _gelu(last: ir.Node) -> _Activated | None:
-    """By values: the one function of x that this tree of products computes is compared with Gelu on a few points."""
-    tree = _tree(last)
-    if tree is None:
-        return None
-    x, nodes = tree
-    points = np.linspace(-4, 4, 17)
-    got = _evaluate(last.outputs[0], x, points)
-    if got is None:
-        return None
-    erf = np.array([math.erf(p / math.sqrt(2)) for p in points])
-    exact = points / 2 * (1 + erf)
-    tanh = points / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (points + 0.044715 * points**3)))
-    for kind, wanted in (("gelu", exact), ("gelu-tanh", tanh)):
-        if np.allclose(got, wanted, rtol=0, atol=2e-5):  # the two differ by up to 5e-4
-            return _Activated(x, kind, nodes)
-    return None
-
-
-_POINTWISE = ("Mul", "Div", "Add", "Erf", "Tanh", "Pow")
-_LARGEST = 12  # nodes of a Gelu that is spelled out, at most
-
-
-def _tree(last: ir.Node) -> tuple[ir.Value, tuple[ir.Node, ...]] | None:
-    """(the only value that is read from outside, the pointwise nodes between) or None."""
-    nodes, pending, outside = [last], [last], set()
-    while pending:
-        for value in pending.pop().inputs:
-            maker = value.producer() if value is not None else None
-            if value is None or _number(value) is not None:
-                continue
-            if maker is None or not _is(maker, *_POINTWISE) or _adds_bias(maker):
-                outside.add(value)
-            elif maker not in nodes:
-                nodes.append(maker)
-                pending.append(maker)
-        if len(nodes) > _LARGEST:
-            return None
-    has = any(_is(n, "Erf", "Tanh") for n in nodes)
-    return (outside.pop(), tuple(nodes)) if has and len(outside) == 1 else None
-
-
-def _adds_bias(node: ir.Node) -> bool:
-    """Whether a node adds a constant vector: not of the formula, which adds 1 to erf and x to 0.044 x^3."""
-    return node.op_type == "Add" and any(edit.is_constant(v) and _number(v) is None for v in node.inputs)
-
-
-def _number(value: ir.Value | None) -> float | None:
-    array = edit.constant(value)
-    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
-
-
-def _evaluate(value: ir.Value, x: ir.Value, points: np.ndarray) -> np.ndarray | None:
-    """What the tree gives for these x; None where it is not of the simple kind."""
-    if value is x:
-        return points
-    if (number := _number(value)) is not None:
-        return np.full_like(points, number)
-    node = value.producer()
-    if node is None:
-        return None
-    given = [_evaluate(v, x, points) for v in node.inputs if v is not None]
-    if any(g is None for g in given) or not given:
-        return None
-    with np.errstate(all="ignore"):
-        return _apply(node.op_type, [g for g in given if g is not None])
-
-
-def _apply(op: str, given: list[np.ndarray]) -> np.ndarray | None:
-    match op, given:
-        case "Erf", [a]:
-            return np.array([math.erf(v) for v in a])
-        case "Tanh", [a]:
-            return np.tanh(a)
-        case "Mul", [a, b]:
-            return a * b
-        case "Div", [a, b]:
-            return a / b
-        case "Add", [a, b]:
-            return a + b
-        case "Pow", [a, b]:
-            return a**b
-    return None
-
-
-def _is(node: ir.Node, *kinds: str) -> bool:
-    return not node.domain and node.op_type in kinds
 
 
 def names(found: Iterable[Found]) -> list[str]:

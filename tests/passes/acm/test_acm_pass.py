@@ -66,6 +66,40 @@ def test_all_learners_are_the_layer(hidden: int, data: bool) -> None:
     np.testing.assert_allclose(a["y"], b["y"], rtol=0, atol=1e-6 * np.abs(a["y"]).max())
 
 
+HELD: dict[str, np.ndarray] = {
+    "wf": normal(8, 24), "bf": normal(24, seed=1), "w1": normal(8, 12, seed=2), "b1": normal(12, seed=3),
+    "w2": normal(12, 8, seed=4) / 4, "b2": normal(8, seed=5), "w3": normal(8, 4, seed=6), "steep": np.float32(1.702),
+    "flat8": np.array([-1, 8]), "flat12": np.array([-1, 12]), "deep12": np.array([-1, 5, 12]),
+    "deep8": np.array([-1, 5, 8]),
+}  # fmt: skip
+SPELLED = {
+    "fused gate and up": """p = MatMul(x, wf) f = Add(p, bf) s, t = Split <axis = -1, num_outputs = 2> (f)
+      a = Gelu(t) m = Mul(s, a) d = MatMul(m, w2) y = Add(x, d)""",
+    "Conv1D": """v = Reshape(x, flat8) h = Gemm(v, w1, b1) t = Reshape(h, deep12) z = Mul(t, steep) s = Sigmoid(z)
+      a = Mul(t, s) u = Reshape(a, flat12) d = Gemm(u, w2, b2) r = Reshape(d, deep8) y = Add(x, r)""",
+    "a part of a row": """h = MatMul(x, w1) a = Relu(h) d = MatMul(a, w2) e = Relu(d) g = MatMul(e, w3)
+      y = Concat<axis = -1>(g, g)""",
+}
+
+
+@pytest.mark.parametrize("form", SPELLED)
+def test_a_block_in_another_form_is_cut_as_well(form: str) -> None:
+    """With all learners within 1e-6 of the outputs' size, in the reference and lowered; with half of them not."""
+    body = SPELLED[form]
+    held = {n: a for n, a in HELD.items() if f"{n})" in body or f"{n}," in body}
+    shapes = ", ".join(
+        f"{'int64' if a.dtype.kind == 'i' else 'float'}{list(a.shape) if a.shape else ''} {n}" for n, a in held.items()
+    )
+    made = model(f"g (float[N,5,8] x, {shapes}) => (float[N,5,8] y) {{ {body} }}", held)
+    before = kit.apply(made, InferShapes())[0]
+    after, (report,) = kit.apply(before, Acm(), ctx=context())
+    assert report.changed == 1
+    want, run = kit.run(before, {"x": TOKENS})["y"], ort.execute(lower(after, Target.load("ort-cpu")))
+    for got in (kit.run(after, at(1.0))["y"], run(at(1.0))["y"]):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
+    assert np.abs(run(at(0.5))["y"] - want).max() > 1e-3
+
+
 def test_a_budget_is_a_run_time_input_of_one_file(tmp_path) -> None:
     """Untrained gates take floor(b N) learners everywhere: the leading units of each layer, and nothing else."""
     before = encoder()
