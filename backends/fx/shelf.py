@@ -13,11 +13,10 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from graphpress.backends.fx import dtypes
+from graphpress.backends.fx import dtypes, state_dicts
 from graphpress.graph import quantized
 from graphpress.keys import ROLE, SCALED, SOURCE, steps
 
-FOLDED = "_folded"  # what a state dict calls a tensor that is not the source's of its name
 _SAME = {"identity", "cast", "castlike"}
 _VIEWS = _SAME | {"reshape", "flatten", "squeeze", "unsqueeze"}
 _UNSAFE = re.compile(r"""["'\\\x00-\x1f\x7f\x85\u2028\u2029{}]""")
@@ -31,9 +30,10 @@ class Shelf:
         self.learnable = learnable  # scales and zero points of Q/DQ become parameters
         self.kept: dict[str, tuple[str, str]] = {}  # of a parameter, by its name in the graph: path and ``form``
         self._paths: dict[int, str] = {}
-        self._folded: list[str] = []  # tensors that are not the source's of their name
+        self._folded: dict[str, tuple[str, ...]] = {}  # tensors that are not the source's of their name, and from what
         self._temporary: list[str] = []
         self._tied: dict[str, str] = {}  # other names of a parameter
+        self._shared: dict[str, str] = {}  # paths of parameters that several constants are
 
     def path(self, value: ir.Value) -> str:
         """The attribute path of a constant; it is put on the shelf when it is first asked for, as torch keeps it."""
@@ -43,6 +43,12 @@ class Shelf:
 
     def _put(self, value: ir.Value) -> str:
         data, kind = share(value), form(value)
+        name, one = value.name or "constant", kind != "computed" and _source(value).get("shared")
+        if one:  # several constants are the parameter, in one form or another
+            name = _source(value)["parameter"]
+            if name in self._shared:
+                self.kept[value.name or ""] = self._shared[name], kind
+                return self._shared[name]
         if any(u.node.op_type == "BatchNormalization" and u.idx in (3, 4) for u in value.uses()):
             data = data.clone()  # training updates statistics in place
         data = data.t() if kind == "transpose" else data.reshape(torch_shape(value)) if kind == "view" else data
@@ -50,13 +56,15 @@ class Shelf:
         if trainable(value, self.learnable):
             kept = torch.nn.Parameter(data if data.is_floating_point() else data.float())
             disown_before_update(kept)
-        path = place(self.root, value.name or "constant", kept)
+        path = place(self.root, name, kept)
+        if one:
+            self._shared[name] = path
         folded = kind == "computed" or SCALED in steps(value)
         if not isinstance(kept, torch.nn.Parameter):
             if folded or value.metadata_props.get(ROLE) == "temporary":
                 self._temporary.append(path)
         elif folded:
-            self._folded.append(path)
+            self._folded[path] = () if SCALED in steps(value) else parametrized(value)
         else:
             self._tied |= dict.fromkeys(_source(value).get("tied", ()), path)
         if isinstance(kept, torch.nn.Parameter):
@@ -75,7 +83,7 @@ class Shelf:
         settle(module)
         module._register_deepcopy_hook(settle)
         if self._folded:
-            keep_apart(module, self._folded)
+            state_dicts.keep_apart(module, self._folded)
         return module
 
 
@@ -103,15 +111,52 @@ def _source(value: ir.Value) -> dict[str, Any]:
 
 
 def form(value: ir.Value) -> str:
-    """What a value is of torch's parameter, as the frontend noted it: "", "transpose", "view" or "computed" from it."""
+    """What a value is of torch's parameter, as the frontend noted it: "", "transpose", "view" or "computed" from it.
+
+    Where several constants come from one parameter, they are it as long as each is it in one of these forms.
+    """
+    kind = _form(value)
+    return "computed" if _source(value).get("shared") and not _is_one(value, kind) else kind
+
+
+def _form(value: ir.Value) -> str:
     source, done = _source(value), [s for s in steps(value) if s != SCALED]
-    if source.get("shared"):  # several tensors come from the parameter
-        return "computed"
+    matrix = value.shape is not None and len(value.shape) == 2
+    if matrix and len(done) > 1 and set(done) == {"transpose"}:
+        done = done[: len(done) % 2]
     if _SAME.issuperset(done):
         return ""
-    if done == ["transpose"] and value.shape is not None and len(value.shape) == 2:
+    if done == ["transpose"] and matrix:
         return "transpose"
     return "view" if "shape" in source else "" if _VIEWS.issuperset(done) else "computed"
+
+
+def _is_one(value: ir.Value, kind: str) -> bool:
+    """Whether all constants that come from a value's parameter still hold its numbers; ``kind`` is the value's form."""
+    graph, parameter = value.graph, _source(value)["parameter"]
+    known = graph.initializers.values() if graph is not None else ()
+    others = [v for v in known if v is not value and _source(v).get("parameter") == parameter]
+    if not others or any(v.metadata_props.get(ROLE) != "parameter" or SCALED in steps(v) for v in (value, *others)):
+        return False
+    kinds = [kind, *map(_form, others)]
+    if "computed" in kinds:
+        return False
+    first, *rest = (_kept(v, k) for v, k in zip((value, *others), kinds, strict=True))
+    return all(t.shape == first.shape and t.dtype == first.dtype and torch.equal(t, first) for t in rest)
+
+
+def _kept(value: ir.Value, kind: str) -> torch.Tensor:
+    """The tensor of a constant as torch keeps it."""
+    data = share(value)
+    if kind == "transpose":
+        return data.t()
+    return data.reshape(tuple(_source(value).get("shape", data.shape))) if kind == "view" else data
+
+
+def parametrized(value: ir.Value) -> tuple[str, ...]:
+    """The parameters and buffers that a weight was computed from by the module itself, such as by a weight norm."""
+    source = _source(value)
+    return () if "batchnorm" in steps(value) or "shared" in source else (source["parameter"], *source.get("others", ()))
 
 
 def torch_shape(value: ir.Value) -> tuple[int, ...]:
@@ -131,32 +176,6 @@ def restored(graph: fx.Graph, stored: fx.Node, value: ir.Value) -> fx.Node:
         if kind == "view" and value.shape
         else stored
     )
-
-
-def keep_apart(module: torch.nn.Module, paths: Sequence[str]) -> None:
-    """Let a state dict have tensors that were computed from several parameters under names of their own.
-
-    A convolution's weight with a BatchNorm in it is not the source's weight, though it has its name and shape. In state
-    dicts it is called ``<name>_folded``: neither module then takes the other's tensor for its own, in silence, and
-    ``load_state_dict`` with ``strict=False`` names what it left out.
-    """
-
-    def rename(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        entries = list(state.items())
-        names = {prefix + p: f"{prefix}{p}{FOLDED}" for p in paths}
-        state.clear()  # a new key stands where the old one stood; exporters want parameters under their names
-        state.update({k if isinstance(v, torch.nn.Parameter) else names.get(k, k): v for k, v in entries})
-
-    def restore(module: torch.nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        unexpected: list[str] = rest[3]
-        for path in paths:
-            if state.pop(prefix + path, None) is not None:
-                unexpected.append(prefix + path)
-            if (own := state.pop(f"{prefix}{path}{FOLDED}", None)) is not None:
-                state[prefix + path] = own
-
-    module.register_state_dict_post_hook(rename)
-    module.register_load_state_dict_pre_hook(restore)
 
 
 def trainable(value: ir.Value, learnable: bool = False) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from graphpress.errors import BadRequest, nearest
 from graphpress.observe.histogram import Histogram
-from graphpress.observe.ranges import least_divergence, least_error
+from graphpress.observe.ranges import bounded, least_divergence, least_error
 from graphpress.types import Kind, Scheme
 
 _SHOWN = 64  # bins of the histogram in a report
@@ -187,12 +187,16 @@ class MeanSquaredError(Observer):
 
 
 class Entropy(Observer):
-    """The range whose quantized histogram diverges least from the original: ``ranges.least_divergence``."""
+    """The range whose quantized histogram diverges least from the original: ``ranges.least_divergence``.
+
+    Of values away from zero the extremes where that range would lose more than they do: ``ranges.bounded``.
+    """
 
     BINNED = 1 << 19
 
     def choose(self) -> tuple[float, float]:
-        return least_divergence(self.histogram, self.scheme)
+        chosen = least_divergence(self.histogram, self.scheme)
+        return bounded(chosen, self.histogram, self.minimum, self.maximum, self.scheme)
 
 
 OBSERVERS: Mapping[str, type[Observer]] = {

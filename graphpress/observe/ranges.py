@@ -13,6 +13,9 @@ from graphpress.types import Scheme
 _COARSE = 2.0 ** (-np.arange(17) / 2)  # ratios of an extreme, down to 1/256
 _FINE = 2.0 ** (np.arange(-7, 8) / 16)  # around the best of those
 _CANDIDATES = 2048  # of one end of a range, for the divergence
+_AWAY = 1 / 16  # of the large magnitudes (percentile 99): where the small ones (1) are above, values lie away from zero
+_LOST = 0.5  # share outside of the range that is never right
+_WORSE = 1.5  # error against that of the whole range that values away from zero may get
 _Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -101,6 +104,24 @@ def least_divergence(histogram: Histogram, scheme: Scheme) -> tuple[float, float
             a = cuts[np.argmin(range_divergence(counts, cuts, np.full_like(cuts, b), groups))]
     low, high = float(first + a) * histogram.width, float(first + b) * histogram.width
     return (-high, high) if scheme.symmetric else (low, high)
+
+
+def bounded(
+    chosen: tuple[float, float], histogram: Histogram, lo: float, hi: float, scheme: Scheme
+) -> tuple[float, float]:
+    """The range ``chosen`` by divergence, or [lo, hi] (the extremes) where values lie away from zero and lose by it.
+
+    The divergence does not see how far a value is moved. Where values crowd around zero that cuts off what is rare; of
+    values that all are 2 +- 0.3 the range up to 1.5 puts all in one group, as the values do, and nothing is left.
+    """
+    sizes = histogram.folded()
+    near = sizes.quantile(0.01) <= _AWAY * sizes.quantile(0.99)
+    if near and histogram.outside(*chosen) <= _LOST:
+        return chosen
+    edges, counts = histogram.edges()
+    low, high = np.clip([[chosen[0], -np.inf], [chosen[1], np.inf]], min(lo, 0.0), max(hi, 0.0))
+    mine, whole = expected_error(edges, counts, low, high, scheme)
+    return chosen if mine <= _WORSE * whole else (lo, hi)
 
 
 def _cuts(limit: int) -> np.ndarray:

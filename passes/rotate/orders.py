@@ -1,7 +1,8 @@
-"""Hadamard matrices: Sylvester's, Paley's two kinds over any finite field, and Kronecker products of these.
+"""Hadamard matrices: Sylvester's, Paley's two kinds over any finite field, Goethals' and Seidel's, and Kronecker
+products of these: every multiple of 4 up to 512, and most beyond.
 
 A Hadamard matrix of order n has entries +-1 and orthogonal rows: H H^T = n I. Orders are 1, 2 and multiples of 4.
-(Paley, On orthogonal matrices, J. Math. Phys. 12, 1933.)
+(Paley, On orthogonal matrices, J. Math. Phys. 12, 1933; for the third see ``quadruples``.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from graphpress.errors import BadRequest
 from graphpress.ops.hadamard import sylvester
 from graphpress.passes.rotate.galois import jacobsthal, prime_power
+from graphpress.passes.rotate.quadruples import ORDERS, quadruple
 
 
 @functools.cache
@@ -38,7 +40,8 @@ def hadamard(order: int) -> np.ndarray:
     kind, factor = recipe
     if kind == "kronecker":
         return _frozen(np.kron(hadamard(factor), hadamard(order // factor)))
-    return _frozen({"sylvester": sylvester, "paley I": _paley_one, "paley II": _paley_two}[kind](order))
+    made = {"sylvester": sylvester, "paley I": _paley_one, "paley II": _paley_two, "circulants": _goethals_seidel}
+    return _frozen(made[kind](order))
 
 
 def order_factors(order: int) -> tuple[int, int]:
@@ -74,6 +77,8 @@ def _recipe(order: int) -> tuple[str, int] | None:
     if prime_power(half) and half % 4 == 1:
         return "paley II", order
     divisors = (d for d in range(2, order) if order % d == 0)
+    if order in ORDERS:
+        return "circulants", order
     left = next((d for d in divisors if _recipe(d) is not None and _recipe(order // d) is not None), None)
     return None if left is None else ("kronecker", left)
 
@@ -93,6 +98,16 @@ def _paley_two(order: int) -> np.ndarray:
     symmetric[0, 1:] = symmetric[1:, 0] = 1
     symmetric[1:, 1:] = jacobsthal(n - 1)
     return np.kron(symmetric, [[1, 1], [1, -1]]) + np.kron(np.eye(n), [[1, -1], [-1, -1]])
+
+
+def _goethals_seidel(order: int) -> np.ndarray:
+    """Of circulants A, B, C, D with A A^T + B B^T + C C^T + D D^T = order I, and R, which turns columns round."""
+    n = order // 4
+    shifts = (np.arange(n)[None, :] - np.arange(n)[:, None]) % n
+    a, b, c, d = (row[shifts] for row in quadruple(n))
+    rb, rc, rd = (x[:, ::-1] for x in (b, c, d))
+    tb, tc, td = (x.T[:, ::-1] for x in (b, c, d))
+    return np.block([[a, rb, rc, rd], [-rb, a, td, -tc], [-rc, -td, a, tb], [-rd, tc, -tb, a]])
 
 
 def _frozen(matrix: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -238,6 +238,52 @@ def test_entropy_cuts_a_lone_outlier_and_leaves_an_even_spread_alone() -> None:
         assert found.hi < 10
         found = watch(rng.uniform(-1, 1, 100_000).astype(np.float32)[None], of)
         assert found.hi > 0.95 and found.lo < -0.95
+
+
+def kept(x: np.ndarray, of: Scheme, batch: int) -> float:
+    """Decibels of what the observer's range leaves of ``x``."""
+    found = watch(x, of, batch)
+    scale, zero = (v.astype(np.float64)[0] for v in scale_and_zero(np.array([found.lo]), np.array([found.hi]), of))
+    wide = x.astype(np.float64)
+    noise = (np.clip(np.rint(wide / scale) + zero, of.qmin, of.qmax) - zero) * scale - wide
+    return float(10 * np.log10((wide**2).sum() / max((noise**2).sum(), 1e-300)))
+
+
+FORMATS = [("uint8", False), ("int8", True), ("int8", False), ("uint4", False), ("int4", True)]
+SHAPES = {
+    "normal": lambda rng: rng.normal(size=(40, 50)).clip(-4, 4) / 4, "even": lambda rng: rng.uniform(-1, 1, (40, 50)),
+    "exponential": lambda rng: rng.exponential(0.1, (40, 50)) - 1, "two": lambda rng: rng.choice([-1.0, 1.0], (40, 50)),
+    "constant": lambda rng: np.zeros((40, 50)),
+}  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(list(SHAPES)), st.sampled_from(FORMATS), st.floats(1.2, 1e4), st.sampled_from([1.0, -1.0]),
+    st.sampled_from([1e-6, 1.0, 1e5]), st.booleans(), st.integers(0, 9),
+)  # fmt: skip
+def test_entropy_of_values_away_from_zero_is_no_worse_than_minmax(shape, form, middle, sign, unit, both, seed) -> None:
+    rng = np.random.default_rng(seed)
+    x = sign * unit * (middle + SHAPES[shape](rng))
+    if both:
+        x *= rng.choice([-1, 1], x.shape)
+    one, other = (kept(x.astype(np.float32), scheme(name, *form), 8) for name in ("entropy", "minmax"))
+    assert one >= min(other, 120) - 3
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_entropy_keeps_values_of_two_give_or_take_a_little(form: tuple[str, bool]) -> None:
+    x = np.random.default_rng(34).normal(2, 0.3, (200, 64)).astype(np.float32)
+    assert kept(x, scheme("entropy", *form), 200) >= kept(x, scheme("minmax", *form), 200) - 0.5
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "heavy"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_entropy_of_values_around_zero_is_the_least_divergence(kind: str, form: tuple[str, bool]) -> None:
+    x, of = DATA[kind](np.random.default_rng(0)).astype(np.float32), scheme("entropy", *form)
+    found, (lo, hi) = watch(x[None], of), ranges.least_divergence(histogram(x), of)
+    low, high = float(min(x.min(), 0)), float(max(x.max(), 0))
+    assert (found.lo, found.hi) == (max(lo, low), min(hi, high))
 
 
 @pytest.mark.parametrize("name", OBSERVERS)

@@ -14,8 +14,32 @@ from graphpress.passes.rotate.bases import BasisChoice
 from graphpress.passes.rotate.galois import jacobsthal, prime_power
 from graphpress.passes.rotate.orders import exists, hadamard, largest_order, order_factors
 
-# The orders up to 260 that neither Sylvester nor Paley nor their products reach.
-UNKNOWN = {92, 116, 156, 172, 184, 188, 232, 236, 260}
+# Those that neither Sylvester nor Paley nor their products reach, up to 512: Williamson's and later ones, and doubles.
+LATER = (
+    92,
+    116,
+    156,
+    172,
+    184,
+    188,
+    232,
+    236,
+    260,
+    268,
+    292,
+    324,
+    356,
+    372,
+    376,
+    404,
+    412,
+    428,
+    436,
+    452,
+    472,
+    476,
+    508,
+)
 
 
 def test_prime_powers() -> None:
@@ -44,14 +68,15 @@ def test_in_fields_of_prime_powers_jacobsthal_has_its_laws(q: int) -> None:
     np.testing.assert_array_equal(j.T, j if q % 4 == 1 else -j)
 
 
-def test_every_order_up_to_260_is_right_or_named_unknown() -> None:
-    for n in range(1, 261):
-        possible = n in (1, 2) or n % 4 == 0
-        assert exists(n) == (possible and n not in UNKNOWN), n
-        if exists(n):
-            h = hadamard(n)
-            assert set(np.unique(h)) <= {-1.0, 1.0}
-            np.testing.assert_array_equal(h @ h.T, n * np.eye(n))
+def test_there_is_a_matrix_of_every_possible_order_up_to_512() -> None:
+    assert [n for n in range(1, 513) if exists(n)] == [1, 2, *range(4, 513, 4)]
+
+
+@pytest.mark.parametrize("n", [*range(1, 3), *range(4, 261, 4), *(n for n in LATER if n > 260)])
+def test_the_rows_are_signs_and_orthogonal(n: int) -> None:
+    h = hadamard(n)
+    assert h.shape == (n, n) and set(np.unique(h)) <= {-1.0, 1.0}
+    np.testing.assert_array_equal(h @ h.T, n * np.eye(n))
 
 
 @pytest.mark.parametrize(("order", "field"), [(52, 25), (28, 27), (20, 9), (344, 343)])
@@ -104,20 +129,20 @@ def test_widths_of_known_models_split_into_two_small_factors() -> None:
 
 
 def test_an_unknown_order_names_its_neighbours() -> None:
-    with pytest.raises(BadRequest, match="nearest orders are 168 and 176"):
-        hadamard(172)
-    with pytest.raises(BadRequest, match="nearest orders are 88 and 96"):
-        order_factors(92)
+    with pytest.raises(BadRequest, match="nearest orders are 664 and 672"):
+        hadamard(668)
+    with pytest.raises(BadRequest, match="nearest orders are 528 and 536"):
+        order_factors(532)
     for order, known in ((11, "8 and 12"), (13, "12 and 16"), (3, "2 and 4")):
         with pytest.raises(BadRequest, match=f"nearest orders are {known}"):
             hadamard(order)
 
 
 def test_the_block_of_an_unknown_order_is_its_largest_known_divisor() -> None:
-    assert [largest_order(n) for n in (172, 11, 92, 36, 6, 260)] == [4, 1, 4, 36, 2, 52]
+    assert [largest_order(n) for n in (668, 11, 532, 36, 6, 260)] == [4, 1, 76, 36, 2, 260]
 
 
-SIZES = st.sampled_from([1, 2, 4, 6, 12, 20, 44, 52, 64, 92, 172])
+SIZES = st.sampled_from([1, 2, 4, 6, 12, 20, 44, 52, 64, 92, 172, 668])
 
 
 @given(st.sampled_from(["auto", "orthogonal", "block"]), SIZES, st.integers(0, 99))
@@ -152,8 +177,8 @@ def test_blocks_mix_only_their_own_channels() -> None:
 def test_signs_are_random_and_a_hadamard_matrix_can_be_insisted_on() -> None:
     one, two = (BasisChoice("hadamard", None).basis(16, np.random.default_rng(s)) for s in (0, 1))
     assert (one != two).any() and set(np.unique(np.abs(one))) == {0.25}
-    with pytest.raises(BadRequest, match="nearest orders are 168 and 176"):
-        BasisChoice("hadamard", None).basis(172, np.random.default_rng(0))
+    with pytest.raises(BadRequest, match="nearest orders are 664 and 672"):
+        BasisChoice("hadamard", None).basis(668, np.random.default_rng(0))
     with pytest.raises(BadRequest, match="nearest orders are 8 and 12"):
         BasisChoice("block", 10)
     with pytest.raises(BadRequest, match="has no blocks"):

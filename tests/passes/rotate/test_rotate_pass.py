@@ -117,8 +117,8 @@ def test_gains_that_are_not_folded_keep_the_stream_as_it_is() -> None:
 
 def test_an_order_that_does_not_exist_names_the_nearest() -> None:
     body = "h = MatMul(x, a) f = Relu(h) y = MatMul(f, b)"
-    model = weighted(body, {"a": (4, 92), "b": (92, 4)}, "float[2,4] x")
-    with pytest.raises(BadRequest, match=r"order 92.*88 and 96"):
+    model = weighted(body, {"a": (4, 668), "b": (668, 4)}, "float[2,4] x")
+    with pytest.raises(BadRequest, match=r"order 668.*664 and 672"):
         Pipeline(parse_passes("rotate{kind=hadamard,down=true}")).run(model)
     after, (report,) = Pipeline(parse_passes("rotate{down=true}")).run(model)  # auto: blocks of 4
     node = next(n for n in after.graph if n.op_type == "Hadamard")
