@@ -1,7 +1,8 @@
 """``graphpress::ACMPrice(budget, knots, prices) -> price``: what a learner must be worth so that the budget holds.
 
 A table measured on data, read between its entries along straight lines: ``prices`` fall while ``knots``, shares of all
-learners, rise to 1. A budget below the first knot counts as that one; from 1 on, every token takes every learner.
+learners, rise to 1. A budget below the first knot counts as that one, and so does one that is no number; from 1 on,
+every token takes every learner.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ _dialect = Opset(DOMAIN, VERSION)
 @script(_dialect, default_opset=op)
 @no_type_check  # the script is no Python: mypy takes its attributes for tensors
 def ACMPrice(budget, knots, prices):  # noqa: N802
-    """The first price, and along each piece below the budget its slope times the part of it that is below."""
+    """Each price by its weight: what lies of the budget between its knot and the next, of which all but two are 0."""
+    wanted = op.Where(op.Greater(budget, 0.0), budget, op.CastLike(0.0, budget))  # 0 for NaN
     low, high = knots[:-1], knots[1:]
-    slope = op.Div(op.Sub(prices[1:], prices[:-1]), op.Sub(high, low))
-    below = op.Sub(op.Min(op.Max(budget, low), high), low)
-    price = op.Add(op.Squeeze(prices[0:1], [0]), op.ReduceSum(op.Mul(slope, below), keepdims=0))
-    return op.Where(op.Less(budget, 1.0), price, op.CastLike(-1e9, price))
+    passed = op.Div(op.Sub(op.Min(op.Max(wanted, low), high), low), op.Sub(high, low))
+    every = op.CastLike(op.Constant(value_floats=[1.0]), prices)
+    none = op.CastLike(op.Constant(value_floats=[0.0]), prices)
+    weight = op.Sub(op.Concat(every, passed, axis=0), op.Concat(passed, none, axis=0))
+    price = op.ReduceSum(op.Mul(prices, weight), keepdims=0)
+    return op.Where(op.GreaterOrEqual(budget, 1.0), op.CastLike(-1e9, price), price)
 
 
 def price_at(budget: float, knots: np.ndarray, prices: np.ndarray) -> float:
     """The same in numpy."""
-    return EVERY if budget >= 1 else float(np.interp(budget, knots, prices))
+    return EVERY if budget >= 1 else float(np.interp(budget if budget > 0 else 0.0, knots, prices))
 
 
 def _function() -> ir.Function:
@@ -68,9 +72,11 @@ def _kernel() -> Callable[..., Any]:
 
     def acm_price(budget: torch.Tensor, knots: torch.Tensor, prices: torch.Tensor) -> torch.Tensor:
         low, high = knots[:-1], knots[1:]
-        slope = (prices[1:] - prices[:-1]) / (high - low)
-        price = prices[0] + (slope * (torch.minimum(torch.maximum(budget, low), high) - low)).sum()
-        return torch.where(budget < 1, price, torch.full_like(price, EVERY))
+        wanted = torch.where(budget > 0, budget, torch.zeros_like(budget))
+        passed = (torch.minimum(torch.maximum(wanted, low), high) - low) / (high - low)
+        every, none = torch.ones_like(prices[:1]), torch.zeros_like(prices[:1])
+        price = (prices * (torch.cat([every, passed]) - torch.cat([passed, none]))).sum()
+        return torch.where(budget >= 1, torch.full_like(price, EVERY), price)
 
     return acm_price
 

@@ -19,7 +19,10 @@ from graphpress.runner import Executor, Progress, quiet
 
 KNOTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCH = 8
-_STEPS = 7  # halvings of the price between two that are known
+_GRID = 50  # budgets from 0 to 1 that are looked at
+_NEAR = 0.01  # how far the share taken may lie from the budget there before the table gets a knot more
+_STEPS = 7  # halvings of the price between two that are known, and as many more as it takes to come near the budget
+_FINEST = 1e-8  # of the widest range of prices: where shares jump, it is not halved further
 _COLUMNS = 96  # tokens of the heat map, at most
 
 
@@ -110,34 +113,68 @@ def open_price(model: ir.Model) -> tuple[ir.Model, str]:
 
 
 def fit_prices(
-    meter: Meter, knots: Sequence[float] = KNOTS, *, progress: Progress = quiet
+    meter: Meter, knots: Sequence[float] | None = None, *, progress: Progress = quiet
 ) -> tuple[np.ndarray, np.ndarray]:
     """(knots, prices): at each budget the lowest price found at which the data takes no larger share.
 
-    A share that even the highest price exceeds (learners that every token takes) has that price.
+    A share that even the highest price exceeds (learners that every token takes) has that price. Without ``knots`` the
+    table has those of tenths, and between two of them as many more as it takes to meet the budgets there.
     """
-    seen: dict[float, float] = {}
+    table = _Table(meter)
+    prices = [table.price(knot) for knot in progress(knots or KNOTS, "prices", len(knots or KNOTS))]
+    found = dict(zip(knots or KNOTS, np.minimum.accumulate(prices).tolist(), strict=True))
+    if knots is None:
+        found[0.0] = max(table.price(0.0), found[KNOTS[0]])
+        for low, high in zip((0.0, *KNOTS), KNOTS, strict=False):
+            table.refine(found, low, high)
+    ordered = sorted(found)
+    return np.array(ordered), np.minimum.accumulate(np.array([found[k] for k in ordered]))
 
-    def share_at(price: float) -> float:
-        if price not in seen:
-            seen[price] = meter.usage(price).share
-        return seen[price]
 
-    low, high = -1.0, 1.0
-    floor, ceiling = share_at(-EVERY), share_at(EVERY)
-    while share_at(low) < ceiling and low > EVERY / 16:
-        low *= 2
-    while share_at(high) > floor and high < -EVERY / 16:
-        high *= 2
-    prices = []
-    for knot in progress(knots, "prices", len(knots)):
+class _Table:
+    """Shares taken at prices, each measured once."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter, self.seen = meter, dict[float, float]()
+        self.low, self.high = -1.0, 1.0
+        self.floor, self.ceiling = self.share_at(-EVERY), self.share_at(EVERY)
+        while self.share_at(self.low) < self.ceiling and self.low > EVERY / 16:
+            self.low *= 2
+        while self.share_at(self.high) > self.floor and self.high < -EVERY / 16:
+            self.high *= 2
+
+    def share_at(self, price: float) -> float:
+        if price not in self.seen:
+            self.seen[price] = self.meter.usage(price).share
+        return self.seen[price]
+
+    def price(self, knot: float) -> float:
+        """The lowest found at which no more than ``knot`` is taken."""
         if knot >= 1:
-            prices.append(low)
-            continue
-        below = min((p for p, s in seen.items() if s <= knot and abs(p) < -EVERY), default=high)
-        above = max((p for p, s in seen.items() if s > knot and abs(p) < -EVERY), default=below)
-        for _ in range(_STEPS if above < below else 0):
-            middle = (above + below) / 2
-            above, below = (middle, below) if share_at(middle) > knot else (above, middle)
-        prices.append(below)
-    return np.array(knots), np.minimum.accumulate(np.array(prices))
+            return self.low
+        below = min((p for p, s in self.seen.items() if s <= knot and abs(p) < -EVERY), default=self.high)
+        above = max((p for p, s in self.seen.items() if s > knot and abs(p) < -EVERY), default=below)
+        step = 0 if above < below else _STEPS
+        while step < _STEPS or (self._short(below, knot) and below - above > _FINEST * (self.high - self.low)):
+            middle, step = (above + below) / 2, step + 1
+            above, below = (middle, below) if self.share_at(middle) > knot else (above, middle)
+        return below
+
+    def _short(self, price: float, knot: float) -> bool:
+        """Whether much less is taken than may be."""
+        return self.share_at(price) < min(max(knot, self.floor), self.ceiling) - _NEAR
+
+    def refine(self, found: dict[float, float], low: float, high: float) -> None:
+        """Add knots between two until every budget of the grid there is met."""
+        between = [k / _GRID for k in range(_GRID) if low + 1e-9 < k / _GRID < high - 1e-9]
+        if not between or all(self._met(b, found, low, high) for b in between):
+            return
+        middle = between[len(between) // 2]
+        found[middle] = min(max(self.price(middle), found[high]), found[low])
+        self.refine(found, low, middle)
+        self.refine(found, middle, high)
+
+    def _met(self, budget: float, found: Mapping[float, float], low: float, high: float) -> bool:
+        price = float(np.interp(budget, [low, high], [found[low], found[high]]))
+        over = self.share_at(price) > max(budget, self.floor) + _NEAR
+        return not over and not self._short(price, budget)

@@ -18,7 +18,7 @@ from graphpress.observe.data import CalibrationData
 from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site
 from graphpress.passes.acm.site import AcmSite
-from graphpress.passes.acm.usage import Meter, Usage, exhibit, fit_prices
+from graphpress.passes.acm.usage import KNOTS, Meter, Usage, exhibit, fit_prices
 from graphpress.passes.recover.acm_methods import Gates, Learners, Whole, places
 from graphpress.passes.recover.acm_terms import BUDGET, PRICE
 from graphpress.passes.recover.engine.recovery import Recovery
@@ -212,7 +212,7 @@ class _Phases:
 
     def _prices(self) -> list[tuple[float, float]]:
         """(budget, price) of each budget, as the gates are now; they learn to keep them."""
-        knots, prices = fit_prices(self.meter())
+        knots, prices = fit_prices(self.meter(), KNOTS)
         return [(b, price_at(b, knots, prices)) for b in self.options.budgets]
 
     def _held(self, pairs: Sequence[tuple[float, float]]) -> list[dict[str, torch.Tensor]]:

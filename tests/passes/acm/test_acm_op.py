@@ -205,13 +205,24 @@ def price_model(knots: np.ndarray = KNOTS, prices: np.ndarray = TABLE):
     return model
 
 
-@pytest.mark.parametrize("budget", [-1.0, 0.0, 0.1, 0.25, 0.4, 0.99, 1.0, 2.0])
+@pytest.mark.parametrize("budget", [-np.inf, -1.0, 0.0, 0.1, 0.25, 0.4, 0.99, 1.0, 2.0, np.inf, np.nan])
 def test_price_reads_its_table(budget: float) -> None:
     torch = pytest.importorskip("torch")
-    wanted = EVERY if budget >= 1 else np.interp(budget, KNOTS, TABLE)
+    wanted = EVERY if budget >= 1 else 3.0 if np.isnan(budget) else np.interp(budget, KNOTS, TABLE)
     got = kit.run(price_model(), {"budget": np.array(budget, np.float32)})["p"]
     kernel = PRICE.kernel()(torch.tensor(budget), torch.from_numpy(KNOTS), torch.from_numpy(TABLE))
     np.testing.assert_allclose([got, kernel, price_at(budget, KNOTS, TABLE)], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_price_far_away_does_not_round_the_others() -> None:
+    """In float32 a sum from the first price on would be off by its rounding, 0.06 of 10^6."""
+    torch = pytest.importorskip("torch")
+    knots, table = np.array([0, 0.02, 0.5, 0.98, 1], np.float32), np.array([1e6, 0.03, 0.02, 0.01, -1e6], np.float32)
+    for budget in (0.02, 0.3, 0.5, 0.75):
+        wanted = np.interp(budget, knots.astype(np.float64), table.astype(np.float64))
+        got = kit.run(price_model(knots, table), {"budget": np.array(budget, np.float32)})["p"]
+        kernel = PRICE.kernel()(torch.tensor(budget), torch.from_numpy(knots), torch.from_numpy(table))
+        np.testing.assert_allclose([got, kernel], wanted, rtol=1e-5)
 
 
 def test_a_table_that_is_none_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from graphpress.context import Context
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
+from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site, usage
 from graphpress.passes.acm.acm import Acm
 from graphpress.passes.clean.infer_shapes import InferShapes
@@ -203,6 +205,46 @@ def test_what_is_measured_is_monotone_and_holds_the_budget() -> None:
     assert sum(one.counts[0]) == 30
     assert len(one.heat[0]) == 5
     assert one.share == pytest.approx(usage.share(meter.sites, one.means()))
+
+
+@dataclass
+class Taken:
+    """A meter of learners that are taken where they are worth more than the price."""
+
+    worth: np.ndarray
+
+    def usage(self, price: float) -> usage.Usage:
+        return usage.Usage((), (), (), float((self.worth > price).mean()))
+
+
+WORTH = {
+    "normal": lambda rng: rng.normal(size=4000), "heavy": lambda rng: rng.standard_t(2, 4000),
+    "two kinds": lambda rng: np.append(rng.normal(-3, 0.05, 2200), rng.normal(3, 0.05, 1800)),
+    "small": lambda rng: 1e-3 * rng.normal(size=4000), "far": lambda rng: 40 + 20 * rng.exponential(size=4000),
+    "one far": lambda rng: np.append(rng.normal(size=3999), 1e5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WORTH)
+@pytest.mark.parametrize("floor", [0.0, 0.25])
+def test_every_budget_is_met(kind: str, floor: float) -> None:
+    """What every token takes in any case cannot be had for less."""
+    worth = WORTH[kind](np.random.default_rng(3))
+    meter = Taken(np.append(worth, np.full(int(len(worth) * floor / (1 - floor)), 1e12)))
+    knots, prices = usage.fit_prices(meter)  # type: ignore[arg-type]
+    assert (np.diff(knots) > 0).all() and (np.diff(prices) <= 0).all() and knots[-1] == 1
+    for budget in np.linspace(0, 0.99, 100):
+        taken = meter.usage(price_at(budget, knots, prices)).share
+        assert abs(taken - max(budget, floor)) <= 0.02, budget
+
+
+def test_budgets_that_were_met_between_tenths_are_where_they_were() -> None:
+    meter = Taken(np.random.default_rng(3).uniform(-1, 1, 4000))
+    tenths, before = usage.fit_prices(meter, usage.KNOTS)  # type: ignore[arg-type]
+    knots, prices = usage.fit_prices(meter)  # type: ignore[arg-type]
+    assert len(knots) < 15
+    for budget in np.linspace(0.1, 0.89, 80):
+        assert price_at(budget, knots, prices) == price_at(budget, tenths, before)
 
 
 @pytest.mark.parametrize("budget", [0.0, -0.5, 1.5, float("nan")])
