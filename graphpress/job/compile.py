@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphpress.borrowed import Step
 from graphpress.errors import BadRequest, CalibrationError
-from graphpress.job import budgets, hold_drop
+from graphpress.job import budgets, hold_drop, remedy
 from graphpress.job.job import Clock, Job
 from graphpress.job.metric import Evaluate
 from graphpress.job.models import ModelLike, as_model, as_target
@@ -19,7 +19,6 @@ from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
 from graphpress.pipeline import stage_of
 from graphpress.recipe import Recipe
-from graphpress.report import diagnosis
 from graphpress.report.report import Report
 from graphpress.runner import Progress, quiet
 from graphpress.target import Target
@@ -86,7 +85,7 @@ def compile(
             job.prove(compiled, report)
     report.seconds = clock.seconds
     if gate and not report.gate.passed:
-        raise diagnosis.gate_error(compiled.lowered, report)
+        raise remedy.failure(job, compiled)
     return compiled.lowered, report
 
 

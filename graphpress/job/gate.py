@@ -58,7 +58,9 @@ class GateResult:
         outputs: What was measured.
         samples: How many were seen.
         failures: What is below the gate.
-        blame: Sites, worst first, with SQNR in dB.
+        blame: Sites, worst first, with SQNR in dB: of the outputs with that site alone quantized, or where that is not
+            known of its own output.
+        remedy: What was found to make it pass, or that nothing was, in sentences.
         left_out: Why there was no check, or why it says less.
         unsure: What so few samples cannot tell: it may be below the gate.
     """
@@ -67,6 +69,7 @@ class GateResult:
     samples: int = 0
     failures: list[str] = field(default_factory=list)
     blame: list[tuple[str, float]] = field(default_factory=list)
+    remedy: list[str] = field(default_factory=list)
     left_out: str = ""
     unsure: list[str] = field(default_factory=list)
 

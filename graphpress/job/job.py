@@ -19,7 +19,7 @@ from graphpress.errors import BadRequest
 from graphpress.graph import half, half_storage, widening
 from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
-from graphpress.job.gate import compare_outputs, judge, told
+from graphpress.job.gate import GateResult, compare_outputs, judge, told
 from graphpress.job.metric import Evaluate, Top1, check_labels, labelled
 from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
@@ -118,6 +118,15 @@ class Job:
             self.gate(runner, recipe, report)
             metric = self.measured(runner, recipe, report)
         return Compiled(clean, portable, lowered, report, metric)
+
+    def judged(self, recipe: Recipe) -> GateResult:
+        """What the gate says of another recipe, labels included; nothing is measured in a way of the user's own."""
+        lowered = self.engine.lower(self.rewrite(recipe, check_numbers=False)[1], self.target)
+        runner, report = self.engine.execute(widening.opened(lowered), target=self.target), Report()
+        self.gate(runner, recipe, report)
+        if isinstance(self.evaluate, Top1):
+            self.measured(runner, recipe, report)
+        return report.gate
 
     def rewrite(self, recipe: Recipe, check_numbers: bool | None = None) -> tuple[ir.Model, ir.Model, list[PassReport]]:
         """The tidied float graph, the portable rewritten one, and what the passes said."""

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import GateError
-from graphpress.graph import edit, quantized
+from graphpress.graph import edit, movement, quantized
 from graphpress.graph.grid import is_quantize
 from graphpress.job.gate import sqnr
 from graphpress.keys import ORIGIN
@@ -29,6 +29,7 @@ from graphpress.types import Role, Site
 # What comes in noisy may leave noisier without a fault of the operator: where large parts of the signal cancel.
 AMPLIFIED = 8.0
 _BINS = 64
+_FIX = "Leave sites in float with quantize.ignore or --max-drop, or lower the gate."
 _REACH = 16  # nodes that passes made between a site and its reader
 
 
@@ -71,9 +72,12 @@ def measure(before: ir.Model, after: ir.Model, sites: Iterable[SiteRow], feeds: 
 
 
 def blame(sites: Iterable[SiteRow], count: int = 5) -> list[tuple[str, float]]:
-    """The quantized sites that add most noise, worst first, each with the SQNR in dB at its output."""
+    """The quantized sites that add most noise, worst first, each with the SQNR in dB at its output.
+
+    What only moves data comes last: it adds none that what it reads from does not.
+    """
     known = [s for s in sites if s.scheme and s.sqnr is not None]
-    known.sort(key=lambda s: (-s.added, s.sqnr))
+    known.sort(key=lambda s: (s.op in movement.TABLE and not s.weights, -s.added, s.sqnr))
     return [(s.node, s.sqnr) for s in known[:count] if s.sqnr is not None]
 
 
@@ -85,7 +89,7 @@ def gate_error(model: ir.Model, report: Report) -> GateError:
         + "; ".join(report.gate.failures)
         + (f". Sites most to blame: {blame}" if blame else ""),
         where=f"recipe {report.recipe!r}",
-        fix="Leave sites in float with quantize.ignore or --max-drop, or lower the gate.",
+        fix=". ".join([*report.gate.remedy, ""]).strip() or _FIX,
     )
     error.model, error.report = model, report
     return error

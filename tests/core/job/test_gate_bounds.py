@@ -147,5 +147,5 @@ def test_a_doubt_is_no_failure_and_is_said() -> None:
 def test_where_nothing_was_compared_nothing_fails_and_the_reason_stands() -> None:
     assert GateResult(left_out="no data").to_json() == {
         "outputs": [], "samples": 0, "failures": [], "blame": [], "left_out": "no data", "passed": True,
-        "unsure": [], "verdict": "passed",
+        "unsure": [], "verdict": "passed", "remedy": [],
     }  # fmt: skip
