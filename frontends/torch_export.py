@@ -18,6 +18,7 @@ from graphpress.frontends import (
     torch_batchnorm,
     torch_checks,
     torch_errors,
+    torch_grouped,
     torch_names,
     torch_registry,
     torch_results,
@@ -81,7 +82,7 @@ def trace(
             program = torch.onnx.export(
                 module, args if kwargs else (*args, {}), kwargs=kwargs, dynamic_shapes=dynamic_shapes,
                 dynamo=True, optimize=False, verbose=False, opset_version=opset,
-                custom_translation_table=torch_attention.table(torch, opset) | torch_squeeze.table(torch, opset),
+                custom_translation_table=_translations(torch, opset),
             )  # fmt: skip
         except Exception as e:
             raise torch_errors.refusal(e, module) from e
@@ -95,6 +96,14 @@ def trace(
     torch_signature.note(model, program.exported_program, module, constants)
     verify.check(model)
     return model
+
+
+def _translations(torch: Any, opset: int) -> dict[Any, Any]:
+    """What the exporter is to write for operators that it has no form for, or one that ONNX Runtime does not take."""
+    found: dict[Any, Any] = {}
+    for room in (torch_attention, torch_squeeze, torch_grouped):
+        found |= room.table(torch, opset)
+    return found
 
 
 def _name(model: ir.Model, program: Any, inputs: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from graphpress.errors import Unsupported
 Path = tuple[Any, ...]
 PLAIN = (bool, int, float, str, type(None))
 _KINDS = {"key_cache": "keys", "value_cache": "values"}
+_STATES = {"conv_states": "conv_state", "recurrent_states": "recurrent_state"}
 _SIDES = {"self_attention_cache": "decoder.", "cross_attention_cache": "encoder."}
 _ARGUMENTS = ("past_key_values", "cache")  # of transformers, to version 4 and from 5
 
@@ -38,6 +39,8 @@ def plain(value: Any, module: Any, path: Path = ()) -> Any:
         return value
     if (layers := _layers(value)) is not None:
         value = [{kind: getattr(layer, name) for kind, name in _KINDS.items()} for layer in layers]
+    elif (states := _states(value)) is not None:
+        value = states
     known = type(value) in pytree.SUPPORTED_NODES and not _sides(value)
     if not known and not _is_namedtuple(value) and (made := _dict(value)) is not None:
         return {key: plain(part, module, (*path, key)) for key, part in made.items()}
@@ -84,6 +87,23 @@ def _layers(value: Any) -> list[Any] | None:
     ):
         return None
     return [part for part in layers if part.keys is not None]
+
+
+def _states(value: Any) -> dict[int, Any] | None:
+    """By layer what a cache holds, where some layers have keys and values and others states of a recurrence."""
+    layers = getattr(value, "layers", None)
+    if not isinstance(layers, Sequence) or not all(isinstance(getattr(p, s, None), Mapping) or hasattr(p, "keys")
+                                                   for p in layers for s in _STATES):  # fmt: skip
+        return None
+    return {i: found for i, part in enumerate(layers) if (found := _of_layer(part))}
+
+
+def _of_layer(layer: Any) -> dict[str, Any]:
+    found = {kind: made for kind, name in _KINDS.items() if (made := getattr(layer, name, None)) is not None}
+    for name in _STATES:
+        states = [made for made in (getattr(layer, name, None) or {}).values() if made is not None]
+        found |= {name: states[0]} if len(states) == 1 else {name: states} if states else {}
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,6 +216,9 @@ def _cache_name(path: Path, prefix: str, sides: bool) -> str | None:
     if _is_pair(path) and path[2] < 4:
         side = ("decoder." if path[2] < 2 else "encoder.") if sides else ""
         return f"{prefix}.{path[1]}.{side}{('key', 'value')[path[2] % 2]}"
+    if len(path) > 2 and (state := next((k for k in path[-2:] if k in _STATES), None)) is not None:
+        layer, *which = (step for step in path[-3:] if isinstance(step, int))
+        return ".".join([prefix, str(layer), _STATES[state], *map(str, which)])
     layer, kind = (path[-2:] if path[-1] in _KINDS else path[:-3:-1]) if len(path) > 1 else (None, None)
     if kind not in _KINDS or not isinstance(layer, int):
         return None

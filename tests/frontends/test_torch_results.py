@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import graphpress as gp
 from graphpress.errors import Unsupported
+from tests import kit
 
 X = torch.randn(2, 3, 4)
 
@@ -190,3 +191,41 @@ class Loop(nn.Module):
 def test_refusals_say_which(module: nn.Module, shapes: Any, words: str) -> None:
     with pytest.raises(Unsupported, match=words):
         gp.trace(module, X, None, shapes)
+
+
+class StatesLayer:
+    """A layer of a cache as transformers 5 keep it for a recurrence: states by number, none of its own keys."""
+
+    def __init__(self, *states: torch.Tensor) -> None:
+        self.conv_states, self.recurrent_states = dict(enumerate(states[:1])), dict(enumerate(states[1:]))
+
+
+class KeysLayer:
+    def __init__(self, keys: torch.Tensor | None) -> None:
+        self.keys = self.values = keys
+
+
+class MixedCache:
+    def __init__(self, *layers: object) -> None:
+        self.layers = list(layers)
+
+
+class Recurrent(nn.Module):
+    """Gives a cache in which layers have states, keys and values, or nothing yet."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        layers = StatesLayer(x + 1, x + 2), KeysLayer(None), KeysLayer(x + 3), StatesLayer(x, x + 4, x + 5)
+        return {"logits": x, "cache": MixedCache(*layers)}
+
+
+def test_states_of_a_recurrence_are_outputs_of_their_layers() -> None:
+    x = torch.randn(2, 3)
+    model = gp.trace(Recurrent(), (x,))
+    wanted = {
+        "logits": 0, "present.0.conv_state": 1, "present.0.recurrent_state": 2, "present.2.key": 3,
+        "present.2.value": 3, "present.3.conv_state": 0, "present.3.recurrent_state.0": 4,
+        "present.3.recurrent_state.1": 5,
+    }  # fmt: skip
+    assert [v.name for v in model.graph.outputs] == list(wanted)
+    for name, given in kit.run(model, {"x": x.numpy()}).items():
+        np.testing.assert_allclose(given, x.numpy() + wanted[name], rtol=1e-6)
