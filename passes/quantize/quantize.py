@@ -11,6 +11,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.passes.quantize.plan import make_plan
 from graphpress.passes.quantize.quantize_options import QuantizeOptions
+from graphpress.passes.quantize.wide_range import find
 from graphpress.types import Numerics, Stage
 
 
@@ -35,6 +36,8 @@ class Quantize(QuantizeOptions, Pass):
             BadRequest: A selector that matches nothing, or static mode without data.
             CalibrationError: The data does not fit the model.
         """
-        plan, skips = make_plan(model, ctx.target, self)
+        wide, said = find(model, ctx) if self.mode != "weight" else ({}, [])
+        plan, skips = make_plan(model, ctx.target, self, wide)
         report.skips += skips
+        report.warnings += said
         ApplyPlan(plan, self.batch_size).run(model, ctx, report)
