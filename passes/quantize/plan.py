@@ -23,8 +23,16 @@ NATIVE = "uint8"  # activations where there is no target to say better
 NOT_BY_DEFAULT = frozenset({"Softmax"})
 
 
-def make_plan(model: ir.Model, target: Target | None, options: QuantizeOptions) -> tuple[Plan, list[Skip]]:
+def make_plan(
+    model: ir.Model, target: Target | None, options: QuantizeOptions, unseen: Mapping[str, str] | None = None
+) -> tuple[Plan, list[Skip]]:
     """What ``options`` ask for, as far as ``target`` (None: anything goes) runs it on low-bit kernels.
+
+    Args:
+        model: Not changed.
+        target: Whose kernels count.
+        options: What is asked.
+        unseen: Nodes that read or give what no calibration sees, with the reason; None: all those of Loop and Scan.
 
     Returns:
         The plan, and one Skip for each operator with weights that stays float or gets less than was asked.
@@ -35,7 +43,9 @@ def make_plan(model: ir.Model, target: Target | None, options: QuantizeOptions) 
     nodes = operators.body(model)
     where = "quantize: option 'ignore'"
     ignored = {n.name or "" for s in options.ignore for n in selectors.match(s, nodes, where)}
-    return _Planner(target, options, ignored, operators.repeated(nodes)).run(nodes)
+    if unseen is None:
+        unseen = dict.fromkeys(operators.repeated(nodes), "it is in a body that repeats")
+    return _Planner(target, options, ignored, unseen).run(nodes)
 
 
 @dataclass
@@ -43,7 +53,7 @@ class _Planner:
     target: Target | None
     options: QuantizeOptions
     ignored: set[str]
-    repeated: set[str]
+    unseen: Mapping[str, str]
     skips: list[Skip] = field(default_factory=list)
 
     def run(self, nodes: list[ir.Node]) -> tuple[Plan, list[Skip]]:
@@ -141,8 +151,8 @@ class _Planner:
 
     def _impossible(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> str | None:
         """Why the operator cannot be quantized in this mode on any target."""
-        if mode == "static" and node.name in self.repeated:
-            return "it is in a body that repeats, where no range can be observed"
+        if mode == "static" and (why := self.unseen.get(node.name or "")):
+            return f"{why}: no range can be observed"
         if mode == "dynamic" and (why := self._undynamic(node, roles)):
             return why
         if any(roles[s] is Role.WEIGHT for s in operators.WEIGHTS[node.op_type]):

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
+from graphpress.passes.quantize.activation_ranges import unseen
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.passes.quantize.plan import make_plan
 from graphpress.passes.quantize.quantize_options import QuantizeOptions
@@ -35,6 +36,7 @@ class Quantize(QuantizeOptions, Pass):
             BadRequest: A selector that matches nothing, or static mode without data.
             CalibrationError: The data does not fit the model.
         """
-        plan, skips = make_plan(model, ctx.target, self)
+        static = "static" in (self.mode, *self.fallback)
+        plan, skips = make_plan(model, ctx.target, self, unseen(model, ctx) if static else None)
         report.skips += skips
         ApplyPlan(plan, self.batch_size).run(model, ctx, report)
