@@ -68,4 +68,4 @@ def _refuse_parametrized(module: torch.nn.Module, folded: Mapping[str, tuple[str
             )
         return take(self, state_dict, strict, assign)
 
-    base.load_state_dict = load_state_dict  # type: ignore[method-assign]
+    base.load_state_dict = load_state_dict

@@ -25,14 +25,19 @@ NOT_BY_DEFAULT = frozenset({"Softmax"})
 
 
 def make_plan(
-    model: ir.Model, target: Target | None, options: QuantizeOptions, wide: Mapping[str, Wide] = {}
+    model: ir.Model,
+    target: Target | None,
+    options: QuantizeOptions,
+    unseen: Mapping[str, str] | None = None,
+    wide: Mapping[str, Wide] = {},
 ) -> tuple[Plan, list[Skip]]:
     """What ``options`` ask for, as far as ``target`` (None: anything goes) runs it on low-bit kernels.
 
     Args:
         model: Not changed.
-        target: Where it will run.
-        options: What is asked for.
+        target: Whose kernels count.
+        options: What is asked.
+        unseen: Nodes that read or give what no calibration sees, with the reason; None: all those of Loop and Scan.
         wide: Nodes that do not read their input in 8 bits, by name.
 
     Returns:
@@ -44,7 +49,9 @@ def make_plan(
     nodes = operators.body(model)
     where = "quantize: option 'ignore'"
     ignored = {n.name or "" for s in options.ignore for n in selectors.match(s, nodes, where)}
-    return _Planner(target, options, ignored, operators.repeated(nodes), wide).run(nodes)
+    if unseen is None:
+        unseen = dict.fromkeys(operators.repeated(nodes), "it is in a body that repeats")
+    return _Planner(target, options, ignored, unseen, wide).run(nodes)
 
 
 @dataclass
@@ -52,7 +59,7 @@ class _Planner:
     target: Target | None
     options: QuantizeOptions
     ignored: set[str]
-    repeated: set[str]
+    unseen: Mapping[str, str]
     wide: Mapping[str, Wide] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
 
@@ -164,8 +171,8 @@ class _Planner:
 
     def _impossible(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> str | None:
         """Why the operator cannot be quantized in this mode on any target."""
-        if mode == "static" and node.name in self.repeated:
-            return "it is in a body that repeats, where no range can be observed"
+        if mode == "static" and (why := self.unseen.get(node.name or "")):
+            return f"{why}: no range can be observed"
         if mode == "dynamic" and (why := self._undynamic(node, roles)):
             return why
         if any(roles[s] is Role.WEIGHT for s in operators.WEIGHTS[node.op_type]):

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
+from graphpress.passes.quantize.activation_ranges import unseen
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.passes.quantize.plan import make_plan
 from graphpress.passes.quantize.quantize_options import QuantizeOptions
@@ -37,7 +38,8 @@ class Quantize(QuantizeOptions, Pass):
             CalibrationError: The data does not fit the model.
         """
         wide, said = find(model, ctx) if self.mode != "weight" else ({}, [])
-        plan, skips = make_plan(model, ctx.target, self, wide)
+        static = "static" in (self.mode, *self.fallback)
+        plan, skips = make_plan(model, ctx.target, self, unseen(model, ctx) if static else None, wide)
         report.skips += skips
         report.warnings += said
         ApplyPlan(plan, self.batch_size).run(model, ctx, report)

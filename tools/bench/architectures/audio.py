@@ -1,0 +1,103 @@
+"""Speech models and codecs of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from graphpress.tools.bench.architectures.architecture import Architecture, Draw, ready
+
+_WAVES: Mapping[str, Any] = {
+    "vocab_size": 32, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
+    "conv_dim": (16, 16, 16), "conv_kernel": (10, 3, 3), "conv_stride": (5, 4, 4), "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+_SPEECH: Mapping[str, Any] = {
+    "vocab_size": 256, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+}  # fmt: skip
+# model class -> (options, prenorm, ffn)
+_BY_WAVE: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
+    "Wav2Vec2ForCTC": (_WAVES, False, True),
+    "HubertModel": (_WAVES, False, True),
+    "WavLMModel": ({**_WAVES, "num_buckets": 32, "max_bucket_distance": 64}, False, True),
+    "UniSpeechSatModel": (_WAVES, False, True),
+    "Wav2Vec2ConformerModel": ({**_WAVES, "conv_depthwise_kernel_size": 7}, True, True),
+    "SEWModel": (_WAVES, False, True),
+}
+
+
+def _make(kind: str, options: Mapping[str, Any]) -> Callable[[], Any]:
+    def make() -> Any:
+        ready()
+        import transformers
+
+        model = getattr(transformers, kind)
+        return model(model.config_class(**options))
+
+    return make
+
+
+def _wave(length: int, name: str = "input_values", axes: int = 0) -> Callable[[Draw], dict[str, Any]]:
+    return lambda draw: {name: draw.floats(*[1] * axes, length) * 0.3}
+
+
+def _moonshine(draw: Draw) -> dict[str, Any]:
+    return {"input_values": draw.floats(4000) * 0.3, "decoder_input_ids": draw.ids(6)}
+
+
+def _whisper(draw: Draw) -> dict[str, Any]:
+    return {"input_features": draw.floats(16, 64), "decoder_input_ids": draw.ids(6)}
+
+
+def _speech_to_text(draw: Draw) -> dict[str, Any]:
+    return {"input_features": draw.floats(64, 16), "attention_mask": draw.ones(64), "decoder_input_ids": draw.ids(6)}
+
+
+# model class -> (options, inputs, whether it is a pre-norm transformer)
+_OTHERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], bool]] = {
+    "WhisperForConditionalGeneration": (
+        {**_SPEECH, "num_mel_bins": 16, "max_source_positions": 32, "max_target_positions": 32, "max_length": 32,
+         "suppress_tokens": [], "begin_suppress_tokens": []}, _whisper, True,
+    ),
+    "Speech2TextForConditionalGeneration": (
+        {**_SPEECH, "input_feat_per_channel": 16, "max_source_positions": 64, "max_target_positions": 32,
+         "conv_channels": 64}, _speech_to_text, True,
+    ),
+    "MoonshineForConditionalGeneration": (
+        {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "encoder_num_hidden_layers": 2,
+         "decoder_num_hidden_layers": 2, "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4,
+         "max_position_embeddings": 32}, _moonshine, True,
+    ),
+    "ASTForAudioClassification": (
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
+         "max_length": 64, "num_mel_bins": 32}, lambda draw: {"input_values": draw.floats(64, 32)}, True,
+    ),
+    "VitsModel": (
+        {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64,
+         "flow_size": 32, "spectrogram_bins": 33, "upsample_initial_channel": 32, "prior_encoder_num_flows": 2,
+         "posterior_encoder_num_wavenet_layers": 2}, lambda draw: {"input_ids": draw.ids(8, 40)}, False,
+    ),
+}  # fmt: skip
+
+
+def architectures() -> Iterator[Architecture]:
+    """Speech encoders, speech to text, codecs."""
+    for kind, (options, prenorm, ffn) in _BY_WAVE.items():
+        yield Architecture(kind, "speech", _make(kind, options), _wave(2000), prenorm, ffn)
+    for kind, (options, inputs, transformer) in _OTHERS.items():
+        yield Architecture(kind, "speech", _make(kind, options), inputs, transformer, transformer)
+    codecs: dict[str, Mapping[str, Any]] = {
+        "EncodecModel": {"num_filters": 8, "hidden_size": 32, "codebook_dim": 32, "codebook_size": 64,
+                         "upsampling_ratios": [4, 2], "num_lstm_layers": 1},
+        "DacModel": {"encoder_hidden_size": 8, "downsampling_ratios": [2, 4], "decoder_hidden_size": 32,
+                     "upsampling_ratios": [4, 2], "codebook_size": 64, "n_codebooks": 2, "codebook_dim": 4},
+        "MimiModel": {"num_filters": 8, "hidden_size": 32, "codebook_dim": 16, "codebook_size": 64,
+                      "num_quantizers": 3, "num_hidden_layers": 2, "intermediate_size": 64,
+                      "num_attention_heads": 4, "num_key_value_heads": 4, "upsampling_ratios": [4, 2],
+                      "vector_quantization_hidden_dimension": 16, "head_dim": 8, "sliding_window": 16,
+                      "upsample_groups": 32},
+    }  # fmt: skip
+    for kind, options in codecs.items():
+        yield Architecture(kind, "codec", _make(kind, options), _wave(512, axes=1))

@@ -1,0 +1,169 @@
+"""Language models of transformers, in their default configurations but for their size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from graphpress.tools.bench.architectures.architecture import Architecture, Draw, ready
+
+LENGTH = 12
+_SMALL: Mapping[str, Any] = {
+    "vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_GROUPED: Mapping[str, Any] = {**_SMALL, "num_key_value_heads": 2}
+_SEQ2SEQ: Mapping[str, Any] = {
+    "vocab_size": 256, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+}  # fmt: skip
+_T5: Mapping[str, Any] = {
+    "vocab_size": 256, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
+_EXPERTS: Mapping[str, Any] = {**_GROUPED, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+# model class -> (what differs from _SMALL, prenorm, ffn)
+_ENCODERS: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
+    "BertModel": ({}, False, True),
+    "BertForSequenceClassification": ({}, False, True),
+    "RobertaForMaskedLM": ({}, False, True),
+    "DistilBertModel": ({"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}, False, True),
+    "AlbertModel": ({"embedding_size": 32}, False, True),
+    "ElectraForTokenClassification": ({"embedding_size": 32}, False, True),
+    "DebertaV2Model": (
+        {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]}, False, True
+    ),
+    "MPNetModel": ({}, False, True),
+    "ModernBertModel": ({"global_attn_every_n_layers": 2, "local_attention": 8, "cls_token_id": 1, "sep_token_id": 2},
+                        True, True),
+    "RoFormerModel": ({}, False, True),
+    "MobileBertModel": ({"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}, False, True),
+    "SqueezeBertModel": ({"embedding_size": 64}, False, True),
+    "FNetModel": ({"tpu_short_seq_length": 12}, False, True),
+    "ConvBertModel": ({"embedding_size": 32}, False, True),
+    "XLMRobertaXLModel": ({}, True, True),
+    "EsmModel": ({"mask_token_id": 3}, True, True),
+    "LayoutLMModel": ({}, False, True),
+}  # fmt: skip
+_DECODERS: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
+    "GPT2LMHeadModel": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}, True, True),
+    "GPTNeoForCausalLM": (
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8}, True, True
+    ),
+    "GPTNeoXForCausalLM": ({}, True, True),
+    "GPTJForCausalLM": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8}, True, True),
+    "CodeGenForCausalLM": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8}, True, True),
+    "OPTForCausalLM": ({"ffn_dim": 128, "word_embed_proj_dim": 64}, True, True),
+    "BloomForCausalLM": ({"n_layer": 2, "n_head": 4}, True, True),
+    "MptForCausalLM": ({"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}, True, True),
+    "FalconForCausalLM": ({"n_layer": 2}, True, True),
+    "LlamaForCausalLM": (_GROUPED, True, True),
+    "MistralForCausalLM": ({**_GROUPED, "sliding_window": 8, "head_dim": 16}, True, True),
+    "GemmaForCausalLM": ({**_GROUPED, "head_dim": 16, "num_key_value_heads": 1}, True, True),
+    "Gemma2ForCausalLM": ({**_GROUPED, "head_dim": 16, "sliding_window": 8}, True, True),
+    "Gemma3ForCausalLM": ({**_GROUPED, "head_dim": 16, "sliding_window": 8}, True, True),
+    "Qwen2ForCausalLM": (_GROUPED, True, True),
+    "Qwen3ForCausalLM": ({**_GROUPED, "head_dim": 16}, True, True),
+    "PhiForCausalLM": ({}, True, True),
+    "Phi3ForCausalLM": (_GROUPED, True, True),
+    "StableLmForCausalLM": (_GROUPED, True, True),
+    "CohereForCausalLM": (_GROUPED, True, True),
+    "OlmoForCausalLM": (_GROUPED, True, True),
+    "Olmo2ForCausalLM": (_GROUPED, False, True),
+    "GraniteForCausalLM": (_GROUPED, True, True),
+    "SmolLM3ForCausalLM": (_GROUPED, True, True),
+    "Starcoder2ForCausalLM": (_GROUPED, True, True),
+    "GPTBigCodeForCausalLM": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}, True, True),
+    "GlmForCausalLM": ({**_GROUPED, "head_dim": 16}, True, True),
+    "HeliumForCausalLM": ({**_GROUPED, "head_dim": 16}, True, True),
+    "NemotronForCausalLM": (_GROUPED, True, True),
+    "XGLMForCausalLM": ({"d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4}, True, True),
+}  # fmt: skip
+_MIXTURES: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
+    "MixtralForCausalLM": ({**_EXPERTS, "num_local_experts": 4}, True, False),
+    "Qwen2MoeForCausalLM": ({**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 64}, True, True),
+    "Qwen3MoeForCausalLM": ({**_EXPERTS, "num_experts": 4, "head_dim": 16}, True, False),
+    "OlmoeForCausalLM": ({**_EXPERTS, "num_experts": 4}, True, False),
+    "DeepseekV3ForCausalLM": ({
+        **_EXPERTS, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 1,
+        "first_k_dense_replace": 1, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16, "v_head_dim": 16,
+    }, True, True),
+    "GptOssForCausalLM": ({**_EXPERTS, "num_local_experts": 4, "head_dim": 16, "sliding_window": 8}, True, False),
+    "GraniteMoeForCausalLM": ({**_EXPERTS, "num_local_experts": 4}, True, False),
+    "SwitchTransformersForConditionalGeneration": (
+        {**_T5, "num_experts": 4, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1,
+         "num_sparse_decoder_layers": 1, "expert_capacity": 24}, True, True,
+    ),
+}  # fmt: skip
+_STATES: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
+    "MambaForCausalLM": ({"state_size": 8}, False, False),
+    "FalconMambaForCausalLM": ({"state_size": 8}, False, False),
+    "Mamba2ForCausalLM": (
+        {"state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 8}, False, False
+    ),
+    "RecurrentGemmaForCausalLM": (
+        {**_GROUPED, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 8, "head_dim": 16}, True, True
+    ),
+    "RwkvForCausalLM": ({"attention_hidden_size": 64, "context_length": 64}, False, False),
+    "JambaForCausalLM": (
+        {**_GROUPED, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+         "expert_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False}, True, True,
+    ),
+}  # fmt: skip
+_SEQUENCES: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
+    "T5ForConditionalGeneration": (_T5, True, True),
+    "UMT5ForConditionalGeneration": (_T5, True, True),
+    "LongT5ForConditionalGeneration": ({**_T5, "local_radius": 4}, True, True),
+    "BartForConditionalGeneration": (_SEQ2SEQ, False, True),
+    "MBartForConditionalGeneration": (_SEQ2SEQ, True, True),
+    "MarianMTModel": (_SEQ2SEQ, False, True),
+    "PegasusForConditionalGeneration": (_SEQ2SEQ, True, True),
+    "M2M100ForConditionalGeneration": (_SEQ2SEQ, True, True),
+    "BlenderbotSmallForConditionalGeneration": (_SEQ2SEQ, False, True),
+    "ProphetNetForConditionalGeneration": (
+        {"hidden_size": 64, "num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 4,
+         "num_decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "ngram": 2}, False, True,
+    ),
+}  # fmt: skip
+
+
+def _make(kind: str, options: Mapping[str, Any]) -> Callable[[], Any]:
+    def make() -> Any:
+        ready()
+        import transformers
+
+        model = getattr(transformers, kind)
+        return model(model.config_class(**options))
+
+    return make
+
+
+def _tokens(draw: Draw) -> dict[str, Any]:
+    return {"input_ids": draw.ids(LENGTH), "attention_mask": draw.ones(LENGTH)}
+
+
+def _mere_tokens(draw: Draw) -> dict[str, Any]:
+    return {"input_ids": draw.ids(LENGTH)}
+
+
+def _pairs(draw: Draw) -> dict[str, Any]:
+    return {**_tokens(draw), "decoder_input_ids": draw.ids(8)}
+
+
+def architectures() -> Iterator[Architecture]:
+    """Encoders, decoders, mixtures of experts, state-space models, encoders with decoders."""
+    families = {
+        "encoder": _ENCODERS, "decoder": _DECODERS, "mixture of experts": _MIXTURES, "state space": _STATES,
+        "encoder-decoder": _SEQUENCES,
+    }  # fmt: skip
+    for family, models in families.items():
+        for kind, (options, prenorm, ffn) in models.items():
+            inputs = _mere_tokens if kind in ("FNetModel", "RwkvForCausalLM", "MptForCausalLM") else _tokens
+            if family == "encoder-decoder" or "Switch" in kind:
+                inputs = _pairs
+            else:
+                options = {**_SMALL, **options}
+            yield Architecture(kind, family, _make(kind, options), inputs, prenorm, ffn)
