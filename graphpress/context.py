@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
 import onnx_ir as ir
@@ -47,6 +47,7 @@ class Context:
             arguments); None where torch may not be used. Raises Unsupported where torch is not installed.
         deploy: Lowers a portable model for the target and gives a runner of it there, on as many threads as users have.
         evaluate: The user's metric of a runner, higher is better, where there is one.
+        outputs: What outputs are, where the user says so (the gate's option ``outputs``): a kind by name.
         teacher: The model before the first lossy pass, whose values recovery trains towards; never changed. Where it is
             None, the pipeline fills it in for the passes after that one.
     """
@@ -62,6 +63,7 @@ class Context:
     deploy: Callable[[ir.Model], Runner] | None = None
     evaluate: Callable[[Runner], float] | None = None
     teacher: ir.Model | None = None
+    outputs: Mapping[str, str] = field(default_factory=dict)
 
     @overload
     def need(self, what: Literal["target"], by: str, why: str = "", instead: str = "") -> Target: ...

@@ -105,7 +105,7 @@ class Job:
 
     def context(self) -> Context:
         found = context(self.target, self.data, seed=self.seed, progress=self.progress)
-        return replace(found, calibrate=self.calibrate, evaluate=self.evaluate)
+        return replace(found, calibrate=self.calibrate, evaluate=self.evaluate, outputs=self.recipe.gate.outputs)
 
     def once(self, recipe: Recipe) -> Compiled:
         with self.clock.phase("passes"):

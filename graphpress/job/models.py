@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
 from graphpress.errors import BadRequest
+from graphpress.graph import edit, names
 from graphpress.job import engine
 from graphpress.runner import Arrays
 from graphpress.target import Target
@@ -88,14 +89,14 @@ def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | No
 
 
 def as_model(model: ModelLike) -> ir.Model:
-    """The model itself, or the file of that path.
+    """The model itself, a copy with names and types where it leaves them out, or the file of that path.
 
     Raises:
         BadRequest: It is neither.
         InvalidModel: Anything wrong with the file.
     """
     if isinstance(model, ir.Model):
-        return model
+        return model if _complete(model) else _completed(model)
     if isinstance(model, str | Path):
         return load(model)
     raise BadRequest(
@@ -103,6 +104,36 @@ def as_model(model: ModelLike) -> ir.Model:
         where="model",
         fix="Bring a torch module in with graphpress.trace(module, args).",
     )
+
+
+def _complete(model: ir.Model) -> bool:
+    """Whether each node has a name of its own, each value one, and each initializer a type and a shape."""
+    nodes = [node.name for node in edit.nodes(model)]
+    made = all(o.name for node in edit.nodes(model) for o in node.outputs)
+    return made and all(nodes) and len(set(nodes)) == len(nodes) and not any(map(_untyped, _initializers(model)))
+
+
+def _completed(model: ir.Model) -> ir.Model:
+    """A copy of a graph that was made in Python, with what onnx_ir leaves to whoever writes the file."""
+    from onnx_ir.passes.common import NameFixPass
+
+    copy = model.clone()
+    for value in filter(_untyped, _initializers(copy)):
+        if (tensor := value.const_value) is not None:
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+    NameFixPass()(copy)
+    names.unique_names(copy)
+    return copy
+
+
+def _untyped(value: ir.Value) -> bool:
+    return value.dtype is None or value.shape is None
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in edit.graphs(model):
+        if isinstance(graph, ir.Graph):
+            yield from graph.initializers.values()
 
 
 def as_target(target: str | Target) -> Target:

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-_MOVES = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Dropout", "Concat")
+from graphpress.graph import edit
+from graphpress.graph.movement import TABLE, Way
+
+_MOVES = ("Cast", "Dropout", *(op for op, way in TABLE.items() if way not in (Way.RANK, Way.BOUND)))
 _ONE = 1e-3  # how far sums of probabilities may be from 1, also of half precision
 _ROWS = 50  # from so many rows an output can be the candidates of a detector
 _WIDE = 9  # numbers of the shortest vector that is an embedding
@@ -189,6 +192,6 @@ def _grid(array: np.ndarray) -> int | None:
 def _last(value: ir.Value | None, passed: Sequence[str]) -> str:
     """The operator that makes an output, but for those that are passed over."""
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in passed and node.inputs and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    while node is not None and node.op_type in passed and node.inputs and not edit.is_constant(node.inputs[0]):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
     return node.op_type if node is not None else ""

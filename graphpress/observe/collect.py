@@ -63,7 +63,7 @@ def collect(
 
     Args:
         model: Not changed.
-        values: Name -> scheme whose observer and grid choose the range. Branches of If are reached.
+        values: Name -> scheme whose observer and grid choose the range. Bodies of If, Loop and Scan are reached.
         data: Bound to the model here; see ``CalibrationData.bind``.
         execute: Builds the runner; several runs of it are under way at a time, so it should use one thread for each.
         batch_size: Samples a run; by default what fits the budget, measured on the first sample.
@@ -78,7 +78,7 @@ def collect(
     """
     bound = data.bind(model)
     watch = {name: observer(scheme, len(bound)) for name, scheme in values.items()}
-    inner = InnerValues.of(model, values, execute)
+    inner = InnerValues.of(model, values, execute, trial=bound.batches(1))
     for name, array in inner.where.constants.items():
         watch[name].update(array, 1)
     live = {name: watch[name] for name in (*inner.where.inputs, *inner.where.outputs)}

@@ -16,6 +16,8 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from graphpress.errors import GraphpressError
+from graphpress.graph import edit
 from graphpress.graph.cut import cut
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.expose import Exposed, expose
@@ -47,6 +49,7 @@ class InnerValues:
         *,
         given: Sequence[str] | None = None,
         floats: bool = True,
+        trial: Iterable[Arrays] = (),
     ) -> InnerValues:
         """Build the runner.
 
@@ -56,6 +59,8 @@ class InnerValues:
             execute: Builds the runner.
             given: Values of the main graph that the feeds hold, instead of the inputs; nothing in front of them is run.
             floats: Whether values of other types count as those that cannot be seen.
+            trial: Feeds, of which the first show whether all iterations of a Loop or Scan give a value in one shape;
+                without them, values of bodies that repeat are not seen.
 
         Raises:
             StaleSite: The model has no such value.
@@ -65,11 +70,10 @@ class InnerValues:
         rest = [n for n in dict.fromkeys(names) if n not in fed]
         if not rest and given is not None:
             return cls(Exposed(inputs=fed), None)
-        work = model.clone() if given is None else cut(model, given, rest)
-        where = expose(work, rest, floats=floats)
-        where.inputs += fed
-        outputs = list(dict.fromkeys(where.outputs.values()))
-        return cls(where, execute(work, outputs) if outputs else None)
+        part = model if given is None else cut(model, given, _outside(model, rest))
+        made = _Build(part, rest, execute, floats)(trial)
+        made.where.inputs.extend(fed)
+        return made
 
     @property
     def unobserved(self) -> Mapping[str, str]:
@@ -79,7 +83,7 @@ class InnerValues:
     def __call__(self, feeds: Arrays) -> dict[str, np.ndarray]:
         """Every value that can be seen: computed, fed (not those that have a default and are not fed), constant."""
         got = {} if self.runner is None else self.runner({n: feeds[n] for n in self.runner.input_names if n in feeds})
-        seen = {name: got[output] for name, output in self.where.outputs.items()}
+        seen = {name: self.where.seen(name, got[output]) for name, output in self.where.outputs.items()}
         return self.where.constants | {name: feeds[name] for name in self.where.inputs if name in feeds} | seen
 
     def batches(self, feeds: Iterable[Arrays]) -> Iterator[dict[str, np.ndarray]]:
@@ -90,6 +94,59 @@ class InnerValues:
         """What a run on these feeds takes and gives; constants are there anyway."""
         given = {n: a for n, a in self(feeds).items() if n not in self.where.constants}
         return sum(a.nbytes for a in (*given.values(), *feeds.values()))
+
+
+@dataclass(frozen=True)
+class _Build:
+    """Runners of a model that give values of it."""
+
+    model: ir.Model
+    names: Sequence[str]
+    execute: Executor
+    floats: bool
+
+    def __call__(self, trial: Iterable[Arrays]) -> InnerValues:
+        """With as many values of bodies that repeat as come out on the first feeds of ``trial``."""
+        made = self.stacking(self.names)
+        if not made.where.stacked:
+            return made
+        feeds = next(iter(trial), None)
+        if feeds is not None and _runs(made, feeds):
+            return made
+        return self.stacking(() if feeds is None else self.that_run(list(made.where.stacked), feeds))
+
+    def stacking(self, stack: Sequence[str]) -> InnerValues:
+        work = self.model.clone()
+        where = expose(work, self.names, floats=self.floats, stack=stack)
+        outputs = list(dict.fromkeys(where.outputs.values()))
+        return InnerValues(where, self.execute(work, outputs) if outputs else None)
+
+    def that_run(self, names: list[str], feeds: Arrays) -> list[str]:
+        """Those of ``names`` that can be stacked: of what fails together each half is tried for itself."""
+        if _runs(_Build(self.model, names, self.execute, self.floats).stacking(names), feeds):
+            return names
+        middle = len(names) // 2
+        return [n for half in (names[:middle], names[middle:]) if middle for n in self.that_run(half, feeds)]
+
+
+def _runs(made: InnerValues, feeds: Arrays) -> bool:
+    try:
+        made(feeds)
+    except GraphpressError:
+        return False
+    return True
+
+
+def _outside(model: ir.Model, names: Sequence[str]) -> list[str]:
+    """Of each value of a body, one that the node of the main graph around it gives; the others as they are."""
+    outer = {
+        value.name: node.outputs[0].name or ""
+        for node in model.graph
+        for body in edit.subgraphs(node)
+        for scope in edit.scopes(body)
+        for value in (*scope.inputs, *(o for n in scope for o in n.outputs))
+    }
+    return list(dict.fromkeys(outer.get(name, name) for name in names))
 
 
 def ahead(run: Callable[[Arrays], _Result], batches: Iterable[Arrays]) -> Iterator[_Result]:
@@ -141,5 +198,5 @@ def stream(
         CalibrationError: The data does not fit the model.
     """
     bound = data.bind(model)
-    values, total = InnerValues.of(model, names, execute), -(-len(bound) // batch_size)
+    values, total = InnerValues.of(model, names, execute, trial=bound.batches(batch_size)), -(-len(bound) // batch_size)
     return Stream(values.batches(progress(bound.batches(batch_size), "observe", total)), values.unobserved)

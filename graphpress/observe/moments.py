@@ -102,8 +102,8 @@ class Sum:
 
     def update(self, rows: Rows, x: np.ndarray) -> None:
         """Add one batch of the value that ``rows`` reads; elements that are not finite count as 0."""
-        if x.ndim == 1 and not x.size:
-            return  # of a branch that did not run
+        if not x.size:
+            return  # of a body that did not run
         step = len(x) if rows.window is None else max(1, _ELEMENTS // max(x[:1].size * _taps(rows.window), 1))
         for i in range(0, len(x), max(step, 1)):
             for_groups = np.nan_to_num(rows(x[i : i + step]).astype(np.float64), posinf=0.0, neginf=0.0)

@@ -26,6 +26,7 @@ from graphpress.passes.allocate.space import Space, explore
 from graphpress.passes.allocate.store import Cache
 from graphpress.passes.allocate.ties import KINDS
 from graphpress.passes.allocate.trial import Bench, Trial
+from graphpress.passes.allocate.watched import watch
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.types import Numerics, Stage
 
@@ -46,6 +47,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
             (size where there is no target to run on).
         max_latency: Of one sample on the target: a share of the float graph's (0.6x), or milliseconds.
         max_size: Of all stored tensors: a share of the float graph's in float32 (0.3x), or bytes.
+        usual_size: The recipe's own max_size, which holds where no budget is given: as far as there is a plan.
         max_drop: Loss allowed, in points of the metric where there is one, else in the unit of the sensitivity.
         sensitivity: kl (divergence of the outputs in nats), metric (points lost), fisher (an estimate of kl from one
             backward pass; needs torch).
@@ -62,6 +64,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
     objective: Literal["auto", "drop", "latency", "size"] = "auto"
     max_latency: float | str | None = None
     max_size: float | str | None = None
+    usual_size: float | str | None = None
     max_drop: float | None = None
     sensitivity: Literal["kl", "metric", "fisher"] = "kl"
     samples: int = 32
@@ -85,34 +88,59 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         """
         ctx = replace(ctx, calibrate=ctx.calibrate or Recall())
         timed = self._check(ctx)
-        space = explore(model, ctx.target, self.formats, self.ignore, self.ties)
-        parts, probe = Parts(space, ctx), Probe(model, ctx, self.samples)
+        watched = watch(model, ctx)
+        space = explore(watched.model, ctx.target, self.formats, self.ignore, self.ties)
+        parts, probe = Parts(space, ctx, watched.natures), Probe(watched.model, ctx, self.samples)
         found = Measurer(parts, ctx, self.sensitivity, self.samples, self.seconds, self._store("sensitivity")).run()
         problem = self._problem(parts, probe, ctx, found, timed)
         goal = self._goal(problem, ctx, timed, problem.size + half_storage.saved(model))
-        bench = Bench(parts, problem, ctx, Probe(model, ctx, max(CHECKED, self.samples)), timed)
+        bench = Bench(parts, problem, ctx, Probe(watched.model, ctx, max(CHECKED, self.samples)), timed)
         taken = choose(bench, goal)
-        report.skips += [*space.skips, *(Skip(n, f"{f}: {why}") for (n, f), why in found.refused.items())]
+        report.skips += [
+            *space.skips,
+            *watched.left_out,
+            *(Skip(n, f"{f}: {why}") for (n, f), why in found.refused.items()),
+        ]
         ApplyPlan(taken.plan).run(model, ctx, report)
+        report.warnings += self._unmet(goal, taken, problem)
         report.metrics |= _metrics(problem, taken, bench, found, space)
+        if not self.asked:
+            report.metrics["budget"] = f"max_size {self.usual_size}, the recipe's own: nobody gave one"
         report.exhibits.append(picture(problem, bench, taken, "latency" if timed else "size"))
 
     def with_budgets(self, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Allocate:
         """The pass with these budgets."""
         return replace(self, max_latency=max_latency, max_size=max_size, max_drop=max_drop)
 
+    @property
+    def asked(self) -> bool:
+        """Whether a budget was given: the recipe's own is none."""
+        return (self.max_latency, self.max_size, self.max_drop) != (None, None, None)
+
+    @property
+    def _size(self) -> Budget:
+        return self.max_size if self.asked else self.usual_size
+
+    def _unmet(self, goal: Goal, taken: Trial, problem: Problem) -> list[Skip]:
+        """A warning where the recipe's own budget is held by no plan."""
+        if goal.asked or taken.measured.size <= goal.budgets["size"]:
+            return []
+        share = taken.measured.size / problem.size
+        why = f"no plan keeps the recipe's own budget, max_size {self.usual_size}: one of about the smallest is taken"
+        return [Skip("max_size", f"{why}, of {share:.2f}x. Give max_size, max_latency or max_drop to have another.")]
+
     def _check(self, ctx: Context) -> bool:
         """Refuse what cannot be asked before any work is done; whether latency is to be measured."""
-        for option in ("max_latency", "max_size"):
+        for option in ("max_latency", "max_size", "usual_size"):
             amounts.absolute(getattr(self, option), 1.0, option)
         amounts.drop(self.max_drop)
-        if (self.max_latency, self.max_size, self.max_drop) == (None, None, None):
+        if not self.asked and self.usual_size is None:
             raise BadRequest(
                 "there is no budget", where="allocate", fix="Give max_latency (0.6x), max_size (0.3x) or max_drop."
             )
         if self.samples < 1 or self.measure < 1:
             raise BadRequest("must be at least 1", where="allocate: options 'samples' and 'measure'")
-        alone = self.max_latency is None and self.max_size is None
+        alone = self.max_latency is None and self._size is None
         timed = self.max_latency is not None or self.objective == "latency"
         timed |= self.objective == "auto" and alone and ctx.deploy is not None
         if timed:
@@ -135,13 +163,13 @@ class Allocate(Pass, HoldsBudgets, Ignores):
     def _goal(self, problem: Problem, ctx: Context, timed: bool, whole: float) -> Goal:
         limits = {
             "latency": amounts.absolute(self.max_latency, problem.latency, "max_latency"),
-            "size": amounts.absolute(self.max_size, whole, "max_size"),
+            "size": amounts.absolute(self._size, whole, "max_size"),
         }
         held = {k: v for k, v in limits.items() if v is not None}
         objective: str = self.objective
         if objective == "auto":
             objective = "drop" if held else ("latency" if timed else "size")
-        return Goal(objective, held, amounts.drop(self.max_drop), ctx.evaluate is not None, self.measure)
+        return Goal(objective, held, amounts.drop(self.max_drop), ctx.evaluate is not None, self.measure, self.asked)
 
 
 def _possible(space: Space, found: Sensitivity) -> dict[str, tuple[str, ...]]:
@@ -164,5 +192,6 @@ def _metrics(problem: Problem, taken: Trial, bench: Bench, found: Sensitivity, s
     if taken.lost is not None:
         said["metric lost"] = taken.lost
     if found.estimated:
-        said["sensitivity"] = f"estimated for {len(found.estimated)} of {all_of}: the time was up"
+        how = f", {found.how}" if found.how else ""
+        said["sensitivity"] = f"estimated for {len(found.estimated)} of {all_of}: the time was up{how}"
     return {**said, **counts}

@@ -19,6 +19,7 @@ from graphpress.passes.allocate.trial import Bench, Trial
 
 MARGINS = (1.0, 0.96, 1.04, 0.92, 0.88)
 LATENCY_NOISE = 1.01  # a measured latency this much over the budget still holds it
+_ABOUT = 1.1
 _LOWEST = 1e-7  # divergence under which a plan counts as no loss
 
 
@@ -32,6 +33,7 @@ class Goal:
         drop: Largest loss: points of the metric if ``points``, else in the unit of the sensitivity.
         points: There is a metric.
         measure: About how many plans to compile.
+        asked: Whether somebody asked for the budgets; a recipe's own are held as far as it goes.
     """
 
     objective: str
@@ -39,6 +41,7 @@ class Goal:
     drop: float | None
     points: bool
     measure: int
+    asked: bool = True
 
     def holds(self, trial: Trial) -> bool:
         """Whether a compiled plan keeps all budgets."""
@@ -58,12 +61,35 @@ class Goal:
         return trial.measured.get(self.objective), trial.measured.drop
 
 
+class Missed(BadRequest):
+    """No compiled plan keeps the budgets."""
+
+
 def choose(bench: Bench, goal: Goal) -> Trial:
-    """The best compiled plan that holds the budgets.
+    """The best compiled plan that holds the budgets, or one of about the least size where nobody asked for them.
 
     Raises:
         BadRequest: None does; the message has the tightest that was reached, predicted or measured.
     """
+    try:
+        return _best(bench, goal)
+    except (Infeasible, Missed):
+        if goal.asked:
+            raise
+    return _about_smallest(bench)
+
+
+def _about_smallest(bench: Bench) -> Trial:
+    """Of the plans up to a tenth above the smallest, the one that loses least."""
+    least = solve(bench.problem, "size", {})
+    bench.run(least.chosen)
+    _try(bench, "drop", {"size": least.totals.size * _ABOUT})
+    trials = list(bench.trials.values())
+    bound = min(t.measured.size for t in trials) * _ABOUT
+    return min((t for t in trials if t.measured.size <= bound), key=lambda t: t.measured.drop)
+
+
+def _best(bench: Bench, goal: Goal) -> Trial:
     if goal.objective == "drop" or goal.drop is None:
         _around(bench, goal)
     else:
@@ -146,7 +172,7 @@ def _bisect(bench: Bench, goal: Goal) -> None:
         _try(bench, "drop", goal.budgets)
 
 
-def _missed(bench: Bench, goal: Goal) -> BadRequest:
+def _missed(bench: Bench, goal: Goal) -> Missed:
     trials = list(bench.trials.values())
     said = []
     for kind, budget in goal.budgets.items():
@@ -157,6 +183,6 @@ def _missed(bench: Bench, goal: Goal) -> BadRequest:
         least = min((t.lost if goal.points and t.lost is not None else t.measured.drop) for t in trials)
         said.append(f"drop {goal.drop:.6g} asked, {least:.6g} is the least measured within the other budgets")
     what = "; ".join(said) or "each budget is held by some plan, all of them by none"
-    return BadRequest(
+    return Missed(
         f"no compiled plan keeps the budgets: {what}", where="allocate", fix="Loosen one, or allow more formats."
     )

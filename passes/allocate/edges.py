@@ -39,7 +39,9 @@ class Probe:
         data = drawn.take(self.samples, self.ctx.seed).bind(self.model)
         exact = data.binding.exact if data.binding else None
         feeds = next(data.batches(exact or 1))
-        rows = max((a.size // a.shape[-1] for a in self.run(self.model)(feeds).values() if a.ndim > 1), default=1)
+        rows = max(
+            (a.size // a.shape[-1] for a in self.run(self.model)(feeds).values() if a.ndim > 1 and a.size), default=1
+        )
         enough = max(_LEAST, _ROWS * (exact or 1) // max(rows, 1))
         self.data = data if len(data) <= enough else drawn.take(enough, self.ctx.seed).bind(self.model)
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.graph import half
 from graphpress.graph.cut import cut
-from graphpress.passes.allocate.divergence import OutputKind, kinds, temperature
+from graphpress.job.natures import Form, Kind, Nature
+from graphpress.passes.allocate.divergence import temperature
 from graphpress.passes.allocate.edges import Probe, Values
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.parts import Parts
@@ -37,42 +37,42 @@ def estimate(
     """
     made = {n: parts.parts[n] for n in wanted}
     edges = [v for p in made.values() for v in (*p.inputs, *p.outputs)]
-    backward = Backward(parts.space.model, ctx, [v for p in made.values() for v in p.outputs])
+    backward = Backward(parts, ctx, [v for p in made.values() for v in p.outputs])
     sums: dict[str, dict[str, list[float]]] = {}
     for values in probe.chunks(edges):
-        gradients, rows = backward(values)
+        gradients = backward(values)
         for node in ctx.progress(made, "second-order estimate", len(made)):
             gradient = {v: gradients[v] for v in made[node].outputs if v in gradients}
             before = parts.run(node, FLOAT, values)
             for name in wanted[node]:
                 after = parts.run(node, name, values)
-                changes = (_inner(g, after[v], before[v], rows) for v, g in gradient.items())
+                changes = (_inner(g, after[v], before[v]) for v, g in gradient.items())
                 total = sum(changes, np.zeros(1))
                 sums.setdefault(node, {}).setdefault(name, []).append(float(np.mean(total**2)) / 2)
     return {n: {f: float(np.mean(v)) for f, v in row.items()} for n, row in sums.items()}
 
 
-def _inner(gradient: np.ndarray, after: np.ndarray, before: np.ndarray, rows: float) -> np.ndarray:
+def _inner(gradient: np.ndarray, after: np.ndarray, before: np.ndarray) -> np.ndarray:
     """g . dy of each sample, one number where the first axis does not count samples."""
     change = gradient * (after.astype(np.float64) - before)
-    return np.asarray(change.reshape(len(change) if change.ndim else 1, -1).sum(1)) / np.sqrt(rows)
+    return np.asarray(change.reshape(len(change) if change.ndim else 1, -1).sum(1))
 
 
 class Backward:
     """Gradients of sampled log-likelihoods at some values of the main graph."""
 
-    def __init__(self, model: ir.Model, ctx: Context, names: Sequence[str]) -> None:
-        self.kinds = kinds(model)
+    def __init__(self, parts: Parts, ctx: Context, names: Sequence[str]) -> None:
+        model, self.natures = parts.space.model, parts.compared
         self.inputs = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
-        self.names = [n for n in dict.fromkeys(names) if n not in self.kinds]
-        self.outputs = [*self.names, *self.kinds]
+        self.names = [n for n in dict.fromkeys(names) if n not in self.natures]
+        self.outputs = [*self.names, *self.natures]
         by, why = "allocate: option 'sensitivity'", "the estimate needs torch"
         differentiate = ctx.need("differentiate", by, why, "use kl without a time limit")
         self.module: Any = differentiate(cut(model, self.inputs, self.outputs), self.outputs)
         self.seed = ctx.seed
 
-    def __call__(self, feeds: Values) -> tuple[Values, float]:
-        """(gradient by value, rows of the outputs in a sample), the inputs of the graph being among ``feeds``."""
+    def __call__(self, feeds: Values) -> Values:
+        """The gradient by value, the inputs of the graph being among ``feeds``."""
         import torch
 
         given = [torch.from_numpy(np.ascontiguousarray(half.readable(feeds[n]))) for n in self.inputs]
@@ -80,25 +80,32 @@ class Backward:
         with torch.enable_grad():
             found = dict(zip(self.outputs, self.module(*given), strict=True))
             torch.manual_seed(self.seed)
-            terms = [_likelihood(found[n], kind) for n, kind in self.kinds.items()]
+            terms = [t for n, nature in self.natures.items() for t in _terms(found[n].double(), nature)]
             wanted = {n: y for n, y in found.items() if y.requires_grad}
-            got = torch.autograd.grad(sum(t for t, _ in terms), list(wanted.values()), allow_unused=True)
-        rows = max(r for _, r in terms)
-        return {n: g.numpy().astype(np.float64) for n, g in zip(wanted, got, strict=True) if g is not None}, rows
+            got = torch.autograd.grad(sum(terms), list(wanted.values()), allow_unused=True)
+        return {n: g.numpy().astype(np.float64) for n, g in zip(wanted, got, strict=True) if g is not None}
 
 
-def _likelihood(y: torch.Tensor, kind: OutputKind) -> tuple[torch.Tensor, float]:
-    """A scalar whose squared gradients give the curvature, and how many rows of a sample it sums."""
+def _terms(y: torch.Tensor, nature: Nature) -> list[torch.Tensor]:
+    """Scalars whose squared gradients, of a sample, give the curvature of what ``divergence`` adds up of an output."""
+    classes = nature.kind is Kind.CLASSES
+    return [*([_likelihood(y, nature)] if classes else []), *([] if classes and nature.sure else [_share(y)])]
+
+
+def _share(y: torch.Tensor) -> torch.Tensor:
     import torch
 
-    y = y.double()
-    if kind is OutputKind.VALUES:
-        sign = torch.randint(0, 2, y.shape).double() * 2 - 1
-        samples = y.shape[0] if y.ndim else 1
-        power = (y.detach() ** 2).sum() / max(samples, 1)
-        return (y * sign).sum() * torch.sqrt(2 / power.clamp_min(1e-30)), 1.0
-    logits = y if kind is OutputKind.LOGITS else torch.log(y.clamp_min(1e-12))
-    logs = torch.log_softmax(logits / temperature(y.ndim), -1)
+    sign = torch.randint(0, 2, y.shape).double() * 2 - 1
+    power = (y.detach() ** 2).sum() / max(y.shape[0] if y.ndim else 1, 1)
+    return (y * sign).sum() * torch.sqrt(2 / power.clamp_min(1e-30))
+
+
+def _likelihood(y: torch.Tensor, nature: Nature) -> torch.Tensor:
+    import torch
+
+    logits = torch.log(y.clamp_min(1e-12)) if nature.form is Form.PROBABILITIES else y
+    logs = torch.log_softmax(logits / temperature(y.ndim), nature.axis).movedim(nature.axis, -1)
     flat = logs.reshape(-1, logs.shape[-1])
     drawn = torch.multinomial(flat.detach().exp(), 1)
-    return flat.gather(1, drawn).sum(), len(flat) / max(y.shape[0], 1)
+    rows = len(flat) / max(y.shape[0], 1)  # of a sample
+    return flat.gather(1, drawn).sum() / rows**0.5

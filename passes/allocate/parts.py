@@ -15,10 +15,12 @@ from graphpress.contracts import PassReport
 from graphpress.graph import edit
 from graphpress.graph.cut import cut
 from graphpress.graph.grid import is_dequantize, is_quantize
+from graphpress.job.natures import Nature
 from graphpress.keys import STAGE
 from graphpress.observe.collect import Calibration, collect
 from graphpress.passes.allocate.formats import FLOAT
 from graphpress.passes.allocate.space import Schemes, Space
+from graphpress.passes.allocate.watched import watch
 from graphpress.passes.quantize import operators
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.pipeline import Pipeline
@@ -48,10 +50,18 @@ class Part:
 
 @dataclass
 class Parts:
-    """The parts of a space, and what calibration found at their edges."""
+    """The parts of a space, and what calibration found at their edges.
+
+    Attributes:
+        space: What to choose from.
+        ctx: Runtimes and data.
+        natures: Of the outputs that are compared; None: found when they are asked for.
+        parts: By operator.
+    """
 
     space: Space
     ctx: Context
+    natures: Mapping[str, Nature] | None = None
     parts: dict[str, Part] = field(default_factory=dict)
     _made: dict[tuple[str, str], ir.Model | str] = field(default_factory=dict)
 
@@ -59,6 +69,11 @@ class Parts:
         for node in self.space.model.graph:
             if node.name in self.space.own or node.name in self.space.light:
                 self.parts[node.name] = part(self.space.model, node)
+
+    @cached_property
+    def compared(self) -> Mapping[str, Nature]:
+        """The natures of the outputs that are compared."""
+        return watch(self.space.model, self.ctx).natures if self.natures is None else self.natures
 
     def schemes(self, node: str, name: str) -> Schemes:
         """What a format writes at an operator, with weights or without."""

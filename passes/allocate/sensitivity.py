@@ -9,7 +9,7 @@ backward pass. Operators of one group are measured one by one and their costs ad
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -17,12 +17,13 @@ import numpy as np
 
 from graphpress.context import Context
 from graphpress.contracts import PassReport
-from graphpress.errors import BadRequest
+from graphpress.errors import BadRequest, Unsupported
 from graphpress.graph.cut import boundary
+from graphpress.job.natures import Nature
 from graphpress.observe.checkpoint import key
 from graphpress.observe.inner import WORKERS, InnerValues
-from graphpress.passes.allocate import fisher
-from graphpress.passes.allocate.divergence import OutputKind, divergence, kinds
+from graphpress.passes.allocate import fisher, own_error
+from graphpress.passes.allocate.divergence import divergence
 from graphpress.passes.allocate.edges import Probe, Values
 from graphpress.passes.allocate.evaluated import evaluated, number
 from graphpress.passes.allocate.parts import Parts
@@ -38,12 +39,13 @@ Drops = dict[str, dict[str, float]]  # node -> format -> cost
 
 @dataclass
 class Sensitivity:
-    """The table, which of it was estimated only, and formats that cannot be written where."""
+    """The table, which of it was estimated only and how, and formats that cannot be written where."""
 
     drops: Drops = field(default_factory=dict)
     estimated: set[tuple[str, str]] = field(default_factory=set)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     cached: int = 0
+    how: str = ""
 
 
 @dataclass
@@ -74,13 +76,14 @@ class Measurer:
         """
         result, started = Sensitivity(), time.monotonic()
         probe = Probe(self.parts.space.model, self.ctx, self.samples)
+        known_as = f"{self.method} {dict(self.parts.compared)}"
         owner = key(self.parts.space.model, {}, probe.data.digest())
         before = self.store.found
         left: dict[str, list[str]] = {}
         for node, formats in self.parts.space.wanted().items():
             for name in formats:
                 sites = self.parts.schemes(node, name)
-                known = self.store.get(owner, self.method, node, *_text(sites))
+                known = self.store.get(owner, known_as, node, *_text(sites))
                 if known is not None:
                     result.drops.setdefault(node, {})[name] = known
                 elif isinstance(why := self.parts.quantized(node, name), str):
@@ -93,7 +96,7 @@ class Measurer:
             for node, name in ((n, f) for n, formats in left.items() for f in formats):
                 if (node, name) not in result.estimated:
                     text = _text(self.parts.schemes(node, name))
-                    self.store.put(result.drops[node][name], owner, self.method, node, *text)
+                    self.store.put(result.drops[node][name], owner, known_as, node, *text)
             self.store.save()
         return result
 
@@ -108,7 +111,7 @@ class Measurer:
         missing = {n: formats for n, formats in missing.items() if formats}
         if missing:
             known = {n: list(found[n]) for n in list(found)[:_ANCHORS] if n not in missing}
-            guess = fisher.estimate(self.parts, self.ctx, probe, missing | known)
+            guess, result.how = self._estimate(probe, missing | known)
             scale = _scale([(found[n][f], guess[n][f]) for n in known for f in known[n]])
             for node, formats in missing.items():
                 found.setdefault(node, {}).update({f: scale * guess[node][f] for f in formats})
@@ -116,14 +119,23 @@ class Measurer:
         for node, row in found.items():
             result.drops.setdefault(node, {}).update(row)
 
+    def _estimate(self, probe: Probe, wanted: dict[str, list[str]]) -> tuple[Drops, str]:
+        """What stands in for measurements, and how it was had where there is no gradient."""
+        why = "there is no torch"
+        if self.ctx.differentiate is not None:
+            try:
+                return fisher.estimate(self.parts, self.ctx, probe, wanted), ""
+            except Unsupported as e:
+                why = f"no gradient: {e}"
+        return own_error.estimate(self.parts, self.ctx, probe, wanted), f"by the error of each one's own result ({why})"
+
     def _late(self, started: float) -> bool:
-        can = self.ctx.differentiate is not None  # without it there is no estimate to fall back to
-        return can and self.seconds is not None and time.monotonic() - started > self.seconds
+        return self.seconds is not None and time.monotonic() - started > self.seconds
 
     def _kl(self, probe: Probe, left: dict[str, list[str]], started: float) -> Drops:
         """Costs of the operators that there was time for; the largest are measured first."""
         model = self.parts.space.model
-        wanted = kinds(model)
+        wanted = self.parts.compared
         rests = {n: boundary(model, self.parts.parts[n].outputs) for n in left}
         names = [v for n in left for v in (*self.parts.parts[n].inputs, *rests[n].inputs)] + list(wanted)
         order = sorted(left, key=lambda n: -stored_bytes(self.parts.parts[n].model))
@@ -149,7 +161,7 @@ class Measurer:
         return found
 
     def _rest(
-        self, node: str, formats: Sequence[str], inputs: Sequence[str], wanted: dict[str, OutputKind], values: Values
+        self, node: str, formats: Sequence[str], inputs: Sequence[str], wanted: Mapping[str, Nature], values: Values
     ) -> list[float]:
         """The divergence of the outputs for each format of one operator."""
         part = self.parts.parts[node]
@@ -191,7 +203,7 @@ def _scale(pairs: Sequence[tuple[float, float]]) -> float:
     return 1.0
 
 
-def _finite(values: Values, wanted: dict[str, OutputKind]) -> None:
+def _finite(values: Values, wanted: Iterable[str]) -> None:
     for name in wanted:
         if np.isnan(values[name].astype(np.float64)).any():
             raise BadRequest("the float model gives NaN on the data", where=f"output {name!r}", fix="Repair the data.")

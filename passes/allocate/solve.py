@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphpress.errors import BadRequest
+from graphpress.hush import hushed
 from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Problem, Totals
 
 if TYPE_CHECKING:
@@ -108,11 +109,12 @@ class _Program:
             size = np.abs(row).max() or 1.0
             room = (budget - self._fixed(kind)) * (1 + _SLACK * np.sign(budget - self._fixed(kind)))
             rules.append(LinearConstraint(row[None] / size, -np.inf, room / size))
-        found = milp(
-            cost / scale,
-            integrality=np.concatenate([np.ones(self.binaries), np.zeros(self.width - self.binaries)]),
-            bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": 0.0},
-        )  # fmt: skip
+        with hushed():  # HiGHS prints some lines whatever it is asked
+            found = milp(
+                cost / scale,
+                integrality=np.concatenate([np.ones(self.binaries), np.zeros(self.width - self.binaries)]),
+                bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": 0.0},
+            )  # fmt: skip
         return None if found.x is None else self._answer(found.x)
 
     def _answer(self, x: np.ndarray) -> Answer:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.job.latency import compare_latency
-from graphpress.passes.allocate.divergence import divergence, kinds
+from graphpress.passes.allocate.divergence import divergence
 from graphpress.passes.allocate.edges import Probe, Values
 from graphpress.passes.allocate.evaluated import evaluated
 from graphpress.passes.allocate.formats import FLOAT
@@ -74,7 +74,7 @@ class Bench:
 
     @cached_property
     def _outputs(self) -> list[tuple[Values, Values]]:
-        names = list(kinds(self.parts.space.model))
+        names = list(self.parts.compared)
         inputs = [v.name or "" for v in self.parts.space.model.graph.inputs]
         found = self.probe.chunks([*names, *inputs])
         return [({n: v[n] for n in inputs if n in v}, {n: v[n] for n in names}) for v in found]
@@ -109,9 +109,8 @@ class Bench:
         return Trial(formats, plan, predicted, measured, lost)
 
     def _divergence(self, runner: Runner) -> float:
-        wanted = kinds(self.parts.space.model)
         found = []
         for feeds, before in self._outputs:
             after = runner({n: feeds[n] for n in runner.input_names})
-            found.append(divergence(before, after, wanted))
+            found.append(divergence(before, after, self.parts.compared))
         return sum(found) / max(len(found), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,39 +10,78 @@ import numpy as np
 from graphpress.observe.observers import observer
 from graphpress.ops.dynamic_quantize_token import steps
 from graphpress.passes.quantizers.affine import AFFINE, from_range
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import Kind, Scheme
 
 SMALLEST = 1e-5  # below which neither maximum counts
 KEPT = 1024  # rows that the search looks at
+PARTS = 4  # of the samples, each held out once
 
 
 @dataclass
 class SeenRows:
     """What is remembered of a value: the largest magnitude of each channel, and some rows spread over the batches.
 
+    Samples fall into parts of which each is held out once: the largest of the others say nothing of its rows.
+
     Attributes:
         batches: How many batches there will be.
-        largest: [channels], over everything seen.
+        parts: The largest [channels] of each part that was seen.
         kept: Arrays [rows, channels].
+        part: For each of ``kept`` the parts of its rows.
         count: Rows seen.
     """
 
     batches: int
-    largest: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    parts: dict[int, np.ndarray] = field(default_factory=dict)
     kept: list[np.ndarray] = field(default_factory=list)
+    part: list[np.ndarray] = field(default_factory=list)
     count: int = 0
+    _updates: int = 0
+
+    @property
+    def largest(self) -> np.ndarray:
+        """[channels], over everything seen."""
+        return np.asarray(np.max(list(self.parts.values()), axis=0))
 
     def update(self, x: np.ndarray) -> None:
-        """See one batch, channels last; rows that are not finite are left out."""
+        """See one batch, samples first and channels last; rows that are not finite are left out."""
         rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
-        rows = rows[np.isfinite(rows).all(axis=1)]
+        samples = len(x) if x.ndim > 1 and (len(x) > 1 or self.batches > 1) else len(rows)
+        part = np.repeat(part_of(samples, self._updates), len(rows) // max(samples, 1))
+        self._updates += 1
+        fine = np.isfinite(rows).all(axis=1)
+        rows, part = rows[fine], part[fine]
         if not len(rows):
             return
-        largest = np.abs(rows).max(axis=0)
-        self.largest = np.maximum(self.largest, largest) if self.count else largest
+        for p in np.unique(part):
+            largest = np.abs(rows[part == p]).max(axis=0)
+            self.parts[int(p)] = np.maximum(self.parts[int(p)], largest) if int(p) in self.parts else largest
         some = min(len(rows), -(-KEPT // max(self.batches, 1)))
-        self.kept.append(rows[np.linspace(0, len(rows) - 1, some).astype(np.int64)])
+        chosen = np.linspace(0, len(rows) - 1, some).astype(np.int64)
+        self.kept.append(rows[chosen])
+        self.part.append(part[chosen])
         self.count += len(rows)
+
+    def held_out(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Each part and the kept rows of it; the last alone where there are many rows, none where there is one part."""
+        rows, part = np.concatenate(self.kept), np.concatenate(self.part)
+        told = sorted(p for p in self.parts if (part == p).any()) if len(self.parts) > 1 else []
+        for p in told[-1:] if self.count > KEPT else told:
+            yield p, rows[part == p]
+
+    def without(self, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """The largest magnitudes and the kept rows of all other parts; of all where there is no other."""
+        others = [found for q, found in self.parts.items() if q != part]
+        rows, mask = np.concatenate(self.kept), np.concatenate(self.part) != part
+        if not others or not mask.any():
+            return self.largest, rows
+        return np.asarray(np.max(others, axis=0)), rows[mask]
+
+
+def part_of(samples: int, batch: int) -> np.ndarray:
+    """[samples]: the part that each of a batch falls into; neighbours together, the first of a batch elsewhere."""
+    return (np.arange(samples) * PARTS // max(samples, 1) + batch) % PARTS
 
 
 def factors(activation: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
@@ -57,37 +97,48 @@ def factors(activation: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndar
 
 @dataclass
 class OutputError:
-    """Squared error at the outputs of layers that are quantized, on some rows of what they read.
+    """Squared error at the outputs of layers that are quantized, on rows that chose neither factors nor ranges.
 
     Attributes:
-        rows: [T, C].
+        rows: [T, C]: what the range of activations is found on.
+        tested: [T', C]: what the error is of.
         weight: [O, C], the layers stacked.
         activation, stored: Their schemes; the weight's axes are those of ``weight``.
     """
 
     rows: np.ndarray
+    tested: np.ndarray
     weight: np.ndarray
     activation: Scheme
     stored: Scheme
 
     def __post_init__(self) -> None:
-        self._wanted = self.rows @ self.weight.T
+        self._wanted = self.tested @ self.weight.T
 
     def __call__(self, factor: np.ndarray) -> float:
         """With the rows divided by ``factor`` [C] and the columns multiplied."""
-        x = self._rounded((self.rows / factor).astype(np.float32))
-        w = (self.weight * factor).astype(np.float32)
-        params = AFFINE.fit(w, self.stored)
-        w = AFFINE.dequantize(AFFINE.quantize(w, params, self.stored), params, self.stored)
+        x = self._rounded((self.rows / factor).astype(np.float32), (self.tested / factor).astype(np.float32))
+        w = rounded_weight((self.weight * factor).astype(np.float32), self.stored)
         return float(np.square(x @ w.T - self._wanted, dtype=np.float64).sum())
 
-    def _rounded(self, x: np.ndarray) -> np.ndarray:
+    def _rounded(self, rows: np.ndarray, x: np.ndarray) -> np.ndarray:
         scheme = self.activation
         if scheme.granularity.kind is Kind.TOKEN:
             scale = np.maximum(np.abs(x).max(-1, keepdims=True) / np.float32(steps(scheme.bits)), np.float32(1e-38))
             return np.minimum(np.rint(x / scale), np.float32(scheme.qmax)) * scale
-        watch = observer(scheme, len(x))
-        watch.update(x, len(x))
-        found = watch.range()
-        params = from_range(found.lo, found.hi, scheme)
+        params = grid(rows, scheme)
         return AFFINE.dequantize(AFFINE.quantize(x, params, scheme), params, scheme)
+
+
+def rounded_weight(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """A weight [O, C] as it comes out of its codes."""
+    params = AFFINE.fit(weight, scheme)
+    return AFFINE.dequantize(AFFINE.quantize(weight, params, scheme), params, scheme)
+
+
+def grid(rows: np.ndarray, scheme: Scheme) -> QParams:
+    """The one scale that the scheme's observer finds for rows [T, C]."""
+    watch = observer(scheme, len(rows))
+    watch.update(rows, len(rows))
+    found = watch.range()
+    return from_range(found.lo, found.hi, scheme)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Skip
 from graphpress.observe.collect import Calibration, collect
+from graphpress.observe.inner import InnerValues
 from graphpress.passes.quantize import operators
 from graphpress.passes.quantizers.affine import from_range
 from graphpress.passes.quantizers.quantizer import QParams
@@ -22,6 +23,37 @@ SATURATED = 0.01  # the share of clipped elements from which on it is worth a re
 def static_sites(plan: Plan) -> list[Site]:
     """Sites whose range comes from data."""
     return [s for s, v in plan.items() if s.role is not Role.WEIGHT and not v.dynamic]
+
+
+def unseen(model: ir.Model, ctx: Context) -> dict[str, str] | None:
+    """Nodes of bodies that repeat, by name, that read or give a value which the data does not show, with the reason.
+
+    None where there is no data, or nothing to run it on.
+
+    Raises:
+        CalibrationError: The data does not fit the model.
+    """
+    nodes = operators.body(model)
+    inside = operators.repeated(nodes)
+    if not inside:
+        return {}
+    if ctx.data is None or ctx.run is None:
+        return None
+    touched = {
+        node.name or "": [v.name or "" for v in (*(node.inputs[s] for s in slots), node.outputs[0]) if v is not None]
+        for node in nodes
+        if node.name in inside and node.op_type in operators.WEIGHTS and (slots := _computed(node))
+    }
+    names = {name for values in touched.values() for name in values}
+    hidden = InnerValues.of(model, names, ctx.run, trial=ctx.data.bind(model).batches(1)).unobserved
+    lost = {node: next((hidden[v] for v in values if v in hidden), "") for node, values in touched.items()}
+    return {node: why for node, why in lost.items() if why}
+
+
+def _computed(node: ir.Node) -> list[int]:
+    """Slots of what an operator with weights computes with them."""
+    roles = operators.operands(node)
+    return [] if isinstance(roles, str) else [slot for slot, role in roles.items() if role is Role.ACTIVATION]
 
 
 @dataclass

@@ -16,6 +16,7 @@ from graphpress.passes.quantize.joining import Joining, of_constant
 from graphpress.passes.quantize.kernels import refusal
 from graphpress.passes.quantize.overrides import overridden
 from graphpress.passes.quantize.quantize_options import Mode, QuantizeOptions
+from graphpress.passes.quantize.wide_range import Wide
 from graphpress.target import Fact, Target
 from graphpress.types import PER_TENSOR, Kind, Plan, Role, Scheme, Site
 
@@ -23,8 +24,21 @@ NATIVE = "uint8"  # activations where there is no target to say better
 NOT_BY_DEFAULT = frozenset({"Softmax"})
 
 
-def make_plan(model: ir.Model, target: Target | None, options: QuantizeOptions) -> tuple[Plan, list[Skip]]:
+def make_plan(
+    model: ir.Model,
+    target: Target | None,
+    options: QuantizeOptions,
+    unseen: Mapping[str, str] | None = None,
+    wide: Mapping[str, Wide] = {},
+) -> tuple[Plan, list[Skip]]:
     """What ``options`` ask for, as far as ``target`` (None: anything goes) runs it on low-bit kernels.
+
+    Args:
+        model: Not changed.
+        target: Whose kernels count.
+        options: What is asked.
+        unseen: Nodes that read or give what no calibration sees, with the reason; None: all those of Loop and Scan.
+        wide: Nodes that do not read their input in 8 bits, by name.
 
     Returns:
         The plan, and one Skip for each operator with weights that stays float or gets less than was asked.
@@ -35,7 +49,9 @@ def make_plan(model: ir.Model, target: Target | None, options: QuantizeOptions) 
     nodes = operators.body(model)
     where = "quantize: option 'ignore'"
     ignored = {n.name or "" for s in options.ignore for n in selectors.match(s, nodes, where)}
-    return _Planner(target, options, ignored, operators.repeated(nodes)).run(nodes)
+    if unseen is None:
+        unseen = dict.fromkeys(operators.repeated(nodes), "it is in a body that repeats")
+    return _Planner(target, options, ignored, unseen, wide).run(nodes)
 
 
 @dataclass
@@ -43,7 +59,8 @@ class _Planner:
     target: Target | None
     options: QuantizeOptions
     ignored: set[str]
-    repeated: set[str]
+    unseen: Mapping[str, str]
+    wide: Mapping[str, Wide] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
 
     def run(self, nodes: list[ir.Node]) -> tuple[Plan, list[Skip]]:
@@ -91,9 +108,13 @@ class _Planner:
         if isinstance(roles, str):
             self._skip(node, roles)
             return {}
-        why = ""
-        modes: tuple[Mode, ...] = (self.options.mode, *self.options.fallback)
-        for mode in ("weight",) if node.op_type == "Gather" else modes:
+        modes = self._modes(node)
+        if isinstance(modes, str):
+            self._skip(node, modes)
+            return {}
+        wide = self.wide.get(node.name or "")
+        why = wide.why if wide is not None and self.options.mode not in modes else ""
+        for mode in modes:
             found = self._in_mode(node, mode, roles)
             if not isinstance(found, str):
                 if why:
@@ -102,6 +123,15 @@ class _Planner:
             why = why or found
         self._skip(node, why)
         return {}
+
+    def _modes(self, node: ir.Node) -> tuple[Mode, ...] | str:
+        """Those to try in turn, or why there is none."""
+        wide = self.wide.get(node.name or "") if self.options.mode != "weight" else None
+        if wide is not None and wide.whole:
+            return wide.why
+        return (
+            ("weight",) if wide is not None or node.op_type == "Gather" else (self.options.mode, *self.options.fallback)
+        )
 
     def _in_mode(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> Mapping[Site, Scheme] | str:
         slots = [s for s in operators.WEIGHTS[node.op_type] if roles[s] is Role.WEIGHT]
@@ -141,8 +171,8 @@ class _Planner:
 
     def _impossible(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> str | None:
         """Why the operator cannot be quantized in this mode on any target."""
-        if mode == "static" and node.name in self.repeated:
-            return "it is in a body that repeats, where no range can be observed"
+        if mode == "static" and (why := self.unseen.get(node.name or "")):
+            return f"{why}: no range can be observed"
         if mode == "dynamic" and (why := self._undynamic(node, roles)):
             return why
         if any(roles[s] is Role.WEIGHT for s in operators.WEIGHTS[node.op_type]):
@@ -183,7 +213,7 @@ class _Planner:
 
     def _joins(self, node: ir.Node, sites: Mapping[Site, Scheme]) -> bool:
         """Whether an operator without weights may be quantized; data movement is exact, whatever runs it."""
-        if node.name in self.ignored or SCHEME in node.metadata_props or node.domain != "":
+        if node.name in self.ignored or node.name in self.wide or SCHEME in node.metadata_props or node.domain != "":
             return False
         if node.op_type not in operators.LIGHT:
             return True

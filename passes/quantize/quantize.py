@@ -8,9 +8,11 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
+from graphpress.passes.quantize.activation_ranges import unseen
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.passes.quantize.plan import make_plan
 from graphpress.passes.quantize.quantize_options import QuantizeOptions
+from graphpress.passes.quantize.wide_range import find
 from graphpress.types import Numerics, Stage
 
 
@@ -35,6 +37,9 @@ class Quantize(QuantizeOptions, Pass):
             BadRequest: A selector that matches nothing, or static mode without data.
             CalibrationError: The data does not fit the model.
         """
-        plan, skips = make_plan(model, ctx.target, self)
+        wide, said = find(model, ctx) if self.mode != "weight" else ({}, [])
+        static = "static" in (self.mode, *self.fallback)
+        plan, skips = make_plan(model, ctx.target, self, unseen(model, ctx) if static else None, wide)
         report.skips += skips
+        report.warnings += said
         ApplyPlan(plan, self.batch_size).run(model, ctx, report)

@@ -1,6 +1,7 @@
 """``python -m graphpress.tools.bench.confusion --zoo DIR``: the accuracy gate against what a task's metric loses.
 
-A recipe states what it may cost (``gate.max_loss``, ``gate.max_nats``). The gate, which sees no labels here, is wrong
+A recipe states what it may cost: ``gate.max_loss`` points, ``gate.max_nats``, and where a metric is itself a ratio of
+signal and noise in decibels what noise at ``gate.min_sqnr`` adds to that. The gate, which sees no labels here, is wrong
 where it lets pass what loses more than that, and where it stops what loses less than half of it. In between either is
 right.
 Each row is kept in ``--out`` as soon as it is measured; a second run goes on where the first stopped.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections import Counter
@@ -17,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from graphpress.job.bars import Gate
 from graphpress.recipe import Recipe
 from graphpress.tools.bench.file_runner import FileRunner
 from graphpress.tools.bench.row import THREADS
@@ -33,7 +36,7 @@ class Judged:
     Attributes:
         metric: Its name, with its unit.
         before, after: Of the float and the new model.
-        lost: In points of 100, in nats, or in percent of the metric where it is in neither.
+        lost: In points of 100, in nats or in dB.
         stated: What the recipe may cost, in the same unit.
         verdict: Of the gate.
         figures: What it saw.
@@ -69,17 +72,23 @@ def measure(task: Task, name: str, folder: Path) -> Judged:
     old, new = FileRunner(source, THREADS), FileRunner(out, THREADS)
     metric, before = next(iter(task.scores(old, old).items()))
     after = task.scores(new, old)[metric]
-    lost, stated = (before - after if task.higher else after - before), recipe.gate.max_loss
-    if "nats" in metric:
-        stated = recipe.gate.max_nats
-    elif "%" not in metric:
-        lost *= 100 / before
+    lost, stated = before - after if task.higher else after - before, price(metric, before, recipe.gate)
     figures = [
         f"{o.name} {o.kind} {o.sqnr:.1f} dB"
         + "".join(f", {f.what} {f.value:.3g} ({f.low:.3g} to {f.high:.3g})" for f in o.figures)
         for o in report.gate.outputs
     ]
     return Judged(task.name, name, metric, before, after, lost, stated, report.gate.verdict, figures)
+
+
+def price(metric: str, before: float, gate: Gate) -> float:
+    """What a recipe may cost by its bars, in the unit of the metric.
+
+    Of a ratio of signal and noise: noise at ``min_sqnr`` dB below the signal, added to what the float model leaves.
+    """
+    if "dB" in metric:
+        return before + 10 * math.log10(10 ** (-before / 10) + 10 ** (-gate.min_sqnr / 10))
+    return gate.max_nats if "nats" in metric else gate.max_loss
 
 
 def rows(args: argparse.Namespace) -> Iterator[Judged]:
@@ -107,10 +116,11 @@ def table(found: Sequence[Judged]) -> str:
         "| model | recipe | metric | float | after | lost | stated | verdict | |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
+    models = [j.model for j in found]
     lines += [
         f"| {j.model} | {j.recipe} | {j.metric} | {j.before:.4g} | {j.after:.4g} | {j.lost:.3g} | {j.stated:g} | "
         f"{j.verdict} | {'' if j.right == 'right' else j.right} |"
-        for j in found
+        for j in sorted(found, key=lambda j: models.index(j.model))
     ]
     return "\n".join(lines)
 

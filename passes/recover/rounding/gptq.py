@@ -30,8 +30,9 @@ class Gptq(Pass):
     """Round the weights that stand before Q -> DQ, each rounding error made up for by the weights still to be rounded.
 
     To be put before ``fold-weights``. Layers are taken in the order of the graph; each sees the inputs that the already
-    rounded model gives. Weights are left float, on their grid. A layer whose outputs on held-out samples come out worse
-    than with rounding to nearest keeps that. Source: Frantar et al., "GPTQ", 2022.
+    rounded model gives, in the body of a Loop or Scan those of all iterations. Weights are left float, on their grid. A
+    layer whose outputs on held-out samples come out worse than with rounding to nearest keeps that. Source: Frantar et
+    al., "GPTQ", 2022.
 
     Attributes:
         samples: Of the calibration data; an eighth of them is held out.
@@ -118,25 +119,35 @@ class _LayerByLayer:
                 state.save()
         finally:
             state.save(now=True)
-        self.report.metrics["error against rounding to nearest"] = round(float(np.mean(self.gains)), 4)
+        if self.gains:
+            self.report.metrics["error against rounding to nearest"] = round(float(np.mean(self.gains)), 4)
 
     def wave(self, layers: Sequence[QuantizedLayer], prefix: Prefix, state: State) -> None:
         """Settle layers that do not depend on one another."""
         todo = [q for q in layers if not state.restore(q)]
-        for q, (seen, unseen) in zip(todo, self.moments(prefix, todo), strict=True):
-            state.keep(q, self.settle(q, seen, unseen))
-        self.note(layers, state)
+        for q, found in zip(todo, self.moments(prefix, todo), strict=True):
+            if isinstance(found, str):
+                self.report.skip(q.layer.node, f"{found}: rounding to nearest was kept")
+            else:
+                state.keep(q, self.settle(q, *found))
+        self.note([q for q in layers if q.name in state.gains], state)
 
-    def moments(self, prefix: Prefix, layers: Sequence[QuantizedLayer]) -> Iterator[tuple[Moments, Moments]]:
-        """Of what each layer reads: over the samples to fit to, over those held out."""
+    def moments(self, prefix: Prefix, layers: Sequence[QuantizedLayer]) -> Iterator[tuple[Moments, Moments] | str]:
+        """Of what each layer reads: over the samples to fit to, over those held out; or why it cannot be seen."""
         rows = [Rows.of(q.layer.node) for q in layers]
-        parts = [{r: Sum() for r in rows} for _ in range(2)]
         values = prefix.values(list(dict.fromkeys(r.value for r in rows)))
-        for part, batches in zip(parts, (islice(values, self.fitted), values), strict=True):
+        parts = [{r: Sum() for r in rows if r.value not in values.unobserved} for _ in range(2)]
+        for part, batches in zip(parts, (islice(values.batches, self.fitted), values.batches), strict=True):
             add_up(part, batches)
         for r in rows:
+            if r.value in values.unobserved:
+                yield f"its input cannot be seen: {values.unobserved[r.value]}"
+                continue
             seen, unseen = (part[r] for part in parts)
-            yield seen.moments(), (unseen if unseen.count else seen).moments()
+            if seen.count:
+                yield seen.moments(), (unseen if unseen.count else seen).moments()
+            else:
+                yield "its body never ran on the samples"
 
     def settle(self, q: QuantizedLayer, seen: Moments, unseen: Moments) -> float:
         """Round one layer; the error that is left, as a share of that of rounding to nearest (1 where that is kept)."""

@@ -165,7 +165,7 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
 
 
 def quantized_layers(model: ir.Model, report: PassReport) -> list[QuantizedLayer]:
-    """The layers of the main graph with a quantized weight, in order; a Skip for each weight that is none of theirs."""
+    """Layers with a quantized weight, those of bodies too, in order; a Skip for each weight that is none of theirs."""
     found = []
     for node in edit.nodes(model):
         if not decodes(node):
@@ -189,8 +189,8 @@ def _site(model: ir.Model, decode: ir.Node, reader: ir.Node, slot: int) -> Quant
     layer = linear(reader) if slot == 1 else f"input {slot} of {reader.op_type} is no weight of a linear layer"
     if isinstance(layer, str):
         return layer
-    if reader.graph is not model.graph:
-        return "it is in a body of control flow, which the walk over the main graph does not reach"
+    if any(reader in function for function in model.functions.values()):
+        return "it is in a function, which may be called at many places"
     shared = max(len(v.uses()) for v in (decode.outputs[0], found.encode.outputs[0]))
     if shared > 1:
         return f"its weight is shared by {shared} readers"

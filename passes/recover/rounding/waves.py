@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.observe import npz
-from graphpress.observe.inner import InnerValues
+from graphpress.observe.inner import InnerValues, Stream
 from graphpress.runner import Arrays, Executor
 
 MEMORY = 1 << 30  # bytes of kept values; more lie in a temporary folder
@@ -35,23 +35,34 @@ class Wave:
 
 
 def waves(graph: ir.Graph, layers: Sequence[ir.Node]) -> list[Wave]:
-    """Waves of layers of a graph; each as early as what it reads allows."""
+    """Waves of layers of a graph, each as early as what it reads allows; of a body one at a time, in its order."""
     order = list(graph)
     place = {node: i for i, node in enumerate(order)}
-    pending = sorted(range(len(layers)), key=lambda i: place[layers[i]])
+    inside = {n: (node, i) for node in order for i, n in enumerate(_below(node))}
+    around = [inside.get(layer, (layer, 0))[0] for layer in layers]
+    depth = [inside.get(layer, (layer, 0))[1] for layer in layers]
+    pending = sorted(range(len(layers)), key=lambda i: (place[around[i]], depth[i]))
     found, fixed = [], _fixed(order)
     while pending:
-        start = place[layers[pending[0]]]
+        start = place[around[pending[0]]]
         tainted: set[ir.Value] = set()
-        waiting = {layers[i] for i in pending}
+        waiting = {around[i] for i in pending}
         for node in order[start:]:
             if node in waiting or any(v in tainted for v in edit.reads(node)):
                 tainted.update(node.outputs)
-        ready = tuple(i for i in pending if not any(v in tainted for v in edit.reads(layers[i])))
-        needed = _ancestors(order, [layers[i] for i in pending])
+        free = {around[i]: i for i in reversed(pending)}.values()  # the first in each body; layers by themselves
+        ready = tuple(i for i in pending if i in free and not any(v in tainted for v in edit.reads(around[i])))
+        needed = _ancestors(order, [around[i] for i in pending])
         found.append(Wave(ready, tuple(v.name or "" for v in _live(order, start, needed) if v not in fixed)))
         pending = [i for i in pending if i not in ready]
     return found
+
+
+def _below(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes of all bodies that a node holds."""
+    for body in edit.subgraphs(node):
+        for scope in edit.scopes(body):
+            yield from scope
 
 
 def _ancestors(order: Sequence[ir.Node], layers: Sequence[ir.Node]) -> set[ir.Node]:
@@ -107,15 +118,13 @@ class Prefix:
 
     def advance(self, names: Sequence[str]) -> None:
         """Go on to the place where ``names`` are live."""
-        self.store = BatchStore.of(self._computed(names))
+        self.store = BatchStore.of(self.values(names).batches)
         self.names = tuple(names)
 
-    def values(self, names: Sequence[str]) -> Iterator[Arrays]:
-        """These values of every batch, which the kept ones are enough to compute."""
-        return self._computed(names)
-
-    def _computed(self, names: Sequence[str]) -> Iterator[Arrays]:
-        return InnerValues.of(self.model, names, self.execute, given=self.names, floats=False).batches(self.store)
+    def values(self, names: Sequence[str]) -> Stream:
+        """These values of every batch, which the kept ones are enough to compute; of bodies, what can be seen."""
+        inner = InnerValues.of(self.model, names, self.execute, given=self.names, floats=False, trial=self.store)
+        return Stream(inner.batches(self.store), inner.unobserved)
 
 
 @dataclass

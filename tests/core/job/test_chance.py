@@ -39,6 +39,8 @@ def test_trials_that_go_together_count_as_fewer() -> None:
     rng = np.random.default_rng(0)
     apart = chance.share_of_many(rng.binomial(100, 0.9, 400) / 100, 40000)
     assert apart[1] - apart[0] == pytest.approx(2 * 1.96 * math.sqrt(0.09 / 40000), rel=0.15)
+    few = np.array([1.0, 0.5, 0.9, 0.8])  # mean 0.8, variance of the mean 0.14 / 3 / 4: as many as 0.16 / that trials
+    assert chance.share_of_many(few, 1000) == pytest.approx(chance.share(0.8 * 96 / 7, 96 / 7), abs=1e-12)
     assert chance.share_of_many(np.ones(3), 300) == chance.share(300, 300)  # nothing says that they go together
     assert chance.share_of_many(np.ones(1), 300) == chance.share(1, 1)
 

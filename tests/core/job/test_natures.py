@@ -61,6 +61,31 @@ def test_from_the_graph_and_the_numbers(body: str, seen: np.ndarray, expected: N
     assert nature(body, seen) == expected
 
 
+@pytest.mark.parametrize(
+    "moves",
+    [
+        "y = Slice(a, from, to)",
+        "b = Transpose <perm = [0, 1]> (a) c = Slice(b, from, to) y = Identity(c)",
+        "b, c = Split <axis = 0, num_outputs = 2> (a) y = Identity(b)",
+        "y = Gather <axis = 0> (a, from)",
+        "b = Reshape(a, to) y = Expand(b, to)",
+    ],
+)
+def test_what_moves_scores_of_classes_does_not_hide_them(moves: str) -> None:
+    model = kit.parse(
+        "g (float[N, 8] x, float[8, 10] w) => (float[N, 10] y) <int64[1] from = {0}, int64[1] to = {9}>"
+        f" {{ a = MatMul(x, w) {moves} }}"
+    )
+    assert find(model, {"y": logits(16, 10).astype(np.float32)})["y"] == Nature(Kind.CLASSES, 1, sure=False)
+
+
+def test_rows_of_a_table_are_no_scores() -> None:
+    model = kit.parse(
+        "g (int64[N] x) => (float[N, 10] y) <float[1, 10] w = {1,2,3,4,5,6,7,8,9,0}> { y = Gather(w, x) }"
+    )
+    assert find(model, {"y": logits(16, 10).astype(np.float32)})["y"].kind == Kind.VALUES
+
+
 def test_a_vector_of_length_one_is_an_embedding() -> None:
     seen = logits(16, 32)
     assert nature("y = Div(x, x)", seen / np.linalg.norm(seen, axis=1, keepdims=True)).kind is Kind.EMBEDDING

@@ -10,10 +10,11 @@ import pytest
 
 from graphpress.context import Context
 from graphpress.contracts import PassReport
-from graphpress.errors import BadRequest
+from graphpress.errors import BadRequest, Unsupported
+from graphpress.job.natures import Form, Kind, Nature
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import fisher
-from graphpress.passes.allocate.divergence import OutputKind, divergence, kinds
+from graphpress.passes.allocate.divergence import divergence
 from graphpress.passes.allocate.edges import Probe
 from graphpress.passes.allocate.sensitivity import Measurer, Sensitivity
 from graphpress.passes.allocate.store import Cache
@@ -44,7 +45,7 @@ def test_kl_of_a_site_is_that_of_the_whole_model_with_it_rewritten() -> None:
             clone = model.clone()
             ApplyPlan(Plan(space.own[node][name])).run(clone, ctx, PassReport())
             after = ctx.oracle(clone)(feeds)
-            whole = divergence(before, after, kinds(model))
+            whole = divergence(before, after, {"y": Nature(Kind.CLASSES, sure=False)})
             assert found.drops[node][name] == pytest.approx(whole, rel=1e-3, abs=1e-9), (node, name)
     assert set(found.drops) == {"stem", "first", "second", "head"}
     assert not found.estimated
@@ -61,13 +62,27 @@ def test_the_divergence_is_the_textbook_kl() -> None:
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(5), size=7), rng.dirichlet(np.ones(5), size=7)
     exact = float(np.mean((p * np.log(p / q)).sum(-1)))
+    logits, given = Nature(Kind.CLASSES, 2), Nature(Kind.CLASSES, 2, Form.PROBABILITIES)
     tokens = {"z": np.log(p)[None]}, {"z": np.log(q)[None] + 3.0}  # a constant is nothing to a softmax
-    assert divergence(*tokens, {"z": OutputKind.LOGITS}) == pytest.approx(exact, rel=1e-12)
-    assert divergence({"z": p[None]}, {"z": q[None]}, {"z": OutputKind.PROBABILITIES}) == pytest.approx(exact, rel=1e-9)
+    assert divergence(*tokens, {"z": logits}) == pytest.approx(exact, rel=1e-12)
+    assert divergence({"z": p[None]}, {"z": q[None]}, {"z": given}) == pytest.approx(exact, rel=1e-9)
+    columns = {"z": p.T[None, :, :, None]}, {"z": q.T[None, :, :, None]}  # a map: classes along the second axis
+    assert divergence(*columns, {"z": replace(given, axis=1)}) == pytest.approx(exact, rel=1e-9)
     one = {"z": np.array([1.0, 2.0, 2.0])}, {"z": np.array([1.0, 2.0, 5.0])}
-    assert divergence(*one, {"z": OutputKind.VALUES}) == pytest.approx(1.0)
+    for kind in set(Kind) - {Kind.CLASSES}:
+        assert divergence(*one, {"z": Nature(kind)}) == pytest.approx(1.0)
     assert divergence(*tokens, {}) == 0.0
-    assert np.isnan(divergence({"z": p}, {"z": p * np.nan}, {"z": OutputKind.LOGITS}))
+    assert np.isnan(divergence({"z": p}, {"z": p * np.nan}, {"z": Nature(Kind.CLASSES)}))
+    assert divergence({"z": p}, {"z": p[1:]}, {"z": Nature(Kind.VALUES)}) == 1.0
+
+
+def test_what_is_only_likely_to_be_scores_counts_as_values_too() -> None:
+    """A softmax does not see what moves all of them; in columns that move together that is all there is."""
+    scores = np.random.default_rng(0).normal(size=(7, 5))
+    moved = {"z": scores}, {"z": scores + 3.0}
+    assert divergence(*moved, {"z": Nature(Kind.CLASSES)}) == pytest.approx(0, abs=1e-12)
+    both = divergence(*moved, {"z": Nature(Kind.CLASSES, sure=False)})
+    assert both == pytest.approx(9 * scores.size / (scores**2).sum(), rel=1e-9)
 
 
 def test_the_estimate_agrees_with_kl_where_changes_are_small() -> None:
@@ -89,8 +104,24 @@ def test_where_time_is_up_the_estimate_stands_in_and_says_so() -> None:
     assert found.estimated == {(n, f) for n, row in found.drops.items() for f in row}
     exact, _ = measured(allocating.context(allocating.images()), seconds=None)
     assert {n: set(r) for n, r in found.drops.items()} == {n: set(r) for n, r in exact.drops.items()}
-    none, _ = measured(allocating.context(allocating.images(), torch=False), seconds=0.0)
-    assert not none.estimated  # there is nothing to estimate with: it takes as long as it takes
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_without_torch_the_estimate_is_the_error_of_each_result_and_says_so(hidden: bool) -> None:
+    """In order it is near what is measured: it lacks what the rest of the graph makes of an error."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise Unsupported("torch is not installed")
+
+    ctx = allocating.context(allocating.images(), torch=False)
+    ctx = replace(ctx, differentiate=None if hidden else refuse)
+    exact, _ = measured(ctx)
+    assert not exact.estimated and not exact.how
+    found, _ = measured(ctx, seconds=0.0)
+    assert found.estimated == {(n, f) for n, row in exact.drops.items() for f in row}
+    assert "torch" in found.how
+    pairs = np.array([(exact.drops[n][f], found.drops[n][f]) for n, f in sorted(found.estimated)])
+    assert (pairs > 0).all() and np.corrcoef(np.log(pairs).T)[0, 1] > 0.8
 
 
 def test_what_was_measured_is_found_again_and_what_was_estimated_is_not(tmp_path: Path) -> None:

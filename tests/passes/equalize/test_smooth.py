@@ -172,16 +172,16 @@ def test_the_search_takes_what_leaves_least_and_quantization_gains(activation: A
         made.graph.initializers[name].const_value = ir.tensor(w, name=name)
     x = normal(64, 5, 16)
     dynamic = {"mode": "dynamic", "activation_granularity": "per_token"} if activation == "per_token" else {}
-    options = Quantize(**{"observer": "mse", **dynamic})
-    wanted = kit.run(made, {"x": x})
+    options, fresh = Quantize(**{"observer": "mse", **dynamic}), {"x": normal(256, 5, 16, seed=77)}
+    wanted = kit.run(made, fresh)
     lost = {}
     for alpha in (None, 0.0, 0.5, "auto"):
         steps = [options] if alpha is None else [Smooth(alpha=alpha, activation_granularity=activation), options]
         after, _ = kit.apply(made, *steps, ctx=context({"x": x}, None))
-        got = kit.run(after, {"x": x})
+        got = kit.run(after, fresh)
         lost[alpha] = sum(np.square(got[n] - wanted[n]).sum() for n in wanted)
     assert lost["auto"] < 0.3 * lost[None]
-    assert lost["auto"] < 1.02 * min(lost.values())
+    assert lost["auto"] < 1.15 * min(lost.values())
 
 
 def test_the_search_leaves_alone_what_it_cannot_better() -> None:
@@ -193,7 +193,7 @@ def test_the_search_leaves_alone_what_it_cannot_better() -> None:
         after, report = smooth(made, data())
     finally:
         search.OutputError.__call__ = real  # type: ignore[method-assign]
-    assert len(loss) == 12 and (loss[0] == 1).all()
+    assert len(loss) == 12 * 4 and all((one == 1).all() for one in loss[:4])
     assert report.changed == 0 and report.metrics == {"places with no factors": 1.0}
     kit.assert_same_structure(after, made)
 

@@ -67,14 +67,16 @@ def test_the_cost_with_a_scale_for_each_token(dtype: str, reach: float, top: int
     given = np.minimum(np.rint(x / step), top) * step
     wanted = float(np.square(given @ rounded_weight(w).T - ROWS.astype(np.float64) @ WEIGHT.T).sum())
     scheme = Scheme(dtype, PER_TOKEN, dynamic=True)
-    cost = OutputError(ROWS, WEIGHT, scheme, Scheme("int4", per_channel(0)))
+    cost = OutputError(ROWS, ROWS, WEIGHT, scheme, Scheme("int4", per_channel(0)))
     assert cost(FACTOR) == pytest.approx(wanted, rel=1e-3)
     assert cost(np.ones(6, np.float32)) != pytest.approx(wanted, rel=1e-2)
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
     scheme = Scheme("int8", PER_TOKEN, dynamic=True)
-    cost = OutputError(np.zeros((2, 6), np.float32), WEIGHT, scheme, Scheme("int4", per_channel(0)))
+    cost = OutputError(
+        np.zeros((2, 6), np.float32), np.zeros((2, 6), np.float32), WEIGHT, scheme, Scheme("int4", per_channel(0))
+    )
     assert cost(FACTOR) == 0.0
 
 
@@ -85,5 +87,60 @@ def test_the_cost_with_one_scale() -> None:
     given = (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
     wanted = float(np.square(given @ rounded_weight(w).T - ROWS.astype(np.float64) @ WEIGHT.T).sum())
     scheme = Scheme("uint8", symmetric=False, observer="minmax")
-    cost = OutputError(ROWS, WEIGHT, scheme, Scheme("int4", per_channel(0)))
+    cost = OutputError(ROWS, ROWS, WEIGHT, scheme, Scheme("int4", per_channel(0)))
     assert cost(FACTOR) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_range_is_that_of_other_rows() -> None:
+    """What lies beyond it is clipped, as it will be on new samples."""
+    seen, held = ROWS[:4], ROWS[4:] * 3
+    x, w = seen.astype(np.float64), WEIGHT.astype(np.float64)
+    step = (x.max() - x.min()) / 255
+    zero = np.rint(-x.min() / step)
+    given = (np.clip(np.rint(held / step) + zero, 0, 255) - zero) * step
+    wanted = float(np.square(given @ rounded_weight(w).T - held.astype(np.float64) @ w.T).sum())
+    scheme = Scheme("uint8", symmetric=False, observer="minmax")
+    cost = OutputError(seen, held, WEIGHT, scheme, Scheme("int4", per_channel(0)))
+    assert cost(np.ones(6)) == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "parts"),
+    [
+        ([(8, 2)], [[0, 0, 1, 1, 2, 2, 3, 3]]),
+        ([(2, 3, 2)], [[0, 0, 0, 2, 2, 2]]),  # the rows of a sample stay together
+        ([(1, 4, 2)], [[0, 1, 2, 3]]),  # of one sample its rows
+        ([(1, 2, 2), (1, 2, 2), (1, 1, 2)], [[0, 0], [1, 1], [2]]),
+    ],
+)
+def test_samples_fall_into_parts(shapes: list[tuple[int, ...]], parts: list[list[int]]) -> None:
+    seen = SeenRows(batches=len(shapes))
+    rng = np.random.default_rng(0)
+    for shape in shapes:
+        seen.update(rng.normal(size=shape))
+    assert [p.tolist() for p in seen.part] == parts
+
+
+def test_each_part_is_held_out_once() -> None:
+    """The largest and the rows of the others, and its own."""
+    x = np.array([[1, -2], [3, 0], [0, 9], [2, 1]])
+    seen = SeenRows(batches=1)
+    seen.update(x)
+    parts = list(seen.held_out())
+    assert [p for p, _ in parts] == [0, 1, 2, 3]
+    for part, held in parts:
+        largest, others = seen.without(part)
+        rest = np.delete(x, part, axis=0)
+        assert largest.tolist() == np.abs(rest).max(0).tolist()
+        assert others.tolist() == rest.tolist() and held.tolist() == x[[part]].tolist()
+    lone = SeenRows(batches=1)
+    lone.update(x[:1])
+    assert not list(lone.held_out())
+    assert [v.tolist() for v in lone.without(0)] == [[1, 2], [[1, -2]]]
+
+
+def test_of_many_rows_one_part_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factors, "KEPT", 7)
+    seen = SeenRows(batches=1)
+    seen.update(np.arange(16.0).reshape(8, 2))
+    assert [p for p, _ in seen.held_out()] == [3]

@@ -17,41 +17,33 @@ from tests import kit
 from tests.passes.quantizing import context, model, normal
 
 
-class Loss:
-    """Of a factor that says which alpha it stands for (None: of ones)."""
-
-    rows = np.zeros((3, 2))
-
-    def __init__(self, none: float, of: Callable[[float], float]) -> None:
-        self.none, self.of, self.asked = none, of, list[float]()
-
-    def __call__(self, factor: np.ndarray) -> float:
-        if not self.asked and factor.tolist() == [1, 1]:
-            self.asked.append(-1)
-            return self.none
-        self.asked.append(float(factor[0]))
-        return self.of(float(factor[0]))
+def best(trials: list[Callable[[float | None], float]], **options: float) -> float | None:
+    return Smooth(**options)._best(trials)  # type: ignore[arg-type]
 
 
-def best(loss: Loss, **options: float) -> float | None:
-    return Smooth(**options)._best(loss, lambda alpha: np.full(2, alpha))  # type: ignore[arg-type]
-
-
-def test_of_eleven_alphas_the_one_that_leaves_least_is_taken() -> None:
+def test_of_eleven_alphas_the_one_that_leaves_least_over_all_parts_is_taken() -> None:
     for wanted in (0.0, 0.3, 0.7, 1.0):
-        loss = Loss(9.0, lambda alpha, wanted=wanted: abs(alpha - wanted))
-        assert best(loss) == wanted
-        assert loss.asked == [-1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+        asked: list[float | None] = []
+
+        def cost(alpha: float | None, wanted: float = wanted, asked: list[float | None] = asked) -> float:
+            asked.append(alpha)
+            return 9.0 if alpha is None else abs(alpha - wanted)
+
+        assert best([cost]) == wanted
+        assert asked == [None, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    parts = [lambda a: 9.0 if a is None else abs(a - 0.2), lambda a: 9.0 if a is None else 3 * abs(a - 0.8)]
+    assert best(parts) == 0.8
 
 
-def test_of_equals_the_first_is_taken_and_none_before_all() -> None:
-    assert best(Loss(2.0, lambda alpha: 1.0)) == 0.0
-    assert best(Loss(1.0, lambda alpha: 1.0)) is None
+def test_of_equals_the_first_is_taken_and_none_before_what_gains_less_than_a_tenth() -> None:
+    assert best([lambda a: 2.0 if a is None else 1.0]) == 0.0
+    assert best([lambda a: 1.0 if a is None else 0.91]) is None
+    assert best([lambda a: 1.0 if a is None else 0.89]) == 0.0
+    assert best([]) is None
 
 
 def test_an_alpha_that_is_given_is_not_searched() -> None:
-    loss = Loss(0.0, lambda alpha: 1.0)
-    assert best(loss, alpha=0.25) == 0.25 and not loss.asked
+    assert best([], alpha=0.25) == 0.25
 
 
 def test_what_is_assumed_unless_told_otherwise() -> None:

@@ -16,8 +16,9 @@ from graphpress.contracts import PassReport
 from graphpress.job import engine
 from graphpress.job.latency import compare_latency
 from graphpress.passes.allocate.allocate import CHECKED
-from graphpress.passes.allocate.divergence import divergence, kinds
+from graphpress.passes.allocate.divergence import divergence
 from graphpress.passes.allocate.edges import Probe
+from graphpress.passes.allocate.watched import watch
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.report import report as reports
@@ -127,7 +128,8 @@ def _at_accuracy(task: Task, source: ir.Model, progress: Progress) -> tuple[Figu
 
 def _divergence(task: Task, source: ir.Model, runner: Runner, progress: Progress) -> float:
     """As the pass measures it, on the samples that it measures compiled plans on."""
-    wanted, ctx = kinds(source), context(task, source, progress)
+    ctx = context(task, source, progress)
+    wanted = watch(source, ctx).natures
     inputs = [v.name or "" for v in source.graph.inputs]
     chunks = Probe(source, ctx, CHECKED).chunks([*wanted, *inputs])
     found = [divergence(v, runner({n: v[n] for n in runner.input_names}), wanted) for v in chunks]

@@ -1,0 +1,129 @@
+"""What rounding costs at the outputs of a whole model: with factors and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import onnx_ir as ir
+
+from graphpress.graph import edit
+from graphpress.observe.data import CalibrationData
+from graphpress.passes.equalize.factors import grid, part_of, rounded_weight
+from graphpress.passes.structure.layers.linear import Linear, linear
+from graphpress.runner import Executor
+from graphpress.types import Kind, Scheme
+
+OPSET = 11  # of Round
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """Layers of one input that are rounded as if their channels were divided by factors.
+
+    Attributes:
+        layers: The names of their nodes.
+        rows: [T, C] of what they read.
+        factor: [C].
+    """
+
+    layers: tuple[str, ...]
+    rows: np.ndarray
+    factor: np.ndarray
+
+
+def rehearsable(model: ir.Model, activation: Scheme) -> bool:
+    """Whether the graph can be written with one scale for what each layer reads, in standard operators."""
+    return edit.opset(model) >= OPSET and activation.granularity.kind is Kind.TENSOR
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Runs a model on some batches, with all plans on the samples of a part.
+
+    Attributes:
+        model: Not changed.
+        schemes: Of activations and weights.
+        data: Bound to the model, in the order in which parts were told.
+        execute: Builds the runner.
+        batch_size: Samples at a time.
+        batches: How many, at most.
+    """
+
+    model: ir.Model
+    schemes: tuple[Scheme, Scheme]
+    data: CalibrationData
+    execute: Executor
+    batch_size: int
+    batches: int
+
+    def errors(self, plans: Mapping[int, Sequence[Sequence[Rounded]]]) -> np.ndarray:
+        """[parts, plans]: squared error of the outputs over their power, summed over outputs of floats.
+
+        Args:
+            plans: For each part the plans, which that part had no share in.
+        """
+        wanted, found = self._outputs(self.model), []
+        for part, several in plans.items():
+            got = [self._outputs(written(self.model, plan, self.schemes)) for plan in several]
+            found.append([sum(_relative(g[n], array, part) for n, array in wanted.items()) for g in got])
+        return np.array(found)
+
+    def _outputs(self, model: ir.Model) -> dict[str, list[np.ndarray]]:
+        run, found = self.execute(model), dict[str, list[np.ndarray]]()
+        for feeds in islice(self.data.batches(self.batch_size), self.batches):
+            for name, array in run(feeds).items():
+                if array.dtype.kind == "f":
+                    found.setdefault(name, []).append(array)
+        return found
+
+
+def _relative(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], part: int) -> float:
+    """Outputs whose size depends on the data may come out in another: they say nothing here."""
+    lost = power = 0.0
+    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        if a.shape == b.shape:
+            mine = part_of(len(a), i) == part if a.ndim else ...
+            with np.errstate(all="ignore"):
+                lost += float(np.nansum(np.square(a[mine] - b[mine], dtype=np.float64)))
+                power += float(np.nansum(np.square(b[mine], dtype=np.float64)))
+    return lost / power if power > 0 and np.isfinite(lost) else 0.0
+
+
+def written(model: ir.Model, plan: Sequence[Rounded], schemes: tuple[Scheme, Scheme]) -> ir.Model:
+    """A copy in which the layers read and hold what is on the grids."""
+    activation, stored = schemes
+    copy = model.clone()
+    edit.index(copy)
+    known = {n.name or "": n for n in edit.nodes(copy)}
+    for place in plan:
+        views = [v for name in place.layers if isinstance(v := linear(known[name]), Linear)]
+        for view in views:
+            weight = view.weight()
+            held = rounded_weight(weight * place.factor.astype(weight.dtype), stored) / place.factor
+            view.set_weight(held.astype(weight.dtype))
+        _round_input(views, place, activation)
+    return copy
+
+
+def _round_input(views: Sequence[Linear], place: Rounded, scheme: Scheme) -> None:
+    params = grid((place.rows / place.factor).astype(np.float32), scheme)
+    scale, zero = float(params.scale.reshape(-1)[0]), int(np.reshape(params.zero_point, -1)[0])
+    node, x = views[0].node, views[0].input
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    dtype = (x.dtype or ir.DataType.FLOAT).numpy()
+    steps: Mapping[str, np.ndarray] = {
+        "Div": place.factor * scale, "Max": np.array(scheme.qmin - zero), "Min": np.array(scheme.qmax - zero),
+        "Mul": place.factor * scale,
+    }  # fmt: skip
+    value = x
+    for op, array in steps.items():
+        held = edit.add_const(graph, array.astype(dtype), f"{node.name}_grid")
+        value = edit.new_node(op, [value, held], before=node).outputs[0]
+        if op == "Div":
+            value = edit.new_node("Round", [value], before=node).outputs[0]
+    for view in views:
+        edit.set_input(view.node, 0, value)

@@ -1,0 +1,97 @@
+"""SmoothQuant on few samples, and by the outputs of the whole model: no worse than without it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graphpress.passes.clean.infer_shapes import InferShapes
+from graphpress.passes.equalize.rehearsal import Rehearsal, Rounded, rehearsable, written
+from graphpress.passes.equalize.smooth import Smooth
+from graphpress.passes.quantize.quantize import Quantize
+from graphpress.types import PER_TOKEN, Scheme, per_channel
+from tests import kit
+from tests.passes.quantizing import context, model, normal
+
+SCHEMES = Scheme("uint8", symmetric=False, observer="minmax"), Scheme("int8", per_channel(0))
+
+
+def network(loud: float = 1.0) -> ir.Model:
+    """Three layers; hidden channel 3 is ``loud`` times the others and is read with as much less."""
+    weights = {"a": normal(16, 32), "b": normal(32, 16, seed=1), "c": normal(16, 8, seed=2)}
+    weights["a"][:, 3] *= loud
+    weights["b"][3] /= loud
+    shapes = ", ".join(f"float{list(w.shape)} {n}" for n, w in weights.items())
+    text = f"""g (float[N,16] x, {shapes}) => (float[N,8] y) {{
+      [one] h = MatMul(x, a) r = Relu(h) [two] m = MatMul(r, b) [three] y = MatMul(m, c) }}"""
+    return kit.apply(model(text, weights), InferShapes())[0]
+
+
+def lost(made: ir.Model, x: np.ndarray, *passes: object) -> float:
+    """Relative squared error on samples that nobody saw."""
+    fresh = {"x": normal(512, 16, seed=99)}
+    after, _ = kit.apply(made, *passes, ctx=context({"x": x}, None))
+    want, got = (kit.run(m, fresh)["y"].astype(np.float64) for m in (made, after))
+    return float(np.square(got - want).sum() / np.square(want).sum())
+
+
+@pytest.mark.parametrize("samples", [2, 8, 32])
+@pytest.mark.parametrize("seed", [5, 6])
+def test_few_samples_without_outliers_lose_no_more_than_without(samples: int, seed: int) -> None:
+    """Within 0.3 dB (their maxima say little of the next, so factors from them cost up to 11 dB)."""
+    made, x, options = network(), normal(samples, 16, seed=seed), Quantize(observer="mse")
+    assert lost(made, x, Smooth(), options) <= 10**0.03 * lost(made, x, options)
+
+
+def test_a_loud_channel_is_made_quiet_from_few_samples_too() -> None:
+    made, x, options = network(100.0), normal(16, 16, seed=5), Quantize(observer="mse")
+    assert lost(made, x, Smooth(), options) < 0.5 * lost(made, x, options)
+
+
+def test_factors_go_where_the_outputs_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two errors of the outputs, without factors and with: below 0.8 of the first, and below it in each part."""
+    made, x = network(100.0), normal(16, 16, seed=5)
+    cases = (
+        ([[1.0, 0.79]], True), ([[1.0, 0.81]], False), ([[0.0, 0.0]], False), ([[1, 1.01], [9, 1]], False),
+        ([[1, 0.99], [9, 1]], True),
+    )  # fmt: skip
+    for errors, kept in cases:
+        monkeypatch.setattr(Rehearsal, "errors", lambda *_, errors=errors: np.array(errors))
+        after, (report,) = kit.apply(made, Smooth(), ctx=context({"x": x}, None))
+        assert bool(report.changed) == kept
+        assert (report.metrics.get("places with no factors", 0) == 2) == (not kept)
+        if not kept:
+            kit.assert_same_structure(after, made)
+
+
+def test_the_rehearsal_is_the_model_on_its_grids() -> None:
+    """By hand in float64: rows over factors on 256 steps, columns times factors on 255 for each output."""
+    made, x = network(), normal(40, 16, seed=5).astype(np.float64)
+    a, b, c = (made.graph.initializers[n].const_value.numpy().astype(np.float64) for n in "abc")
+    r = np.maximum(x @ a, 0)
+    factor = np.linspace(0.5, 2, 32)
+    s = r / factor
+    step = s.max() / 255
+    q = np.rint(s / step) * step * factor
+    w = b * factor[:, None]
+    grid = np.abs(w).max(0) / 127
+    held = np.clip(np.rint(w / grid), -128, 127) * grid / factor[:, None]
+    plan = [Rounded(("two",), r.astype(np.float32), factor)]
+    got = kit.run(written(made, plan, SCHEMES), {"x": x.astype(np.float32)})["y"]
+    wanted, exact = q @ held @ c, r @ b @ c
+    assert np.abs(got - wanted).max() < 0.02 * np.abs(wanted - exact).max()
+    ctx = context({"x": x.astype(np.float32)}, None)
+    rehearsal = Rehearsal(made, SCHEMES, ctx.data.bind(made), ctx.run, batch_size=8, batches=3)
+    ((none, error),) = rehearsal.errors({1: [[], plan]})
+    mine = [2, 3, 8, 9, 22, 23]  # the second quarter of the first eight, the first of the next, the last of those
+    assert none == 0
+    assert error == pytest.approx(np.square(wanted - exact)[mine].sum() / np.square(exact)[mine].sum(), rel=0.02)
+
+
+def test_what_cannot_be_rehearsed() -> None:
+    made = network()
+    assert rehearsable(made, SCHEMES[0])
+    assert not rehearsable(made, Scheme("int8", PER_TOKEN, dynamic=True))
+    made.graph.opset_imports[""] = 10
+    assert not rehearsable(made, SCHEMES[0])
