@@ -20,6 +20,7 @@ from graphpress.frontends import (
     torch_errors,
     torch_grouped,
     torch_names,
+    torch_numbers,
     torch_registry,
     torch_results,
     torch_shapes,
@@ -78,12 +79,7 @@ def trace(
     plain = torch_signature.plain_outputs(torch, module)
     with _quiet(), torch_registry.kept(), _evaluating(torch, module), torch.no_grad(), plain as constants:
         try:
-            # Without keyword arguments, torch takes a trailing dict of the positional ones for them.
-            program = torch.onnx.export(
-                module, args if kwargs else (*args, {}), kwargs=kwargs, dynamic_shapes=dynamic_shapes,
-                dynamo=True, optimize=False, verbose=False, opset_version=opset,
-                custom_translation_table=_translations(torch, opset),
-            )  # fmt: skip
+            program = _exported(torch, module, args, kwargs, dynamic_shapes, opset)
         except Exception as e:
             raise torch_errors.refusal(e, module) from e
         model = program.model
@@ -98,12 +94,27 @@ def trace(
     return model
 
 
-def _translations(torch: Any, opset: int) -> dict[Any, Any]:
-    """What the exporter is to write for operators that it has no form for, or one that ONNX Runtime does not take."""
+def _exported(
+    torch: Any, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, opset: int
+) -> Any:
+    """What torch's exporter makes, with forms of ours where it has none, or one that ONNX Runtime does not take."""
     found: dict[Any, Any] = {}
     for room in (torch_attention, torch_squeeze, torch_grouped):
         found |= room.table(torch, opset)
-    return found
+
+    def export(translations: dict[Any, Any]) -> Any:
+        # Without keyword arguments, torch takes a trailing dict of the positional ones for them.
+        return torch.onnx.export(
+            module, args if kwargs else (*args, {}), kwargs=kwargs, dynamic_shapes=dynamic_shapes,
+            dynamo=True, optimize=False, verbose=False, opset_version=opset, custom_translation_table=translations,
+        )  # fmt: skip
+
+    try:
+        return export(found)
+    except Exception as e:
+        if not torch_numbers.refused(e):
+            raise
+    return export(found | torch_numbers.table(torch, opset))
 
 
 def _name(model: ir.Model, program: Any, inputs: Sequence[str]) -> None:
