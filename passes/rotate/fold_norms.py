@@ -12,6 +12,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.passes.rotate.centre import centre
+from graphpress.passes.rotate.ends import End, ends, insert
 from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, by_node, follow
 from graphpress.passes.structure.channels.lanes import along
@@ -66,7 +67,8 @@ def _fold(norm: Norm, found: Survey, ledger: Ledger, report: PassReport) -> None
     if plain and (bias is None or not bias.any()):
         return
     carried = follow(found, norm.output)
-    if why := _obstacle(norm, carried, bias):
+    leaves = ends(carried)
+    if why := _obstacle(norm, carried, bias, bool(leaves)):
         if not norm.uniform():
             report.skip(norm.node, f"keeps its gain: {why}")
         return
@@ -76,13 +78,23 @@ def _fold(norm: Norm, found: Survey, ledger: Ledger, report: PassReport) -> None
             _shift(reader, bias)
         if change is not None:
             ledger.add(reader, change)
+    for end in leaves:
+        _apply(end, gain, bias)
     _strip(norm)
     report.changed += 1
     report.metrics["norms folded"] = float(report.metrics.get("norms folded", 0)) + 1
 
 
-def _obstacle(norm: Norm, carried: Carried, bias: np.ndarray | None) -> str:
-    if carried.blocks:
+def _apply(end: End, gain: np.ndarray | None, bias: np.ndarray | None) -> None:
+    """Give gain and bias to one reader of what the norm gives."""
+    for op, array, name in (("Mul", gain, "gain"), ("Add", bias, "bias")):
+        if array is not None and (op == "Mul" or array.any()):
+            made = insert(end, op, array, name)
+            end = End(made.outputs[0], end.node, end.slot)
+
+
+def _obstacle(norm: Norm, carried: Carried, bias: np.ndarray | None, leaves: bool) -> str:
+    if carried.blocks and not (leaves and carried.readers):
         block = carried.blocks[0]
         return f"{block.where}: {block.why}"
     if set(carried.norms) != {norm} or carried.norms[norm] != {"output"}:

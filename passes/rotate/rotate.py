@@ -13,6 +13,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.passes.rotate.bases import BasisChoice, Kind
+from graphpress.passes.rotate.ends import ends, insert, take_out
 from graphpress.passes.rotate.online import Online, merged
 from graphpress.passes.rotate.witness import witness
 from graphpress.passes.structure.channels.commuting import survey
@@ -38,7 +39,8 @@ class Rotate(Pass):
     values cost a ``graphpress::Hadamard`` node each. Everything is merged in float64 and rounded once.
 
     Attributes:
-        residual: R1: turn each residual stream.
+        residual: R1: turn each residual stream; where it is an output, or something reads it that wants it as it was,
+            it is turned back by one product (at up to three places).
         values: R2: turn the values of each attention head, and back in the output projection.
         keys: R3: turn queries and keys at run time, after their rotary embedding.
         down: R4: turn what an MLP's last layer reads at run time, and back in its weight.
@@ -104,6 +106,7 @@ class _Rotation:
         self.counts[what] = self.counts.get(what, 0) + 1
 
     def stream(self, stream: ResidualStream) -> None:
+        stream = self.turned_back(stream)
         obstacles = [f"{b.where}: {b.why}" for b in stream.carried.blocks]
         obstacles += [why for n in stream.norms if (why := _kept(n))]
         obstacles = obstacles or ([] if stream.writers else ["no weight writes it"])
@@ -117,6 +120,24 @@ class _Rotation:
             return
         self.turn(stream.carried, basis)
         self.count("residual streams turned")
+
+    def turned_back(self, stream: ResidualStream) -> ResidualStream:
+        """The stream with a product at each place where it leaves, if nothing else is in the way; else as it is."""
+        graph, found = stream.seed.graph, ends(stream.carried)
+        if not found or any(map(_kept, stream.norms)) or self.unknown(stream.width):
+            return stream
+        made = [insert(e, "MatMul", np.eye(stream.width), "turned_back") for e in found]
+        again = next(s for s in find_streams(graph) if s.seed is stream.seed) if isinstance(graph, ir.Graph) else stream
+        if again.carried.blocks or not again.writers:
+            for node in made:
+                take_out(node)
+            return stream
+        self.counts["places turned back"] = self.counts.get("places turned back", 0) + len(made)
+        return again
+
+    def unknown(self, width: int) -> bool:
+        """Whether there is no basis of that width."""
+        return isinstance(self.choice.basis(width, np.random.default_rng(0)), str)
 
     def turn(self, carried: Carried, basis: np.ndarray) -> None:
         change = turn(basis)

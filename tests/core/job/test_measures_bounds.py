@@ -32,3 +32,9 @@ def test_values_against_a_bar_in_decibels(
 def test_values_that_hardly_differ_are_not_judged_by_their_differences() -> None:
     a = np.full((64, 2), 7.0)
     assert WHAT not in figures(Nature(Kind.VALUES), a, a + 1e-3)
+
+
+def test_positions_that_all_stay_are_as_many_trials() -> None:
+    a = RNG.normal(size=(12, 30, 8)) * 4
+    found = figures(Nature(Kind.CLASSES, 2), a, a)["agreement of the choice"]
+    assert found.low == pytest.approx(360 / (360 + 1.959963984540054**2), abs=1e-12)  # Wilson's interval at p = 1

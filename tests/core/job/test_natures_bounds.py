@@ -1,0 +1,57 @@
+"""Where what an output is taken for turns: axes, numbers of rows and columns, scores at their ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphpress.job.natures import Form, Kind, Nature
+from tests.core.job.test_natures import logits, nature, softmax
+
+
+def candidates(samples: int, *rows: int, classes: int = 3, best: float = 0.1) -> np.ndarray:
+    """[samples, *rows, 4 + classes]: corners in pixels, then scores up to ``best``."""
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(-20, 300, size=(samples, *rows, 4))
+    scores = rng.uniform(best / 2, best, size=(samples, *rows, classes))
+    return np.concatenate([corners, scores], -1)
+
+
+@pytest.mark.parametrize(
+    ("body", "seen", "expected"),
+    [
+        ("y = Softmax(x)", softmax(logits(4, 5, 6, 7), 3), Nature(Kind.CLASSES, 3, Form.PROBABILITIES)),
+        ("y = MatMul(x, x)", logits(16, 3), Nature(Kind.CLASSES, 1, sure=False)),
+        ("y = MatMul(x, x)", 6 * logits(64, 1) + 2.5 * logits(64, 10), Nature(Kind.CLASSES, 1, sure=False)),
+    ],
+)
+def test_classes(body: str, seen: np.ndarray, expected: Nature) -> None:
+    assert nature(body, seen) == expected
+
+
+def test_rows_that_add_up_to_one_but_go_below_zero_are_no_probabilities() -> None:
+    seen = np.stack([np.append(a, 1 - a.sum()) for a in logits(16, 3)])
+    assert nature("y = Neg(x)", seen) == Nature(Kind.VALUES)
+
+
+def test_one_column_is_no_choice_whatever_its_name() -> None:
+    assert nature("logits = MatMul(x, x)", logits(16, 1), name="logits") == Nature(Kind.VALUES)
+
+
+@pytest.mark.parametrize("shape", [(2, 50), (3, 60), (2, 5, 12)])
+def test_fifty_rows_of_boxes_and_low_scores_are_candidates(shape: tuple[int, ...]) -> None:
+    seen = candidates(*shape)
+    assert nature("y = Concat <axis = -1> (x, x)", seen) == Nature(Kind.BOXES, seen.ndim - 1, boxes="y")
+
+
+@pytest.mark.parametrize("shape", [(2, 49), (8, 10), (2, 3, 16)])
+def test_fewer_rows_are_none(shape: tuple[int, ...]) -> None:
+    assert nature("y = Concat <axis = -1> (x, x)", candidates(*shape)).kind is not Kind.BOXES
+
+
+def test_most_candidates_are_background_and_the_best_may_score_one() -> None:
+    low = candidates(2, 80, best=0.4)
+    assert nature("y = Concat <axis = -1> (x, x)", low).kind is Kind.BOXES
+    low[0, 3, 4:] = 1.0
+    assert nature("y = Concat <axis = -1> (x, x)", low).kind is Kind.BOXES
+    assert nature("y = Concat <axis = -1> (x, x)", candidates(2, 80, best=1.0)).kind is not Kind.BOXES
