@@ -18,7 +18,10 @@ def purpose(recipe: Recipe) -> set[str]:
 
 
 def _frame() -> set[str]:
-    return {p.name for shipped in ("clean", "fold") for p in Recipe.load(shipped).passes} | {"widen-half"}
+    return {p.name for shipped in ("clean", "fold") for p in Recipe.load(shipped).passes} | {
+        "widen-half",
+        "equalize-columns",
+    }
 
 
 def main_reason(passes: Iterable[PassReport]) -> str:

@@ -151,13 +151,18 @@ class _Ways:
         return found
 
     def parts(self, source: ir.Value) -> Iterator[ir.Value]:
-        """What is selected of a value and leads nowhere: whether a part is as wide as the whole must be seen."""
+        """What is selected of a value, or scaled, and leads nowhere: whether that is as wide must be seen."""
         waiting = [source]
         while waiting:
             for node, slot in waiting.pop().uses():
-                if slot == 0 and node.domain == "" and node.op_type in _MOVES and node not in self.leading:
-                    waiting += node.outputs if _whole(node) else []
-                    yield from () if _whole(node) else node.outputs
+                if node in self.leading or not _data(node, slot):
+                    continue
+                if _whole(node):
+                    waiting += node.outputs
+                elif node.op_type in _MOVES or (
+                    node.op_type in ("Mul", "Div") and any(map(edit.is_constant, node.inputs))
+                ):
+                    yield from node.outputs
 
     def squares(self, inputs: Iterable[ir.Value]) -> list[ir.Value]:
         """What squares make of inputs that came to them through linear operators."""

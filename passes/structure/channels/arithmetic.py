@@ -333,6 +333,16 @@ def statistics(found: Survey, node: ir.Node) -> Outs:
     return [lanes]
 
 
+def recurrent(found: Survey, node: ir.Node) -> Outs:
+    """LSTM, GRU, RNN: the columns of the input weights take a factor up; states stay as they are, and start anew."""
+    for slot, lanes in found.numbered(node).items():
+        if slot == 0 and lanes.ndim == 3 and varying(lanes) == [2] and edit.is_constant(node.inputs[1]):
+            found.keep(node, 1, lanes, READER)
+        else:
+            found.hold(lanes, node, f"{node.op_type} computes with its states and weights as they are")
+    return []
+
+
 def summed_along(found: Survey, node: ir.Node) -> Outs:
     """Softmax and the like: any order within what is summed."""
     lanes, graph = found.numbered(node)[0], node.graph

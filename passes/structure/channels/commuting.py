@@ -63,6 +63,7 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(_JOINT, Rule(math.share, _ORDER)),
     "Where": Rule(math.where, _ALL),
     **dict.fromkeys(("MatMul", "Gemm", "Conv"), Rule(math.layer, _ALL, makes=True)),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), Rule(math.recurrent, frozenset({SCALE, SIGN}))),
     "Attention": Rule(math.attention, _FIXED, "counts the channels of its heads"),
     **dict.fromkeys(
         ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),

@@ -83,6 +83,8 @@ EXAMPLES: dict[str, Made] = PLAIN | {
     "Attention": on(
         "q = MatMul (x, w2) k = Attention <q_num_heads = {H}, kv_num_heads = {H}> (q, q, h)", w2="6 {C}"
     ),
+    **{op: on(f"o, n = {op} <hidden_size = 1> (h, u, r) f = ReduceMax <keepdims = 0> (o) k = Mul (h, f)",
+              u=f"1 {gates} {{C}}", r=f"1 {gates} 1") for op, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1))},
     "LayerNormalization": on("k = LayerNormalization <axis = -1> (h, c, d)", c="{C}", d="{C}"),
     "RMSNormalization": on("k = RMSNormalization <axis = -1> (h, c)", c="{C}"),
     "BatchNormalization": on(
@@ -174,6 +176,7 @@ CHOICES = {
     **dict.fromkeys(("IsNaN", "Not", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or"),
                     "gives truth, which has no scale"),
     **dict.fromkeys(("Resize", "AveragePool"), "only orders are needed"),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), "only factors are needed"),
 }  # fmt: skip
 REFUSED = [(op, m) for op, rule in TABLE.items() if op not in NO_REFERENCE for m in ANY if m not in rule.moves]
 
