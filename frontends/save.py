@@ -19,7 +19,7 @@ from google.protobuf.message import EncodeError
 from graphpress.errors import BadRequest
 from graphpress.frontends import wire
 from graphpress.frontends.scrub import scrub
-from graphpress.graph import edit
+from graphpress.graph import edit, file_size
 
 EXTERNAL_FROM = 1 << 30  # bytes of weights from which on they go to a file of their own
 _FILE_LIMIT = (1 << 31) - (1 << 20)  # protobuf reads no message of 2 GB; the rest of the graph needs room too
@@ -58,6 +58,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], external: bool | None = 
         raise BadRequest(f"{size >> 20} MB do not fit into 2 GB", where=str(path), fix="Save with external=True.")
     light = model.clone()  # the nodes are copied, the tensors shared
     light.ir_version = _ir_version(light)
+    file_size.untyped(light)
     with _staged(path) as place:
         (_write_pair if external else _write_one)(light, path, place)
 

@@ -46,6 +46,7 @@ class Context:
         differentiate: Builds a torch module of a model that passes gradients (``backends.fx.build``, with the same
             arguments); None where torch may not be used. Raises Unsupported where torch is not installed.
         deploy: Lowers a portable model for the target and gives a runner of it there, on as many threads as users have.
+        lower: Lowers a portable model for the target: what is saved in the end.
         evaluate: The user's metric of a runner, higher is better, where there is one.
         outputs: What outputs are, where the user says so (the gate's option ``outputs``): a kind by name.
         teacher: The model before the first lossy pass, whose values recovery trains towards; never changed. Where it is
@@ -61,6 +62,7 @@ class Context:
     calibrate: Callable[..., Calibration] | None = None
     differentiate: Callable[..., Any] | None = None
     deploy: Callable[[ir.Model], Runner] | None = None
+    lower: Callable[[ir.Model], ir.Model] | None = None
     evaluate: Callable[[Runner], float] | None = None
     teacher: ir.Model | None = None
     outputs: Mapping[str, str] = field(default_factory=dict)

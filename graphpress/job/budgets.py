@@ -10,10 +10,10 @@ import onnx_ir as ir
 from graphpress.contracts import Budget, HoldsBudgets
 from graphpress.errors import BadRequest, GateError
 from graphpress.graph import half
+from graphpress.graph.file_size import file_bytes
 from graphpress.job import hold_drop
 from graphpress.job.job import Compiled, Job
 from graphpress.recipe import Recipe
-from graphpress.report.report import stored_bytes
 
 
 def holds(recipe: Recipe) -> bool:
@@ -30,7 +30,7 @@ def of_file(max_size: Budget, model: ir.Model) -> Budget:
         share = float(text.removesuffix("x"))
     except ValueError:
         return max_size  # whoever reads it refuses it
-    return share * stored_bytes(model) if 0 < share <= 1 else max_size
+    return share * file_bytes(model) if 0 < share <= 1 else max_size
 
 
 def handed(recipe: Recipe, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Recipe:

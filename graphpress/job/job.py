@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from graphpress import catalog
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest
-from graphpress.graph import half, half_storage, widening
+from graphpress.graph import file_size, half, half_storage, widening
 from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
 from graphpress.job.gate import GateResult, compare_outputs, judge, told
@@ -28,7 +28,7 @@ from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.report import diagnosis
 from graphpress.report import report as reports
-from graphpress.report.idle import idle
+from graphpress.report.idle import grown, idle
 from graphpress.report.report import Report
 from graphpress.runner import Progress, Runner, quiet
 from graphpress.target import Target
@@ -111,7 +111,7 @@ class Job:
         with self.clock.phase("passes"):
             clean, portable, passes = self.rewrite(recipe)
         with self.clock.phase("lower"):
-            lowered = self.engine.lower(portable, self.target)
+            lowered = self.lowered(portable)
         report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
         with self.clock.phase("gate"):
             runner = self.engine.execute(widening.opened(lowered), target=self.target)
@@ -119,9 +119,21 @@ class Job:
             metric = self.measured(runner, recipe, report)
         return Compiled(clean, portable, lowered, report, metric)
 
+    def lowered(self, portable: ir.Model) -> ir.Model:
+        """For the target; in an artifact (torch has parameters by name) what was added has short names."""
+        made = self.engine.lower(portable, self.target)
+        if self.target.runtime == "ort":
+            file_size.shorten(made, self.names)
+        return made
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Of all that the user's model has."""
+        return file_size.names(self.model)
+
     def judged(self, recipe: Recipe) -> GateResult:
         """What the gate says of another recipe, labels included; nothing is measured in a way of the user's own."""
-        lowered = self.engine.lower(self.rewrite(recipe, check_numbers=False)[1], self.target)
+        lowered = self.lowered(self.rewrite(recipe, check_numbers=False)[1])
         runner, report = self.engine.execute(widening.opened(lowered), target=self.target), Report()
         self.gate(runner, recipe, report)
         if isinstance(self.evaluate, Top1):
@@ -214,6 +226,10 @@ class Job:
             "weights_before": reports.stored_bytes(self.model),
             "weights_after": reports.stored_bytes(compiled.lowered),
         }
+        report.size |= {
+            "file_before": file_size.file_bytes(self.model), "file_after": file_size.file_bytes(compiled.lowered)
+        }  # fmt: skip
+        report.idle += grown(report.size)
         if self.data is not None and self.held_out is not None:
             report.data = {"digest": self.data.digest(), "calibration": len(self.data), "held_out": len(self.held_out)}
             report.data |= {"made_by": self.made_by} if self.made_by else {}
@@ -278,6 +294,7 @@ def context(
         target=target, data=data, run=partial(ort.execute, threads=1), oracle=reference.execute, seed=seed,
         progress=progress, differentiate=_differentiate,
         deploy=lambda model: runtime.execute(runtime.lower(model, target), target=target),
+        lower=lambda model: runtime.lower(model, target),
     )  # fmt: skip
 
 

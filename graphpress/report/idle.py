@@ -1,14 +1,22 @@
-"""Whether a recipe did what it is for: which of its passes changed nothing, and why."""
+"""Whether a recipe did what it is for: which of its passes changed nothing, and why; and whether the file grew."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from graphpress.contracts import PassReport, Skip
 from graphpress.recipe import Recipe
 
 _NOTHING = "there is nothing that it applies to"
+
+
+def grown(size: Mapping[str, int]) -> list[Skip]:
+    """A warning where the file is larger than it was: scales and nodes weigh more than a small model saves."""
+    before, after = size.get("file_before", 0), size.get("file_after", 0)
+    if not 0 < before < after:
+        return []
+    return [Skip("file size", f"the file is larger than before: {before:,} -> {after:,} bytes")]
 
 
 def purpose(recipe: Recipe) -> set[str]:

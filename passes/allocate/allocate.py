@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Budget, HoldsBudgets, Ignores, Pass, PassReport, Skip
 from graphpress.errors import BadRequest
-from graphpress.graph import half_storage
+from graphpress.graph import file_size, half_storage
 from graphpress.observe.memo import Recall
 from graphpress.passes.allocate import amounts
 from graphpress.passes.allocate import model as tables
@@ -25,7 +25,7 @@ from graphpress.passes.allocate.sensitivity import Measurer, Sensitivity
 from graphpress.passes.allocate.space import Space, explore
 from graphpress.passes.allocate.store import Cache
 from graphpress.passes.allocate.ties import KINDS
-from graphpress.passes.allocate.trial import Bench, Trial
+from graphpress.passes.allocate.trial import Bench, Trial, bytes_of
 from graphpress.passes.allocate.watched import watch
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.types import Numerics, Stage
@@ -46,8 +46,8 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         objective: What to make least: drop, latency or size; auto: drop if latency or size is limited, else latency
             (size where there is no target to run on).
         max_latency: Of one sample on the target: a share of the float graph's (0.6x), or milliseconds.
-        max_size: Of all stored tensors: a share of the float graph's in float32 (0.3x), or bytes.
-        usual_size: The recipe's own max_size, which holds where no budget is given: as far as there is a plan.
+        max_size: Of the file: a share of the float graph's in float32 (0.3x), or bytes.
+        usual_size: What holds where no budget is given, as far as there is a plan: a share, or bytes, of the tensors.
         max_drop: Loss allowed, in points of the metric where there is one, else in the unit of the sensitivity.
         sensitivity: kl (divergence of the outputs in nats), metric (points lost), fisher (an estimate of kl from one
             backward pass; needs torch).
@@ -93,8 +93,11 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         parts, probe = Parts(space, ctx, watched.natures), Probe(watched.model, ctx, self.samples)
         found = Measurer(parts, ctx, self.sensitivity, self.samples, self.seconds, self._store("sensitivity")).run()
         problem = self._problem(parts, probe, ctx, found, timed)
+        known = file_size.names(model) if self.max_size is not None else None
+        problem = replace(problem, size=float(bytes_of(watched.model, known, replace(ctx, lower=None))))
         goal = self._goal(problem, ctx, timed, problem.size + half_storage.saved(model))
-        bench = Bench(parts, problem, ctx, Probe(watched.model, ctx, max(CHECKED, self.samples)), timed)
+        bench = Bench(parts, problem, ctx, Probe(watched.model, ctx, max(CHECKED, self.samples)), timed, known)
+        bench.weigh()
         taken = choose(bench, goal)
         report.skips += [
             *space.skips,
@@ -106,7 +109,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         report.metrics |= _metrics(problem, taken, bench, found, space)
         if not self.asked:
             report.metrics["budget"] = f"max_size {self.usual_size}, the recipe's own: nobody gave one"
-        report.exhibits.append(picture(problem, bench, taken, "latency" if timed else "size"))
+        report.exhibits.append(picture(bench.problem, bench, taken, "latency" if timed else "size"))
 
     def with_budgets(self, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Allocate:
         """The pass with these budgets."""

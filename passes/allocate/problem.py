@@ -96,18 +96,21 @@ class Problem:
         links: Conversions between them.
         size: Bytes of the float model.
         latency: Milliseconds of the float model.
+        added: Bytes around the tensors (nodes, names) that a plan adds to the file, whichever it is; 0 where tensors
+            alone count.
     """
 
     variables: tuple[Variable, ...]
     links: tuple[Link, ...] = ()
     size: float = 0.0
     latency: float = 0.0
+    added: float = 0.0
 
     def totals(self, chosen: Sequence[int]) -> Totals:
         """The costs of the ``chosen[i]``-th choice of each variable i."""
         picked = [v.choices[c] for v, c in zip(self.variables, chosen, strict=True)]
         latency = self.latency + sum(c.latency for c in picked) + sum(self.conversion(x, picked) for x in self.links)
-        size = self.size + sum(c.size for c in picked) + sum(self.biases(x, picked) for x in self.links)
+        size = self.size + self.added + sum(c.size for c in picked) + sum(self.biases(x, picked) for x in self.links)
         return Totals(sum(c.drop for c in picked), size, latency)
 
     def biases(self, link: Link, picked: Sequence[Candidate]) -> float:

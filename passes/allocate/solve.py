@@ -122,7 +122,8 @@ class _Program:
         return Answer(chosen, self.problem.totals(chosen))
 
     def _fixed(self, kind: str) -> float:
-        return 0.0 if kind == "drop" else float(getattr(self.problem, kind))
+        fixed = {"drop": 0.0, "size": self.problem.size + self.problem.added, "latency": self.problem.latency}
+        return float(fixed[kind])
 
     def _costs(self, kind: str) -> np.ndarray:
         own = [getattr(c, kind) for v in self.problem.variables for c in v.choices]

@@ -52,7 +52,8 @@ def test_heads_that_mean_themselves_are_kept_by_mixed(columns: int, noise: float
     """A class of one is no class, and of columns that move together a softmax sees nothing."""
     text, weights = layers(columns, noise)
     made = model(text, weights)
-    low, _ = gp.compile(made, "mixed", ROWS, gate=False, prove=False, max_size="0.4x")
+    recipe = Recipe.load("mixed").set(["allocate.usual_size=0.4x"])
+    low, _ = gp.compile(made, recipe, ROWS, gate=False, prove=False)
     want, got = (reference.execute(m)(ROWS)["y"].astype(np.float64) for m in (made, low))
     assert 10 * np.log10((want**2).sum() / ((want - got) ** 2).sum()) > 25
 
