@@ -229,7 +229,8 @@ class Job:
         report.size |= {
             "file_before": file_size.file_bytes(self.model), "file_after": file_size.file_bytes(compiled.lowered)
         }  # fmt: skip
-        report.idle += grown(report.size)
+        if not any(s.where == f"recipe {self.recipe.name!r}" for s in report.idle):  # it changed nothing
+            report.idle += grown(report.size)
         if self.data is not None and self.held_out is not None:
             report.data = {"digest": self.data.digest(), "calibration": len(self.data), "held_out": len(self.held_out)}
             report.data |= {"made_by": self.made_by} if self.made_by else {}
