@@ -70,6 +70,8 @@ def _structure(found: Overview) -> list[Table]:
     parts = {
         "Residual streams": found.streams,
         "Norms": found.norms,
+        "Feed-forward blocks": found.blocks,
+        "Places of factors": found.factors,
         "Attention heads": found.heads,
         "MLP pairs": found.pairs,
         "Embeddings": found.embeddings,
@@ -93,7 +95,8 @@ def inspect(model: ModelLike, *, structure: bool = False) -> Inspection:
 
     Args:
         model: A model or the path of an ONNX file.
-        structure: Look for residual streams, norms, attention heads, MLP pairs and embeddings as well.
+        structure: Look for residual streams, norms, feed-forward blocks, attention heads, MLP pairs, places of
+            SmoothQuant's factors and embeddings as well, each with what keeps a pass from using it.
     """
     from graphpress.passes.structure.layers.overview import overview
 

@@ -16,12 +16,9 @@ from graphpress.graph import edit
 from graphpress.observe.inner import stream
 from graphpress.passes.equalize.factors import OutputError, SeenRows, factors
 from graphpress.passes.equalize.rehearsal import Rehearsal, Rounded, rehearsable
-from graphpress.passes.structure.channels.commuting import survey
-from graphpress.passes.structure.channels.follow import Carried, follow
 from graphpress.passes.structure.channels.ledger import Ledger, factor
-from graphpress.passes.structure.channels.moves import WRITER, Move
-from graphpress.passes.structure.channels.survey import Survey
-from graphpress.passes.structure.layers.linear import Linear, layers
+from graphpress.passes.structure.channels.moves import WRITER
+from graphpress.passes.structure.layers.factor_places import FactorPlace, factor_places
 from graphpress.types import PER_TOKEN, Numerics, Scheme, Stage, per_channel, per_group
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
@@ -122,7 +119,7 @@ class Smooth(Pass):
         report.metrics["error of the outputs without factors, with"] = f"{without:.3g}, {with_:.3g}"
         return bool(with_ < OVERALL * without and (errors[:, 1] < errors[:, 0]).all())
 
-    def _observe(self, model: ir.Model, ctx: Context, places: Sequence[Place]) -> dict[str, SeenRows]:
+    def _observe(self, model: ir.Model, ctx: Context, places: Sequence[FactorPlace]) -> dict[str, SeenRows]:
         data, run = ctx.need("data", "smooth").bind(model).take(self.samples, ctx.seed), ctx.need("run", "smooth")
         names = [p.value.name or "" for p in places]
         batches = -(-len(data) // self.batch_size)
@@ -133,7 +130,7 @@ class Smooth(Pass):
                     seen.setdefault(name, SeenRows(batches)).update(array)
         return seen
 
-    def _choice(self, place: Place, rows: SeenRows) -> Choice:
+    def _choice(self, place: FactorPlace, rows: SeenRows) -> Choice:
         """Choose alpha for one place; None: no factors."""
         weight = np.concatenate([r.weight() for r in place.readers]).astype(np.float32)
         _, alike = np.unique(place.carried.alike, return_inverse=True)  # copies of a channel have one factor
@@ -168,22 +165,6 @@ class Smooth(Pass):
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """A value that only linear layers read, and what can divide its channels."""
-
-    value: ir.Value
-    readers: tuple[Linear, ...]
-    carried: Carried
-
-    @property
-    def condensed(self) -> ir.Node | None:
-        """What makes one number of many on the way to the value, the nearest there is."""
-        return next(
-            (n for n in reversed(self.carried.passed) if n.op_type.endswith("Pool") or "Reduce" in n.op_type), None
-        )
-
-
-@dataclass(frozen=True, eq=False)
 class Choice:
     """What a place gets.
 
@@ -195,7 +176,7 @@ class Choice:
         alpha: None: no factors.
     """
 
-    place: Place
+    place: FactorPlace
     seen: SeenRows
     alike: np.ndarray
     heavy: np.ndarray
@@ -233,34 +214,9 @@ def _of_copies(largest: np.ndarray, alike: np.ndarray) -> np.ndarray:
     return found
 
 
-def find_places(model: ir.Model, report: PassReport) -> list[Place]:
+def find_places(model: ir.Model, report: PassReport) -> list[FactorPlace]:
     """Places in order of the graph; a Skip for each layer that has none."""
-    by_value: dict[ir.Value, list[Linear]] = {}
-    for layer in layers(list(edit.nodes(model))):
-        by_value.setdefault(layer.input, []).append(layer)
-    channels = {g: survey(g or (), Move.SCALE) for g in {v.graph for v in by_value}}
-    found = []
-    for value, readers in by_value.items():
-        made = _carried(value, readers, channels[value.graph])
-        if isinstance(made, str):
-            for layer in readers:
-                report.skip(layer.node, made)
-        else:
-            found.append(Place(value, tuple(readers), made))
-    return found
-
-
-def _carried(value: ir.Value, readers: Sequence[Linear], channels: Survey) -> Carried | str:
-    if any(r.node.op_type == "Conv" for r in readers):
-        return "channels of a convolution do not stand on the last axis"
-    nodes = {r.node for r in readers}
-    other = next((u.node for u in value.uses() if u.node not in nodes), None)
-    if other is not None:
-        return f"{other.op_type} {other.name!r} reads {value.name!r} too"
-    carried = follow(channels, value)
-    if carried.blocks:
-        return f"{carried.blocks[0].where}: {carried.blocks[0].why}"
-    spread = len(np.unique(carried.alike)) < len(carried.alike)
-    if spread and any(w.node.op_type in ("Conv", "BatchNormalization") for w in carried.writers):
-        return "several of its places are one channel of a map"
-    return carried if carried.writers else f"no constant makes the channels of {value.name!r}"
+    found = factor_places(edit.nodes(model))
+    for layer, why in found.refused:
+        report.skip(layer.node, why)
+    return found.places

@@ -11,9 +11,10 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
+from graphpress.passes.rotate.at_ends import insert
 from graphpress.passes.rotate.centre import centre
-from graphpress.passes.rotate.ends import End, ends, insert
 from graphpress.passes.structure.channels.commuting import survey
+from graphpress.passes.structure.channels.ends import End, ends
 from graphpress.passes.structure.channels.follow import Carried, by_node, follow
 from graphpress.passes.structure.channels.lanes import along
 from graphpress.passes.structure.channels.ledger import Ledger, factor

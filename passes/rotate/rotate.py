@@ -12,11 +12,12 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
+from graphpress.passes.rotate.at_ends import insert, take_out
 from graphpress.passes.rotate.bases import BasisChoice, Kind
-from graphpress.passes.rotate.ends import ends, insert, take_out
 from graphpress.passes.rotate.online import Online, merged
 from graphpress.passes.rotate.witness import witness
 from graphpress.passes.structure.channels.commuting import survey
+from graphpress.passes.structure.channels.ends import ends
 from graphpress.passes.structure.channels.follow import Carried, by_node
 from graphpress.passes.structure.channels.lanes import along
 from graphpress.passes.structure.channels.ledger import Ledger, turn

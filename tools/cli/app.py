@@ -89,7 +89,10 @@ def compile_(
 def inspect(
     model: Model,
     structure: Annotated[
-        bool, typer.Option("--structure", help="Show residual streams, norms, heads, MLP pairs and embeddings as well.")
+        bool,
+        typer.Option(
+            "--structure", help="Show streams, norms, heads, feed-forward blocks and what else passes look for."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -16,8 +16,9 @@ from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.clean.infer_shapes import InferShapes
 from graphpress.passes.equalize import factors as search
-from graphpress.passes.equalize.smooth import Place, Smooth, find_places
+from graphpress.passes.equalize.smooth import Smooth, find_places
 from graphpress.passes.quantize.quantize import Quantize
+from graphpress.passes.structure.layers.factor_places import FactorPlace
 from graphpress.passes.structure.layers.linear import layers
 from tests import kit
 from tests.passes.quantizing import context, model, normal
@@ -130,7 +131,7 @@ def test_at_one_half_activations_and_weights_are_equally_loud() -> None:
     assert report.changed == 1 and report.metrics["places with alpha 0.5"] == 1
 
 
-def labels(place: Place) -> np.ndarray:
+def labels(place: FactorPlace) -> np.ndarray:
     """[copies, channels]: the channels of the value that share a factor."""
     alike = place.carried.alike
     return np.array([np.flatnonzero(alike == root) for root in np.unique(alike)]).T

@@ -20,7 +20,7 @@ def test_all_parts_are_named() -> None:
     assert found.structure is not None
     (stream,), (heads,), (pair,) = found.structure.streams, found.structure.heads, found.structure.pairs
     assert (stream["name"], stream["width"], stream["sums"], len(stream["writers"])) == ("e", 4, 2, 3)
-    assert stream["blocked"] == ["y: 'y' is an output of its graph"]
+    assert stream["turned_back"] == ["y"] and stream["blocked"] == []
     assert [(n["kind"], n["gain"], n["stream"]) for n in found.structure.norms] == [
         ("layer", "own", "e"), ("rms", "own", "e"),
     ]  # fmt: skip
@@ -28,8 +28,33 @@ def test_all_parts_are_named() -> None:
     assert pair["width"] == 4 and found.structure.embeddings[0]["rows"] == 9
     assert json.loads(json.dumps(found.to_json()))["structure"]["streams"][0]["width"] == 4
     titles = {t.title for t in found.tables()}
-    assert {"Residual streams", "Norms", "Attention heads", "MLP pairs", "Embeddings"} <= titles
+    assert {"Residual streams", "Norms", "Attention heads", "MLP pairs", "Feed-forward blocks", "Embeddings"} <= titles
     assert gp.inspect(weighted(BODY, WEIGHTS, "int64[2,3] ids")).structure is None
+
+
+def test_each_has_the_reason_where_a_pass_cannot_use_it() -> None:
+    body = """e = Gather(t, ids) n = RMSNormalization(e, g) q = MatMul(n, w) f = Relu(q) d = MatMul(f, u)
+        x = Exp(f) z = ReduceSum(x) s = Add(e, d) k = Softmax(s) r = Add(k, z) y = MatMul(r, w)"""
+    found = gp.inspect(weighted(body, WEIGHTS, "int64[2,3] ids"), structure=True).structure
+    assert found is not None
+    assert [(b["name"], b["blocked"]) for b in found.blocks] == [
+        ("MatMul_4", "its inner value 'f' is read elsewhere too")
+    ]
+    places = {tuple(p["read_by"]): p for p in found.factors}
+    assert places["MatMul_2",]["written_by"] == ["RMSNormalization_1"] and not places["MatMul_2",]["blocked"]
+    assert "reads 'f' too" in places["MatMul_4",]["blocked"]
+    assert any("Softmax" in why for why in found.streams[0]["blocked"]) or found.streams[0]["turned_back"] == ["s"]
+
+
+def test_a_block_is_shown_with_its_sizes() -> None:
+    found = gp.inspect(weighted(BODY, WEIGHTS, "int64[2,3] ids"), structure=True).structure
+    assert found is not None
+    assert found.blocks == [
+        {
+            "name": "MatMul_9", "activation": "relu", "gated": False, "width": 4, "hidden": 4, "out": 4,
+            "residual": True, "blocked": "",
+        }
+    ]  # fmt: skip
 
 
 def test_the_command_shows_them(capsys, tmp_path: Path) -> None:
