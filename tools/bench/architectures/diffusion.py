@@ -79,7 +79,7 @@ _NETS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]]]] = {
                              _told),
     "ControlNetModel": ({k: v for k, v in _CROSS.items() if k != "sample_size"}, _controlled),
     "UNet1DModel": (
-        {"sample_size": 64, "in_channels": 2, "out_channels": 2, "extra_in_channels": 16,
+        {"sample_size": 64, "in_channels": 2, "out_channels": 2, "extra_in_channels": 64,
          "block_out_channels": (32, 64), "layers_per_block": 1,
          "down_block_types": ("DownBlock1DNoSkip", "AttnDownBlock1D"),
          "up_block_types": ("AttnUpBlock1D", "UpBlock1DNoSkip")},
