@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from graphpress.tools.bench.architectures.architecture import Architecture
 from graphpress.tools.bench.architectures.stages import EQUAL, STAGES, Entry
 
+_PATH = re.compile(r"(?:/[\w.+-]+)+/((?:[\w.+-]+/)?[\w.+-]+\.py)")  # of this machine
 Key: TypeAlias = tuple[str, str]  # architecture, stage
 SMOOTH_LOSS = 0.3  # dB that SmoothQuant may stay below w8a8
 _TRACED, _TURNED = 0.95, 0.8  # shares asked for: of all that trace, of pre-norm transformers whose stream is turned
@@ -22,7 +24,7 @@ A figure is the SQNR in dB of the first output against the module in torch. trac
 worst of all outputs in float32, from {equal:g} dB on `yes`; rot: what was turned of what was found, of residual streams
 (R1), values of attention (R2), hidden values of MLPs (R4), in float32; smooth: in brackets the difference to w8a8; acm:
 feed-forward blocks that were replaced. `-`: there is nothing that the recipe is for; `no`: refused, failed, or, for a
-residual stream of a pre-norm transformer, not turned.
+residual stream of a pre-norm transformer, not turned; empty: not run.
 """
 
 
@@ -49,7 +51,7 @@ def _cell(found: Mapping[Key, Entry], architecture: Architecture, stage: str, nu
     text = _said(entry, found.get((architecture.name, "w8a8")))
     if entry.ok or not entry.why:
         return text
-    why = " ".join(entry.why.replace("|", "/").split())
+    why = " ".join(_PATH.sub(r"\1", entry.why).replace("|", "/").split())
     return f"{text}<sup>{numbers.setdefault(why, len(numbers) + 1)}</sup>"
 
 
