@@ -11,13 +11,14 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
+from graphpress.graph.quantized import decodes
 from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, follow
 from graphpress.passes.structure.channels.ledger import Ledger, factor
 from graphpress.passes.structure.channels.moves import WRITER, Move
 from graphpress.passes.structure.channels.survey import Survey
 from graphpress.passes.structure.layers.linear import Linear, linear
-from graphpress.types import Numerics, Stage
+from graphpress.types import Numerics
 
 LOST = 0.5  # decades that a weight lies below half a step of 8 bits over its row, in the mean
 _FURTHEST = 60  # exponent of a factor
@@ -38,7 +39,6 @@ class EqualizeColumns(Pass):
 
     name = "equalize-columns"
     numerics = Numerics.EXACT
-    needs = (Stage.FLOAT,)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         """Rewrite weights of ``model``, and add a Mul where nothing takes up the factors."""
@@ -85,6 +85,8 @@ def _reads(node: ir.Node) -> ir.Value | None:
     value = node.inputs[0] if node.inputs else None
     if node.domain or value is None or edit.is_constant(value) or value.graph is None:
         return None
+    if (maker := value.producer()) is not None and decodes(maker):
+        return None  # it is quantized already: a Mul would come between codes and their kernel
     if node.op_type in _RECURRENT:
         known = edit.constant_tensor(node.inputs[1])
         return value if known is not None and known.dtype in _FLOATS else None

@@ -130,3 +130,15 @@ def test_ordinary_weights_stay_as_they_are(spread: float) -> None:
 )
 def test_the_decades_that_are_lost(weight: np.ndarray, lost: float) -> None:
     assert decades_lost(weight) == pytest.approx(lost)
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w8a16", "w4a16"])
+def test_recipes_still_take_a_model_that_is_quantized_in_part(recipe: str) -> None:
+    """A file of quantization-aware training; its decades lie behind Q/DQ and stay as they are."""
+    model = kit.parse("""g (float[N, 4] x) => (float[N, 4] y)
+    <float s = {0.1}, uint8 z = {128}, float[4, 4] w = {1024.0, 1.0, -1.0, 0.001, 512.0, 2.0, 1.0, 0.002,
+        256.0, 1.0, 3.0, 0.001, 128.0, 1.0, -2.0, 0.004}> {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) h = MatMul(d, w) y = Relu(h) }""")
+    x = np.random.default_rng(1).normal(size=(32, 4)).astype(np.float32)
+    _, report = gp.compile(model, recipe, gp.CalibrationData.from_arrays({"x": x}), gate=False)
+    assert next(p for p in report.passes if p.name == "equalize-columns").changed == 0
