@@ -64,6 +64,7 @@ def test_the_shown_tests_pass_on_the_shown_files(house: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_laws_of_all_hold_for_the_shown_files(house: Path) -> None:
     """The shared tests cover a new file at once."""
     laws = ["tests/catalog/test_laws_passes.py", "tests/passes/quantizers/test_laws.py", "tests/core/ops/test_ops.py"]

@@ -27,7 +27,14 @@ def test_the_readme_is_short() -> None:
     assert text("README.md").count("\n") <= 160
 
 
-@pytest.mark.parametrize("page", [p for p in TOLD if "```python\n" in text(p)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, marks=[pytest.mark.slow] * (p == "docs/beyond-8-bits.md"))
+        for p in TOLD
+        if "```python\n" in text(p)
+    ],
+)
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```", text(page), re.M | re.S):
         warm.python(block, cwd=tmp_path, torch=True).check_returncode()

@@ -14,7 +14,13 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LINES = 40
 
 
-@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+_LONG = ("mixed_precision", "recover_4bit")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in _LONG), id=p.stem) for p in sorted(EXAMPLES.glob("*.py"))],
+)
 def test_an_example_runs(script: Path, tmp_path: Path) -> None:
     assert script.read_text().count("\n") <= LINES
     done = warm.python(script, cwd=tmp_path, torch=True)

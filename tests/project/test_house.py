@@ -111,6 +111,7 @@ def test_a_long_file_and_a_long_function_are_found(tmp_path: Path) -> None:
     assert "f has 61 lines" in found[1]
 
 
+@pytest.mark.slow
 def test_a_planted_type_error_is_found_across_rooms(checkout: Path, tmp_path: Path) -> None:
     """A checker that cannot find the rooms takes all that is imported from them for Any, and finds nothing wrong."""
     typecheck.link(checkout, tmp_path)

@@ -51,6 +51,7 @@ def test_a_plan_edited_by_hand_is_applied_and_found_again(
     assert parsed(capsys, "plan", "diff", str(file), str(out)) == {}
 
 
+@pytest.mark.slow
 def test_a_plan_is_applied_with_gptq_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, better, nearest = tmp_path / "out", tmp_path / "better.onnx", tmp_path / "nearest.onnx"
     options = ["--max-size", "0.2x", "--set", "allocate.samples=8", "--set", "allocate.measure=1"]

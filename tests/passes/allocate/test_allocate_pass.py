@@ -204,6 +204,7 @@ def test_budgets_are_handed_to_the_pass_that_can_hold_them() -> None:
         budgets.handed(plain, "0.5x", None, None)
 
 
+@pytest.mark.slow
 def test_the_recipe_holds_all_three_budgets_end_to_end() -> None:
     x = np.random.default_rng(5).normal(size=(60, 3, 8, 8)).astype(np.float32)
     labels = kit.run(allocating.residual(), {"x": x})["y"].argmax(1)

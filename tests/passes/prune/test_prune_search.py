@@ -72,7 +72,7 @@ def test_too_few_or_odd_columns_stay(columns: int) -> None:
     )
 
 
-@pytest.mark.parametrize("window", [0, 8])
+@pytest.mark.parametrize("window", [0, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_search_ends_even_where_every_look_finds_a_gain(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a floor below zero each swap and each window counts as a gain for ever: the bounds end it."""
     from graphpress.passes.prune import search

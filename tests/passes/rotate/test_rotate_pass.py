@@ -26,7 +26,9 @@ ALL = "fold-norms,rotate{keys=true,down=true}"
 COUNTS = ("residual streams turned", "value heads turned", "key heads turned", "down projections turned")
 
 
-@pytest.mark.parametrize(("name", "depth"), [("encoder", 2), ("vision", 2), ("decoder", 1)])
+@pytest.mark.parametrize(
+    ("name", "depth"), [pytest.param("encoder", 2, marks=pytest.mark.slow), ("vision", 2), ("decoder", 1)]
+)
 def test_whole_transformers_keep_their_function(name: str, depth: int) -> None:
     """LayerNorm with biases, a patch convolution and LayerScale, grouped queries with written-out attention."""
     model = clean(traced(name), "fuse-rotary")
