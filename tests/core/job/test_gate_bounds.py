@@ -12,7 +12,7 @@ import pytest
 from graphpress.errors import BadRequest
 from graphpress.job.bars import Gate
 from graphpress.job.chance import Verdict
-from graphpress.job.gate import GateResult, OutputCheck, compare_outputs, judge, sqnr
+from graphpress.job.gate import GateResult, OutputCheck, compare_outputs, judge, sqnr, told
 from graphpress.job.measures import Figure
 from graphpress.job.natures import Kind, Nature
 
@@ -149,3 +149,29 @@ def test_where_nothing_was_compared_nothing_fails_and_the_reason_stands() -> Non
         "outputs": [], "samples": 0, "failures": [], "blame": [], "left_out": "no data", "passed": True,
         "unsure": [], "verdict": "passed", "remedy": [],
     }  # fmt: skip
+
+
+def test_the_worst_sample_is_the_first_of_the_worst_and_of_samples_only() -> None:
+    x = np.ones((3, 2), np.float32)
+    off = np.array([[0.1, 0.1], [0.5, 0.5], [0.5, 0.5]], np.float32)
+    worst = check([x, x], [x - off, x - off]).worst
+    assert worst is not None and worst[0] == 1 and worst[1] == pytest.approx(20 * math.log10(2), abs=1e-5)
+    assert check([x[0]], [x[0] - 0.5]).worst is None  # one axis alone may be anything
+
+
+def test_measures_see_every_batch_and_have_the_bars_of_a_gate_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(40, 2)) for _ in range(3)]
+    nature = {"y": Nature(Kind.VALUES)}
+    (found,), samples = compare_outputs(runner(*x), runner(*x), [{"x": a} for a in x], None, lambda seen: nature)
+    assert samples == 120 and [f.asked for f in found.figures] == [Gate().min_sqnr]
+
+
+def test_labels_say_something_of_the_first_output_only_and_of_classes_only() -> None:
+    doubt = Figure("expected loss of accuracy", 9.0, 5.0, 13.0, 2.0, Verdict.FAILED)
+    good = Figure("points of top-1 lost", 0.5, 0.2, 0.8, 2.0, Verdict.PASSED)
+    for kind, failures in ((Kind.CLASSES, 1), (Kind.VALUES, 2)):
+        result = judge([OutputCheck(n, 40.0, 1.0, 0.1, 0.9, kind, [doubt]) for n in ("y", "z")], 64, Gate())
+        told(result, good, Gate())
+        assert len(result.failures) == failures
+        assert [len(o.figures) for o in result.outputs] == [2, 1]
