@@ -163,6 +163,7 @@ def test_batchnorm_stays_on_request() -> None:
     close(model, case)
 
 
+@pytest.mark.slow
 def test_other_opsets() -> None:
     case = CASES["transformer"]
     model = gp.trace(*case, opset=20)

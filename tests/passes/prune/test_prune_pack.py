@@ -173,7 +173,11 @@ def test_a_sparse_product_costs_what_is_not_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "times"), [pytest.param("sparse24", 4 / (2 + 1 / 8), marks=pytest.mark.slow), ("sparse24-int8", 6.4)]
+    ("recipe", "times"),
+    [
+        pytest.param("sparse24", 4 / (2 + 1 / 8), marks=pytest.mark.slow),
+        pytest.param("sparse24-int8", 6.4, marks=pytest.mark.slow),
+    ],
 )
 def test_the_recipes_end_to_end(zoo: Path, recipe: str, times: float) -> None:
     with np.load(zoo / "cifar10/calib.npz") as z:
