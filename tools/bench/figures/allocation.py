@@ -13,11 +13,13 @@ import onnx_ir as ir
 
 import graphpress as gp
 from graphpress.contracts import PassReport
+from graphpress.graph import file_size
 from graphpress.job import engine
 from graphpress.job.latency import compare_latency
 from graphpress.passes.allocate.allocate import CHECKED
 from graphpress.passes.allocate.divergence import divergence
 from graphpress.passes.allocate.edges import Probe
+from graphpress.passes.allocate.trial import bytes_of
 from graphpress.passes.allocate.watched import watch
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
@@ -39,7 +41,7 @@ RANK = 0.85
 
 @dataclass(frozen=True)
 class _Made:
-    """A compiled model: what it stores before it is lowered (formula C3), and after."""
+    """A compiled model: the bytes of its file, as a budget counts them, and those of its tensors once it is lowered."""
 
     done: PassReport
     runner: Runner
@@ -70,12 +72,13 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
 
 def _made(task: Task, source: ir.Model, recipe: Recipe, progress: Progress) -> _Made:
     target, runtime = Target.load("ort-cpu"), engine.of_runtime("ort")
-    portable, done = Pipeline(recipe.passes, check_numbers=False).run(source, context(task, source, progress))
+    ctx = context(task, source, progress)
+    portable, done = Pipeline(recipe.passes, check_numbers=False).run(source, ctx)
     lowered = runtime.lower(portable, target)
     runner: Runner = runtime.execute(lowered)
     score = next(iter(task.scores(runner, _runner(source)).values()))
     plan = next(r for r in reversed(done) if r.plan is not None)
-    return _Made(plan, runner, score, reports.stored_bytes(portable), reports.stored_bytes(lowered))
+    return _Made(plan, runner, score, bytes_of(portable, file_size.names(source), ctx), reports.stored_bytes(lowered))
 
 
 def _runner(model: ir.Model) -> Runner:
