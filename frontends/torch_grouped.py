@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from graphpress.errors import Unsupported
+
 
 def table(torch: Any, opset: int) -> dict[Any, Callable[..., Any]]:
     """What the exporter is to write for the operators: for its ``custom_translation_table``."""
@@ -20,7 +22,7 @@ def table(torch: Any, opset: int) -> dict[Any, Callable[..., Any]]:
         if offs is None:
             return op.MatMul(self, mat2)
         if len(self.shape) != 2 or len(mat2.shape) != 3:
-            raise NotImplementedError("a grouped product of other than rows by a stack of matrices")
+            raise Unsupported("only groups of rows by a stack of matrices can be traced", where="torch's grouped_mm")
         return _by_rows(op, self, mat2, offs)
 
     def fallback(input: Any, weight: Any, offs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -40,8 +41,8 @@ class Exposed:
         axes = self.stacked.get(name, 0)
         if not axes:
             return array
-        inner = array.shape[axes:]
-        return array.reshape(-1, *inner[1:] if len(inner) > 1 else inner)
+        kept = axes + (array.ndim > axes + 1)
+        return array.reshape(math.prod(array.shape[:kept]), *array.shape[kept:])
 
 
 @dataclass(frozen=True)

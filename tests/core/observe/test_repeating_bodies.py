@@ -7,8 +7,10 @@ import pytest
 
 from graphpress.backends import ort, reference
 from graphpress.observe.data import CalibrationData
+from graphpress.observe.expose import Exposed
 from graphpress.observe.inner import InnerValues
 from graphpress.observe.moments import collect_moments
+from graphpress.runner import Executor
 from tests import kit
 
 RNG = np.random.default_rng(5)
@@ -24,7 +26,7 @@ SCAN = f"""g (float[3] s0, float[T,3] x) => (float[3] y, float[T,3] z) <float[3,
 
 
 @pytest.mark.parametrize("execute", [reference.execute, ort.execute])
-def test_a_loop_gives_what_every_iteration_made(execute) -> None:  # type: ignore[no-untyped-def]
+def test_a_loop_gives_what_every_iteration_made(execute: Executor) -> None:
     x, s, h = RNG.normal(size=(4, 3)).astype(np.float32), [], []
     state = x
     for _ in range(3):
@@ -83,3 +85,16 @@ def test_a_loop_within_a_loop_and_a_branch_within_one() -> None:
     first, second = feeds["x"] + [[1], [2], [3]], -(feeds["x"] + 3) + [[1], [2], [3]]
     np.testing.assert_array_equal(inner(feeds)["v"], np.concatenate([first, second]))
     assert inner.unobserved == {"o": "it is in a branch that not every iteration of Loop 'Loop_0' takes"}
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 0), (0, 0, 0), (0, 4, 0), (0, 4, 3)])
+def test_what_a_loop_that_never_ran_gives_is_empty(shape: tuple[int, ...]) -> None:
+    """Whatever the runtime makes of axes that it does not know."""
+    seen = Exposed(stacked={"h": 1}).seen("h", np.empty(shape, np.float32))
+    assert seen.size == 0 and seen.ndim == max(len(shape) - 1, min(len(shape), 2))
+
+
+def test_a_loop_that_never_runs_leaves_its_layers_without_a_range() -> None:
+    data = CalibrationData.from_arrays({"x": RNG.normal(size=(6, 3)).astype(np.float32), "n": np.asarray(0)})
+    found = collect_moments(kit.parse(LOOP), ["MatMul_2"], data, ort.execute)
+    assert not found and "never ran" in found.unobserved["MatMul_2"]

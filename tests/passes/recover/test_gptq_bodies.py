@@ -14,6 +14,7 @@ from graphpress.contracts import PassReport
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.quantizers import obs
+from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.passes.recover.rounding import grids
 from graphpress.passes.recover.rounding.gptq import Gptq, split
 from tests import kit
@@ -76,11 +77,11 @@ def test_an_interrupted_run_over_a_loop_ends_in_the_same_weights(
     settle = grids.QuantizedLayer.write
     calls = []
 
-    def twice(self: grids.QuantizedLayer, *args: object) -> None:
+    def twice(self: grids.QuantizedLayer, weight: np.ndarray, params: QParams) -> None:
         calls.append(self.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        settle(self, *args)  # type: ignore[arg-type]
+        settle(self, weight, params)
 
     with monkeypatch.context() as patch:
         patch.setattr(grids.QuantizedLayer, "write", twice)
