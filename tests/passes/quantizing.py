@@ -24,12 +24,13 @@ CODES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 1
 
 
 def model(text: str, weights: Mapping[str, np.ndarray]) -> ir.Model:
-    """A graph in text, those of its inputs that ``weights`` names made constants."""
+    """A graph in text, those of its inputs that ``weights`` names made constants of the type that is written there."""
     made = kit.parse(text)
     for name, array in weights.items():
         value = next(v for v in made.graph.inputs if v.name == name)
         made.graph.inputs.remove(value)
-        value.const_value = ir.tensor(np.asarray(array), name=name)
+        assert value.dtype is not None
+        value.const_value = ir.tensor(np.asarray(array).astype(value.dtype.numpy(), copy=False), name=name)
         made.graph.register_initializer(value)
     return made
 

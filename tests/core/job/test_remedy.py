@@ -8,18 +8,9 @@ import graphpress as gp
 from graphpress.job.bars import Gate
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.recipe import Recipe
-from tests import kit
+from tests.passes import quantizing
 
 RNG = np.random.default_rng(0)
-
-
-def with_weights(text: str, **arrays: np.ndarray) -> ir.Model:
-    model = kit.parse(text)
-    for value in [v for v in model.graph.inputs if v.name in arrays]:
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(arrays[value.name].astype(np.float32), name=value.name)
-        model.graph.register_initializer(value)
-    return model
 
 
 def failed(model: ir.Model, recipe: Recipe | str, x: np.ndarray, **options) -> gp.GateError:
@@ -33,7 +24,7 @@ def chain() -> ir.Model:
     g (float[N, 8] x, float[8, 8] a, float[8, 8] b, float[8, 8] c) => (float[N, 8] y) {
       [one] p = MatMul(x, a) [t] q = Tanh(p) [two] r = MatMul(q, b) [u] s = Tanh(r) [three] y = MatMul(s, c)
     }"""
-    return with_weights(text, **{n: RNG.normal(size=(8, 8)) for n in "abc"})
+    return quantizing.model(text, {n: RNG.normal(size=(8, 8)) for n in "abc"})
 
 
 def moved() -> ir.Model:
@@ -46,7 +37,7 @@ def moved() -> ir.Model:
       [slice] t = Slice(s, from, to, axis) [reshape] u = Reshape(t, flat) [head] y = MatMul(u, c)
     }"""
     sizes = {"a": (8, 3, 3, 3), "b": (8, 8, 3, 3), "c": (4, 6)}
-    return with_weights(text, **{n: 0.3 * RNG.normal(size=s) for n, s in sizes.items()})
+    return quantizing.model(text, {n: 0.3 * RNG.normal(size=s) for n, s in sizes.items()})
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
@@ -71,7 +62,7 @@ def test_a_lonely_site_is_measured_against_numpy(seed: int) -> None:
     a, b, x = rng.normal(size=(8, 8)), rng.normal(size=(8, 8)), rng.normal(size=(1, 8)).repeat(40, 0)
     text = "g (float[N, 8] x, float[8, 8] a, float[8, 8] b) => (float[N, 8] y) { [one] p = MatMul(x, a) [two] y = MatMul(p, b) }"  # fmt: skip # noqa: E501
     recipe = Recipe("r", (Quantize(mode="weight"),), gate=Gate(min_sqnr=90))
-    blame = dict(failed(with_weights(text, a=a, b=b), recipe, x).report.gate.blame)
+    blame = dict(failed(quantizing.model(text, {"a": a, "b": b}), recipe, x).report.gate.blame)
     wanted = x[0] @ a @ b
     for name, found in (("one", x[0] @ rounded(a) @ b), ("two", x[0] @ a @ rounded(b))):
         noise = ((found - wanted) ** 2).sum() / (wanted**2).sum()
@@ -121,7 +112,7 @@ def loud() -> tuple[ir.Model, np.ndarray]:
       [norm] n = LayerNormalization<axis = -1>(x, gain) [up] u = MatMul(n, a) [t] h = Tanh(u) [down] y = MatMul(h, b)
     }"""
     arrays = {"gain": gain, "a": 0.3 * RNG.normal(size=(32, 16)) / gain[:, None], "b": RNG.normal(size=(16, 16))}
-    return with_weights(text, **arrays), RNG.normal(size=(100, 32))
+    return quantizing.model(text, arrays), RNG.normal(size=(100, 32))
 
 
 @pytest.mark.parametrize("recipe", ["w8a8", "w8a8-dynamic"])

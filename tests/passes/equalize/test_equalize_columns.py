@@ -8,19 +8,11 @@ import graphpress as gp
 from graphpress.passes.clean.infer_shapes import InferShapes
 from graphpress.passes.equalize.equalize_columns import EqualizeColumns, decades_lost
 from tests import kit
+from tests.passes import quantizing
 
 RNG = np.random.default_rng(0)
 BINS, HIDDEN = 24, 16
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-
-def with_weights(text: str, arrays: dict[str, np.ndarray]) -> ir.Model:
-    model = kit.parse(text)
-    for value in [v for v in model.graph.inputs if v.name in arrays]:
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(arrays[value.name].astype(np.float32), name=value.name)
-        model.graph.register_initializer(value)
-    return model
 
 
 def loudness() -> np.ndarray:
@@ -40,7 +32,7 @@ def stack(op: str = "LSTM") -> ir.Model:
     }}"""
     shapes = {"w": (1, rows, BINS), "r": (1, rows, HIDDEN), "w2": (1, rows, HIDDEN), "r2": (1, rows, HIDDEN)}
     arrays = {n: RNG.normal(size=s) / np.sqrt(s[-1]) for n, s in shapes.items()}
-    return with_weights(text, arrays | {"w": arrays["w"] / loudness()})
+    return quantizing.model(text, arrays | {"w": arrays["w"] / loudness()})
 
 
 def spectra(steps: int = 20, samples: int = 12) -> np.ndarray:
@@ -89,7 +81,7 @@ def test_what_makes_the_channels_takes_the_factors_up() -> None:
         "a": RNG.normal(size=(8, BINS)) * loudness(), "bias": RNG.normal(size=BINS) * loudness(),
         "w": RNG.normal(size=(1, 64, BINS)) / loudness(), "r": RNG.normal(size=(1, 64, 16)),
     }  # fmt: skip
-    model, x = with_weights(text, arrays), RNG.normal(size=(5, 3, 8)).astype(np.float32)
+    model, x = quantizing.model(text, arrays), RNG.normal(size=(5, 3, 8)).astype(np.float32)
     made, (_, report) = kit.apply(model, InferShapes(), EqualizeColumns())
     assert kit.ops(made) == kit.ops(model) and "make" in next(iter(report.metrics.values()))
     np.testing.assert_array_equal(kit.run(model, {"x": x})["y"], kit.run(made, {"x": x})["y"])
@@ -102,7 +94,7 @@ def test_linear_layers_that_share_an_input_share_the_factors_and_others_read_it_
       [one] y = MatMul(x, w) [two] z = Gemm<transB = 1>(x, v) [root] s = Sqrt(x)
     }}"""
     arrays = {"w": RNG.normal(size=(BINS, 8)) / loudness()[:, None], "v": RNG.normal(size=(6, BINS)) / loudness()}
-    model, x = with_weights(text, arrays), np.abs(RNG.normal(size=(5, BINS)) * loudness()).astype(np.float32)
+    model, x = quantizing.model(text, arrays), np.abs(RNG.normal(size=(5, BINS)) * loudness()).astype(np.float32)
     made, (report,) = kit.apply(model, EqualizeColumns())
     assert report.changed == 2 and kit.ops(made).count("Mul") == 1
     before, after = kit.run(model, {"x": x}), kit.run(made, {"x": x})
@@ -115,7 +107,7 @@ def test_ordinary_weights_stay_as_they_are(spread: float) -> None:
     """Columns as trained networks have them, also a few loud ones."""
     w = RNG.normal(size=(64, 48))
     w[:, :2] *= spread
-    model = with_weights("g (float[N, 48] x, float[48, 64] w) => (float[N, 64] y) { y = MatMul(x, w) }", {"w": w.T})
+    model = quantizing.model("g (float[N, 48] x, float[48, 64] w) => (float[N, 64] y) { y = MatMul(x, w) }", {"w": w.T})
     assert kit.apply(model, EqualizeColumns())[1][0].changed == 0
 
 

@@ -1,24 +1,14 @@
 """Inputs over many decades stay out of 8 bits up to what compresses them; nothing else changes for others."""
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 import graphpress as gp
 from graphpress.passes.quantize.wide_range import decades_lost
 from graphpress.types import Role
-from tests import kit
+from tests.passes import quantizing
 
 RNG = np.random.default_rng(0)
-
-
-def given(text: str, **arrays: np.ndarray):
-    model = kit.parse(text)
-    for value in [v for v in model.graph.inputs if v.name in arrays]:
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(arrays[value.name].astype(np.float32), name=value.name)
-        model.graph.register_initializer(value)
-    return model
 
 
 def spectra(rows: int = 200, bins: int = 32) -> np.ndarray:
@@ -40,7 +30,7 @@ def net(middle: str):
     }}"""
     sizes = {"w": (16, 24), "v": (24, 8)}
     arrays = {n: 0.2 * RNG.normal(size=s) for n, s in sizes.items()}
-    return given(text, f=np.abs(RNG.normal(size=(32, 16))), gain=np.ones(16), **arrays)
+    return quantizing.model(text, {"f": np.abs(RNG.normal(size=(32, 16))), "gain": np.ones(16), **arrays})
 
 
 COMPRESS = {
@@ -92,7 +82,7 @@ def test_spectra_that_the_model_makes_itself_are_seen() -> None:
     arrays = {"s": RNG.normal(size=(16, 1, 32)), "f": np.abs(RNG.normal(size=(16, 12))), "w": RNG.normal(size=(12, 8))}
     loud = 10 ** RNG.uniform(-3.5, 0, (200, 1, 1))
     x = (loud * RNG.normal(size=(200, 1, 64))).astype(np.float32)
-    _, report = quantized(given(text, **arrays), x)
+    _, report = quantized(quantizing.model(text, arrays), x)
     assert "mel" not in {s.node for s in report.plan} and "head" in {s.node for s in report.plan}
 
 
@@ -102,7 +92,7 @@ def test_without_anything_that_compresses_only_the_first_readers_keep_float_acti
       <int64[2] shape = {-1, 32}> {
       [view] a = Reshape(x, shape) [first] b = MatMul(a, f) [t] c = Tanh(b) [second] y = MatMul(c, w)
     }"""
-    model = given(text, f=RNG.normal(size=(32, 16)), w=RNG.normal(size=(16, 8)))
+    model = quantizing.model(text, {"f": RNG.normal(size=(32, 16)), "w": RNG.normal(size=(16, 8))})
     for recipe in ("w8a8", "w8a8-dynamic"):
         _, report = quantized(model, spectra(), recipe)
         roles = {n: {s.role for s in report.plan.of(n)} for n in ("first", "second")}
@@ -118,7 +108,7 @@ def test_a_part_of_a_wide_input_is_judged_by_itself(start: int, narrow: bool) ->
     }}"""
     x = spectra()
     x[:, 16:] = RNG.uniform(-1, 1, (len(x), 16))  # a state beside the spectrum, say
-    _, report = quantized(given(text, f=RNG.normal(size=(16, 16)), w=RNG.normal(size=(16, 8))), x)
+    _, report = quantized(quantizing.model(text, {"f": RNG.normal(size=(16, 16)), "w": RNG.normal(size=(16, 8))}), x)
     assert (Role.ACTIVATION in {s.role for s in report.plan.of("first")}) is narrow
 
 

@@ -90,3 +90,16 @@ def ready() -> None:
 
 
 _KEPT: list[Any] = []  # operators go with the library that declared them
+
+
+def of_transformers(kind: str, options: Mapping[str, Any]) -> Callable[[], Any]:
+    """How to make a model of transformers, random weights, from options of its configuration."""
+
+    def make() -> Any:
+        ready()
+        import transformers
+
+        model = getattr(transformers, kind)
+        return model(model.config_class(**options))
+
+    return make

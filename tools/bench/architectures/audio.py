@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from graphpress.tools.bench.architectures.architecture import Architecture, Draw, ready
+from graphpress.tools.bench.architectures.architecture import Architecture, Draw, of_transformers
 
 _WAVES: Mapping[str, Any] = {
     "vocab_size": 32, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
@@ -26,17 +26,6 @@ _BY_WAVE: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
     "Wav2Vec2ConformerModel": ({**_WAVES, "conv_depthwise_kernel_size": 7}, True, True),
     "SEWModel": (_WAVES, False, True),
 }
-
-
-def _make(kind: str, options: Mapping[str, Any]) -> Callable[[], Any]:
-    def make() -> Any:
-        ready()
-        import transformers
-
-        model = getattr(transformers, kind)
-        return model(model.config_class(**options))
-
-    return make
 
 
 def _wave(length: int, name: str = "input_values", axes: int = 0) -> Callable[[Draw], dict[str, Any]]:
@@ -85,9 +74,9 @@ _OTHERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], bo
 def architectures() -> Iterator[Architecture]:
     """Speech encoders, speech to text, codecs."""
     for kind, (options, prenorm, ffn) in _BY_WAVE.items():
-        yield Architecture(kind, "speech", _make(kind, options), _wave(2000), prenorm, ffn)
+        yield Architecture(kind, "speech", of_transformers(kind, options), _wave(2000), prenorm, ffn)
     for kind, (options, inputs, transformer) in _OTHERS.items():
-        yield Architecture(kind, "speech", _make(kind, options), inputs, transformer, transformer)
+        yield Architecture(kind, "speech", of_transformers(kind, options), inputs, transformer, transformer)
     codecs: dict[str, Mapping[str, Any]] = {
         "EncodecModel": {"num_filters": 8, "hidden_size": 32, "codebook_dim": 32, "codebook_size": 64,
                          "upsampling_ratios": [4, 2], "num_lstm_layers": 1},
@@ -100,4 +89,4 @@ def architectures() -> Iterator[Architecture]:
                       "upsample_groups": 32},
     }  # fmt: skip
     for kind, options in codecs.items():
-        yield Architecture(kind, "codec", _make(kind, options), _wave(512, axes=1))
+        yield Architecture(kind, "codec", of_transformers(kind, options), _wave(512, axes=1))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from graphpress.tools.bench.architectures.architecture import Architecture, Draw, ready
+from graphpress.tools.bench.architectures.architecture import Architecture, Draw, of_transformers
 
 LENGTH = 12
 _SMALL: Mapping[str, Any] = {
@@ -130,17 +130,6 @@ _SEQUENCES: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
 }  # fmt: skip
 
 
-def _make(kind: str, options: Mapping[str, Any]) -> Callable[[], Any]:
-    def make() -> Any:
-        ready()
-        import transformers
-
-        model = getattr(transformers, kind)
-        return model(model.config_class(**options))
-
-    return make
-
-
 def _tokens(draw: Draw) -> dict[str, Any]:
     return {"input_ids": draw.ids(LENGTH), "attention_mask": draw.ones(LENGTH)}
 
@@ -166,4 +155,4 @@ def architectures() -> Iterator[Architecture]:
                 inputs = _pairs
             else:
                 options = {**_SMALL, **options}
-            yield Architecture(kind, family, _make(kind, options), inputs, prenorm, ffn)
+            yield Architecture(kind, family, of_transformers(kind, options), inputs, prenorm, ffn)
