@@ -36,7 +36,7 @@ from graphpress.tools.bench.cell import quick
 
 BATCH, SAMPLES = 2, 16
 EQUAL = 80.0  # dB from which two float32 programs of one function count as equal
-STAGES = ("trace", "parity", "w8a8", "dynamic", "gptq", "rot", "smooth", "sparse24", "acm", "torch-cpu")
+STAGES = ("trace", "parity", "ffn", "w8a8", "dynamic", "gptq", "rot", "smooth", "sparse24", "acm", "torch-cpu")
 _RECIPES = {
     "w8a8": "w8a8", "dynamic": "w8a8-dynamic", "gptq": "w4a16-gptq", "smooth": "w8a8-smooth", "sparse24": "sparse24",
     "acm": "acm", "torch-cpu": "w8a8",
@@ -82,6 +82,12 @@ class Subject:
     @cached_property
     def model(self) -> ir.Model:
         return torch_export.trace(self.module, (), self.architecture.draw(BATCH, 0))
+
+    @cached_property
+    def clean(self) -> ir.Model:
+        """The graph as passes see it."""
+        ctx = context(Target.load("ort-cpu"), None)
+        return pipeline.Pipeline([*Recipe.load("clean").passes]).run(self.model, ctx)[0]
 
     @cached_property
     def data(self) -> dict[str, np.ndarray]:
@@ -142,6 +148,15 @@ def _parity(subject: Subject, entry: Entry) -> None:
     entry.why = "" if entry.ok else f"worst of {len(kinds)} outputs"
 
 
+def _ffn(subject: Subject, entry: Entry) -> None:
+    """Whether the feed-forward blocks of all layers are found; poolers and heads may be among them."""
+    found = overview(subject.clean).blocks
+    known, wanted = sum(not b["blocked"] for b in found), subject.architecture.ffn
+    entry.counts, entry.ok = {"blocks": known, "of": wanted}, known >= wanted
+    refused = "; ".join(f"{b['name']}: {b['blocked']}" for b in found if b["blocked"])
+    entry.why = "" if entry.ok else refused[:300] or "nothing else looks like one"
+
+
 def _decibels(given: np.ndarray, wanted: np.ndarray) -> float:
     if wanted.dtype.kind not in "fc":
         return math.inf if np.array_equal(given, wanted) else -math.inf
@@ -176,12 +191,9 @@ def _compiled(subject: Subject, entry: Entry) -> None:
 def _rot(subject: Subject, entry: Entry) -> None:
     """What rotation finds and turns: streams (R1), values (R2), MLP hidden values (R4)."""
     target = Target.load("ort-cpu")
-    clean = pipeline.Pipeline([*Recipe.load("clean").passes])
-    ctx = context(target, None)
-    model, _ = clean.run(subject.model, ctx)
-    found = overview(model)
+    found = overview(subject.clean)
     rotate = [p for p in Recipe.load("w4a4-rot").passes if p.name in ("fold-norms", "rotate")]
-    turned, report = pipeline.Pipeline(rotate).run(model, ctx)
+    turned, report = pipeline.Pipeline(rotate).run(subject.clean, context(target, None))
     metrics = {k: v for p in report for k, v in p.metrics.items()}
     names = ("residual streams", "value heads", "down projections")
     for label, name, have in zip(("R1", "R2", "R4"), names, (found.streams, found.heads, found.pairs), strict=True):
@@ -193,7 +205,7 @@ def _rot(subject: Subject, entry: Entry) -> None:
     entry.why = "the outputs moved" if entry.dB < EQUAL - 20 else streams[0][:300] if streams else ""
 
 
-_STAGES: dict[str, Callable[[Subject, Entry], None]] = {"trace": _trace, "parity": _parity, "rot": _rot}
+_STAGES: dict[str, Callable[[Subject, Entry], None]] = {"trace": _trace, "parity": _parity, "ffn": _ffn, "rot": _rot}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
