@@ -38,8 +38,8 @@ class FoldNorms(Pass):
 
     Attributes:
         centre: Make RMSNormalization of LayerNormalization; may raise the opset to 23.
-        starts: Where a stream begins behind a norm (of the embedding), put a product there that takes up the gain, if that
-            is cheap and the stream can change basis then.
+        starts: Where a stream begins behind a norm (of the embedding), put a product there that takes up the gain, if
+            that is cheap and the stream can change basis then.
     """
 
     name: ClassVar[str] = "fold-norms"

@@ -59,6 +59,24 @@ class Refused(nn.Module):
         return input if input.sum() > 0 else -input
 
 
+class Torn(nn.Module):
+    """A choice that only float64 can make: the sum vanishes beside what it is added to."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.where(input.sum(-1) * 1e-9 + 1 / 3 > 1 / 3, 1.0, -1.0)
+
+
+def test_what_rounding_decides_is_no_fault_of_the_graph() -> None:
+    def off(make: object) -> Entry:
+        subject = Subject(small(make))
+        subject.__dict__["wanted"] = [-w for w in subject.wanted]
+        return fill(subject, "parity")
+
+    torn, plain = off(Torn), off(None)
+    assert torn.ok and torn.dB is not None and torn.dB < 0 and torn.counts["own"] < 3
+    assert not plain.ok and plain.why == "worst of 1 outputs"
+
+
 def test_outputs_that_differ_and_modules_that_cannot_be_traced() -> None:
     found = fill(Subject(small(Counting)), "parity")
     assert not found.ok and found.dB is not None and found.dB < 20 and not found.crash

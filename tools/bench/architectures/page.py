@@ -21,11 +21,12 @@ Written by `python -m graphpress.tools.bench.architectures --out FILE --page doc
 their size (two layers, width 16 to 64), with random weights, gains and biases, each in a process of its own.
 
 A figure is the SQNR in dB of the first output against the module in torch. trace: the number of nodes; parity: the
-worst of all outputs in float32, from {equal:g} dB on `yes`; ffn: the feed-forward blocks of linear layers that were
-found, of those its layers have (poolers and heads are found as well); rot: what was turned of what was found, of
-residual streams (R1), values of attention (R2), hidden values of MLPs (R4), in float32; smooth: in brackets the
-difference to w8a8; acm: feed-forward blocks that were replaced. `-`: there is nothing that the recipe is for; `no`:
-refused, failed, not all found, or, for a residual stream of a pre-norm transformer, not turned; empty: not run.
+worst of all outputs in float32, from {equal:g} dB on `yes`, below also where torch itself is as far apart in float32
+and in float64 (`own`: it chooses between near ties); ffn: the feed-forward blocks of linear layers that were found, of
+those its layers have (poolers and heads are found as well); rot: what was turned of what was found, of residual streams
+(R1), values of attention (R2), hidden values of MLPs (R4), in float32; smooth: in brackets the difference to w8a8; acm:
+feed-forward blocks that were replaced. `-`: there is nothing that the recipe is for; `no`: refused, failed, not all
+found, or, for a residual stream of a pre-norm transformer, not turned; empty: not run.
 """
 
 
@@ -68,7 +69,7 @@ def _said(entry: Entry, plain: Entry | None) -> str:
     if entry.recipe == "trace":
         return str(counts["nodes"])
     if entry.recipe == "parity":
-        return "yes"
+        return f"yes ({entry.dB:.0f}, own {entry.counts['own']:.0f})" if "own" in counts else "yes"
     figure = "exact" if entry.dB is None or math.isinf(entry.dB) else f"{entry.dB:.1f}"
     if entry.recipe == "smooth" and plain is not None and plain.dB is not None and entry.dB is not None:
         return f"{figure} ({entry.dB - plain.dB:+.1f})"
