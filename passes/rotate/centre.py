@@ -26,7 +26,7 @@ def centre(model: ir.Model, graph: ir.Graph, ledger: Ledger, report: PassReport)
         if norm in done or not norm.centred:
             continue
         carried = follow(found, norm.input)
-        class_ = list(carried.norms)
+        class_ = [n for n, ports in carried.norms.items() if "input" in ports]
         done.update(class_)
         if why := kept(carried) or _raise_opset(model, class_):
             report.skip(norm.node, f"stays LayerNormalization: {why}")
