@@ -203,7 +203,8 @@ class Job:
             return self.evaluate(runner) if self.evaluate else None
         if self.right is None:
             self.right = self.evaluate.counts(self.original())
-        found = labelled(self.evaluate, self.right, self.evaluate.counts(runner), recipe.gate.max_loss)
+        change = report.gate.outputs[0].change if report.gate.outputs else 1.0
+        found = labelled(self.evaluate, self.right, self.evaluate.counts(runner), recipe.gate.max_loss, change)
         report.metric = {"before": found.before, "after": found.after}
         report.metric |= {"before_error": found.error[0], "after_error": found.error[1], "samples": found.samples}
         if report.gate.outputs:
