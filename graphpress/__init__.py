@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from graphpress.job.models import to_torch as to_torch
     from graphpress.job.models import trace as trace
     from graphpress.observe.data import CalibrationData as CalibrationData
+    from graphpress.observe.sources.images import Images as Images
+    from graphpress.observe.sources.taken import calibration_data as calibration_data
     from graphpress.pipeline import Pipeline as Pipeline
     from graphpress.recipe import Recipe as Recipe
     from graphpress.report.inspection import diff as diff
@@ -40,6 +42,8 @@ _HOME = {
     "job.job": ("Compiled", "Job"),
     "job.models": ("audit", "load", "lower", "save", "to_torch", "trace"),
     "observe.data": ("CalibrationData",),
+    "observe.sources.images": ("Images",),
+    "observe.sources.taken": ("calibration_data",),
     "pipeline": ("Pipeline",),
     "recipe": ("Recipe",),
     "report.inspection": ("diff", "inspect"),

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from graphpress.borrowed import Step
-from graphpress.errors import BadRequest, CalibrationError
+from graphpress.errors import BadRequest
 from graphpress.job import budgets, hold_drop, remedy
 from graphpress.job.job import Clock, Job
 from graphpress.job.metric import Evaluate
 from graphpress.job.models import ModelLike, as_model, as_target
-from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
+from graphpress.observe.sources.taken import DataLike, calibration_data
 from graphpress.pipeline import stage_of
 from graphpress.recipe import Recipe
 from graphpress.report.report import Report
 from graphpress.runner import Progress, quiet
 from graphpress.target import Target
 from graphpress.types import Stage
-
-DataLike: TypeAlias = CalibrationData | Mapping[str, np.ndarray] | str | Path | None
 
 
 def compile(
@@ -48,8 +45,8 @@ def compile(
     Args:
         model: A model or the path of an ONNX file; never changed.
         recipe: Name of a shipped recipe, file, mapping, or passes: ours, your own, of onnx_ir, rules of onnxscript.
-        data: Calibration data, samples first: arrays by input name, an .npz, a folder of .npz. A part is held out
-            for the gate.
+        data: What ``graphpress.calibration_data`` takes: arrays by input name, samples first, a DataLoader, a
+            generator, a list, a path; None: as the recipe says, if it does. A part is held out for the gate.
         target: Name of a target.
         seed: Seed of everything random.
         evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
@@ -73,7 +70,7 @@ def compile(
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
         wanted = budgets.handed(_fitting(loaded, recipe), max_latency, budgets.of_file(max_size, loaded), max_drop)
         job = Job(loaded, wanted, as_target(target), seed, progress, clock)
-        job.take(_data(data), evaluate)
+        job.take(calibration_data(data, loaded), evaluate)
         if max_drop is not None:
             hold_drop.check_measurable(job.evaluate, max_drop)
         if max_drop is not None or state is not None:
@@ -100,16 +97,3 @@ def _fitting(model: ir.Model, source: Any) -> Recipe:
         if step.gives is not None:
             break
     return recipe
-
-
-def _data(data: DataLike) -> CalibrationData | None:
-    if data is None or isinstance(data, CalibrationData):
-        return data
-    if isinstance(data, Mapping):
-        arrays = {k: np.asarray(v) for k, v in data.items() if k != "labels"}
-        return CalibrationData.from_arrays(arrays, data.get("labels"))
-    if isinstance(data, str | Path):
-        return CalibrationData.load(data)
-    raise CalibrationError(
-        f"a {type(data).__name__} is no calibration data", where="data", fix="Give arrays by input name, or a path."
-    )

@@ -103,9 +103,9 @@ def parity(model: Path, target: str, data: Path | None) -> Any:
 def _with_feeds(model: Path, data: Path | None) -> tuple[ir.Model, dict[str, Any] | None]:
     """A model, and the first sample of the data for it."""
     loaded = gp.load(model)
-    if data is None:
+    samples = gp.calibration_data(data, loaded)
+    if samples is None:
         return loaded, None
-    samples = gp.CalibrationData.load(data)
     samples.check(loaded)
     return loaded, next(iter(samples.batches(1)))
 
@@ -117,7 +117,7 @@ def opt(
     bundle.spare(out, model, data)
     steps = parse_passes(passes)
     loaded, where = gp.load(model), Target.load(target)
-    samples = gp.CalibrationData.load(data) if data is not None else None
+    samples = gp.calibration_data(data, loaded)
     if samples is not None:
         samples.check(loaded)
     with terminal.progress() as progress:

@@ -78,7 +78,7 @@ def apply(
     """
     bundle.spare(out, model, source, data)
     plan, loaded, where = read(source), gp.load(model), Target.load(target)
-    samples = gp.CalibrationData.load(data) if data is not None else None
+    samples = gp.calibration_data(data, loaded)
     if samples is not None:
         samples.check(loaded)
     rounding = (Gptq(),) if gptq else ()
