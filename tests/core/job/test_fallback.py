@@ -19,6 +19,7 @@ from graphpress.job.job import Clock, Compiled, Job
 from graphpress.job.models import as_model
 from graphpress.observe import collect
 from graphpress.observe.memo import Recall
+from graphpress.observe.sources.taken import calibration_data
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.recipe import Recipe
 from graphpress.target import Target
