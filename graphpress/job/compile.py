@@ -38,6 +38,7 @@ def compile(
     state: str | Path | None = None,
     gate: bool = True,
     prove: bool = True,
+    portable: bool = False,
     progress: Progress = quiet,
 ) -> tuple[ir.Model, Report]:
     """Rewrite a model by a recipe for a target, and say what came of it.
@@ -55,10 +56,11 @@ def compile(
         state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
         gate: Raise when the result is below the recipe's gate.
         prove: Audit and time the result (one more session each).
+        portable: Give the graph before it is lowered, in Q/DQ: what ``to_torch``, passes and other targets go on from.
         progress: Shows progress.
 
     Returns:
-        The model as the target runs it, and the report.
+        The model as the target runs it (or before, if ``portable``), and the report.
 
     Raises:
         GateError: Below the gate, or max_drop cannot be held; carries ``model`` and ``report``.
@@ -83,7 +85,7 @@ def compile(
     report.seconds = clock.seconds
     if gate and not report.gate.passed:
         raise remedy.failure(job, compiled)
-    return compiled.lowered, report
+    return compiled.portable if portable else compiled.lowered, report
 
 
 def _fitting(model: ir.Model, source: Any) -> Recipe:

@@ -67,20 +67,6 @@ def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Any:
     return runtime.deploy(runtime.lower(model, where), where)
 
 
-def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
-    """The graph as it is, as a differentiable ``torch.fx.GraphModule`` without kernels (see ``backends.fx.build``).
-
-    Args:
-        model: A model or the path of an ONNX file; never changed.
-        quantizers: ``straight-through`` passes gradients through Q/DQ; ``learnable`` makes their scales and zero points
-            parameters as well; ``exact`` computes in integers, which no gradient passes.
-
-    Raises:
-        Unsupported: torch is not installed, or an operator has no form in it.
-    """
-    return engine.of_runtime("fx").build(as_model(model), quantizers=quantizers)
-
-
 def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | None = None) -> Any:
     """What really runs: kernel, time and reason for each site (see the backend's ``Audit``)."""
     model, where = as_model(model), as_target(target)

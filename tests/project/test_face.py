@@ -11,7 +11,8 @@ import pytest
 
 import graphpress
 
-VERBS = {"audit", "compile", "diff", "inspect", "load", "lower", "save", "to_torch", "trace"} | {"calibration_data"}
+VERBS = {"audit", "calibration_data", "compile", "diff", "from_torch", "inspect", "load", "lower", "save", "to_torch"}
+VERBS |= {"parameter_groups", "trace"}
 VALUES = {"CalibrationData", "Context", "Granularity", "Images", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
 PUBLIC = VERBS | VALUES | {"Compiled", "GateError", "GraphpressError", "Job", "Pass", "PassReport", "Pipeline"}
 HEAVY = {"torch", "onnxruntime", "sklearn", "scipy", "matplotlib"}
