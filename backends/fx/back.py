@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +31,8 @@ def trained(module: torch.nn.Module, model: ir.Model) -> dict[str, np.ndarray]:
         BadRequest: It is no such module, the model is not its model, or a tensor holds NaN or infinity.
         Unsupported: A parameter within the body of a Loop, Scan or If was trained.
     """
-    module, kept = _kept(module, "from_torch")
+    module = unwrapped(module)
+    kept = _places(module)
     tensors = dict(module.named_buffers(remove_duplicate=False)) | dict(module.named_parameters(remove_duplicate=False))
     _refuse_inner(module, kept)
     found = {}
@@ -45,19 +47,25 @@ def trained(module: torch.nn.Module, model: ir.Model) -> dict[str, np.ndarray]:
     return found
 
 
-def _kept(module: torch.nn.Module, where: str) -> tuple[torch.nn.Module, Mapping[str, tuple[str, str]]]:
-    """The module of a graph within what wraps it, and where it keeps each tensor of the graph."""
-    for name in (
-        "_orig_mod",
-        "module",
-    ):  # torch.compile, which passes attributes on; DistributedDataParallel, AveragedModel
+def unwrapped(module: Any, where: str = "from_torch") -> torch.nn.Module:
+    """The module of a graph within what wraps it.
+
+    Raises:
+        BadRequest: There is none.
+    """
+    for name in ("_orig_mod", "module"):  # torch.compile, which passes attributes on; DDP, AveragedModel
         if name in getattr(module, "_modules", {}) and PARAMETERS not in vars(module).get("meta", {}):
-            return _kept(getattr(module, name), where)
-    kept = getattr(module, "meta", {}).get(PARAMETERS)
-    if kept is not None:
-        return module, kept
+            return unwrapped(getattr(module, name), where)
+    if isinstance(module, torch.nn.Module) and PARAMETERS in getattr(module, "meta", {}):
+        return module
     fix = "Give the module that graphpress.to_torch made, or a copy of it."
     raise BadRequest(f"a {type(module).__name__} is no module of a graph", where=where, fix=fix)
+
+
+def _places(module: torch.nn.Module) -> Mapping[str, tuple[str, str]]:
+    """Where a module keeps each tensor of its graph, and as what."""
+    kept: Mapping[str, tuple[str, str]] = module.meta[PARAMETERS]
+    return kept
 
 
 def _refuse_inner(module: torch.nn.Module, kept: Mapping[str, tuple[str, str]]) -> None:
@@ -91,7 +99,8 @@ def kinds(module: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
     Raises:
         BadRequest: It is no module of a graph.
     """
-    module, kept = _kept(module, "parameter_groups")
+    module = unwrapped(module, "parameter_groups")
+    kept = _places(module)
     scales = {path + shelf.LOG for path, form in kept.values() if form == "steps"}
     zeros = {path for path, form in kept.values() if form == "zero point"}
     found: dict[str, list[torch.nn.Parameter]] = {kind: [] for kind in ("weights", "vectors", "scales", "zero_points")}

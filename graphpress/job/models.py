@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest
 from graphpress.graph import edit, names
-from graphpress.job import engine
+from graphpress.job import engine, student
 from graphpress.runner import Arrays
 from graphpress.target import Target
 
@@ -28,11 +28,11 @@ def load(path: str | Path) -> ir.Model:
     return onnx_file.load(path)
 
 
-def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> None:
+def save(model: ModelLike, path: str | Path, *, external: bool | None = None) -> None:
     """Write a model atomically; weights in one external file above 1 GB or on request."""
     from graphpress.frontends import onnx_file
 
-    onnx_file.save(model, path, external=external)
+    onnx_file.save(as_model(model), path, external=external)
 
 
 def trace(
@@ -42,9 +42,14 @@ def trace(
     dynamic_shapes: Any = None,
     **options: Any,
 ) -> ir.Model:
-    """A torch module, ExportedProgram or fx.GraphModule as a model (see ``frontends.torch_export.trace``)."""
+    """A torch module, ExportedProgram or fx.GraphModule as a model (see ``frontends.torch_export.trace``).
+
+    What ``to_torch`` made gives its graph back, Q/DQ and all, as by ``from_torch``.
+    """
     from graphpress.frontends import torch_export
 
+    if student.is_student(module):
+        return student.restored(module)
     return torch_export.trace(module, args, kwargs, dynamic_shapes, **options)
 
 
@@ -75,7 +80,7 @@ def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | No
 
 
 def as_model(model: ModelLike) -> ir.Model:
-    """The model itself, a copy with names and types where it leaves them out, or the file of that path.
+    """The model itself, a copy with names and types where it leaves them out, the file of that path, or a student's.
 
     Raises:
         BadRequest: It is neither.
@@ -85,6 +90,8 @@ def as_model(model: ModelLike) -> ir.Model:
         return model if _complete(model) else _completed(model)
     if isinstance(model, str | Path):
         return load(model)
+    if student.is_student(model):
+        return student.restored(model)
     raise BadRequest(
         f"a model is an onnx_ir.Model or the path of an ONNX file, not a {type(model).__name__}",
         where="model",

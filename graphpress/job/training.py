@@ -7,18 +7,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest, Unsupported
-from graphpress.graph import edit, half_storage, quantized, verify
-from graphpress.job import engine
+from graphpress.job import engine, student
 from graphpress.job.models import ModelLike, as_model
 from graphpress.keys import STAGE, TARGET
-from graphpress.ops import packing
-from graphpress.passes.fold.unfold_weights import unfold
-from graphpress.passes.recover.engine import parameters
-from graphpress.types import Stage, Storage
+from graphpress.types import Stage
 
-_BEFORE = "Take the model before its weights are folded: a pipeline or recipe that ends before fold-weights."
 _SCALE_RATE = 10.0  # a weight's update is a small share of the largest weight, a scale's shall be one of the scale
 
 
@@ -43,9 +37,9 @@ def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
     if quantizers == "exact":
         return build(given, quantizers=quantizers)
     try:
-        opened = _opened(given)
-        _refuse_integers(opened)
-        return build(opened, quantizers=quantizers)
+        opened = student.opened(given)
+        student.refuse_integers(opened)
+        return student.remember(build(opened, quantizers=quantizers), opened)
     except Unsupported as e:
         if STAGE.get(given) is not Stage.LOWERED:
             raise
@@ -53,34 +47,24 @@ def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
         raise Unsupported(e.what, where=e.where, fix=fix) from e
 
 
-def from_torch(module: Any, *, like: ModelLike) -> ir.Model:
+def from_torch(module: Any, *, like: ModelLike | None = None) -> ir.Model:
     """What ``to_torch`` made, trained, as a graph again: Q/DQ with its weights, scales and zero points.
 
-    Nothing is traced: the graph is that of ``like`` with weights unfolded, and names, schemes and the call stay. The
-    recipe ``fold`` makes integers of it: ``compile(from_torch(student, like=model), "fold", data)``.
+    Nothing is traced: it is the graph that the student was built from, with weights unfolded; names, schemes and the
+    call stay. The recipe ``fold`` makes integers of it: ``compile(from_torch(student), "fold", data)``. Wherever a
+    model is asked for, a student stands for this graph.
 
     Args:
         module: The student, or a copy of it; within ``torch.compile``, DDP or an AveragedModel too.
-        like: The model, or the path of the file, that ``to_torch`` was given; never changed.
+        like: The model, or the path of the file, that ``to_torch`` was given; never changed. By default what the
+            student remembers.
 
     Raises:
         BadRequest: It is no such module, ``like`` is another model, or training left NaN in it.
         Unsupported: A parameter within the body of a Loop, Scan or If was trained.
         VerifyError: A layer lost its n:m zeros.
     """
-    model = _opened(as_model(like))
-    model = model.clone() if model is like else model
-    for name, array in engine.of_runtime("fx").trained(module, model).items():
-        _write(model.graph.initializers[name], array)
-    for name, (low, high) in parameters.limits(model).items():  # fewer bits than their type stores
-        value = model.graph.initializers[name]
-        assert value.const_value is not None
-        _write(value, np.clip(value.const_value.numpy(), low, high))
-    model.metadata_props.pop(TARGET, None)
-    if any(quantized.decodes(node) for node in edit.nodes(model)):
-        STAGE.set(model, Stage.QDQ)
-    verify.check(model)
-    return model
+    return student.restored(module, as_model(like) if like is not None else None)
 
 
 def parameter_groups(
@@ -119,34 +103,3 @@ def parameter_groups(
         for kind, params in found.items()
         if params
     ]
-
-
-def _opened(model: ir.Model) -> ir.Model:
-    """The model with what is stored in a narrow or packed form as floats again: a copy, or itself where nothing is.
-
-    Raises:
-        Unsupported: A weight is stored in a way that has no such form.
-    """
-    model = packing.unpacked(half_storage.taken_back(model))
-    if not any(quantized.decodes(node) for node in edit.nodes(model)):
-        return model
-    copy, report = model.clone(), PassReport()
-    unfold(copy, report)
-    for skip in report.skips:
-        raise Unsupported(f"its weight cannot be trained: {skip.why}", where=f"node {skip.where!r}", fix=_BEFORE)
-    return copy
-
-
-def _write(value: ir.Value, array: np.ndarray) -> None:
-    value.const_value = ir.Tensor(array, dtype=value.dtype, name=value.name)
-
-
-def _refuse_integers(model: ir.Model) -> None:
-    """Refuse weights that stay integers: those of operators that a lowering makes."""
-    for graph in edit.graphs(model):
-        for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
-            codes = Storage.of_codes(value.dtype) is not None and value.shape is not None and len(value.shape) > 1
-            reader = next((u.node for u in value.uses() if not quantized.holds_scale(value)), None)
-            if codes and reader is not None and not (quantized.encodes(reader) or quantized.decodes(reader)):
-                what = f"{reader.op_type} reads its weight as {value.dtype}, which no gradient reaches"
-                raise Unsupported(what, where=f"node {reader.name!r}", fix=_BEFORE)

@@ -13,7 +13,19 @@ import networkx as nx
 
 from graphpress.tools.check.rooms import Source
 
-_FACE = ("budgets", "bundle", "compile", "engine", "hold_drop", "job", "models", "own_noise", "remedy")
+_FACE = (
+    "budgets",
+    "bundle",
+    "compile",
+    "engine",
+    "hold_drop",
+    "job",
+    "models",
+    "own_noise",
+    "remedy",
+    "student",
+    "training",
+)
 FACE = {"graphpress", "graphpress.report.inspection", *(f"graphpress.job.{name}" for name in _FACE)}
 ABOVE = {"passes.allocate", "passes.recover"}  # families that stand on the others
 ALL = {"core", "ops", "quantizers", "structure", "frontends", "backends", "face"}  # and every pass family

@@ -85,6 +85,10 @@ def test_a_trained_student_comes_back_and_folds(quantized: ir.Model, digits: Any
     assert gp.inspect(folded).ops["QuantizeLinear"] < gp.inspect(back).ops["QuantizeLinear"]
     again = gp.from_torch(gp.to_torch(back, quantizers="learnable"), like=back)
     kit.assert_same_structure(again, back)
+    for way in (gp.from_torch(student), gp.trace(student), gp.from_torch(copy.deepcopy(student))):
+        kit.assert_same_structure(way, back)
+    gp.save(student, tmp_path / "saved.onnx")
+    assert (tmp_path / "saved.onnx").read_bytes() == (tmp_path / "student.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("wrap", [copy.deepcopy, torch.compile, torch.optim.swa_utils.AveragedModel], ids=str)
