@@ -56,11 +56,10 @@ def compile(
         state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
         gate: Raise when the result is below the recipe's gate.
         prove: Audit and time the result (one more session each).
-        portable: Give the graph before it is lowered, in Q/DQ: what ``to_torch``, passes and other targets go on from.
+        portable: Give the graph before it is lowered, in Q/DQ: what training, passes, other targets go on from.
         progress: Shows progress.
 
-    Returns:
-        The model as the target runs it (or before, if ``portable``), and the report.
+    Returns: The model as the target runs it (before, if ``portable``), and the report.
 
     Raises:
         GateError: Below the gate, or max_drop cannot be held; carries ``model`` and ``report``.
