@@ -48,8 +48,7 @@ def compile(
         recipe: Name of a shipped recipe, file, mapping, or passes: ours, your own, of onnx_ir, rules of onnxscript.
         data: What ``graphpress.calibration_data`` takes: arrays by input name, samples first, a DataLoader, a
             generator, a list, a path; None: as the recipe says, if it does. A part is held out for the gate.
-        target: Name of a target.
-        seed: Seed of everything random.
+        target, seed: Name of a target, and the seed of everything random.
         evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
         max_drop: How much of the metric may be lost: see ``hold_drop.hold_drop``, or the pass that searches within it.
         max_latency, max_size: Shares of the float model's (``0.6x``), or milliseconds and bytes (``budgets``).
