@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from graphpress.job.models import to_torch as to_torch
     from graphpress.job.models import trace as trace
     from graphpress.observe.data import CalibrationData as CalibrationData
+    from graphpress.observe.sources.audio import Audio as Audio
     from graphpress.observe.sources.images import Images as Images
     from graphpress.observe.sources.taken import calibration_data as calibration_data
+    from graphpress.observe.sources.text import Text as Text
     from graphpress.pipeline import Pipeline as Pipeline
     from graphpress.recipe import Recipe as Recipe
     from graphpress.report.inspection import diff as diff
@@ -42,8 +44,10 @@ _HOME = {
     "job.job": ("Compiled", "Job"),
     "job.models": ("audit", "load", "lower", "save", "to_torch", "trace"),
     "observe.data": ("CalibrationData",),
+    "observe.sources.audio": ("Audio",),
     "observe.sources.images": ("Images",),
     "observe.sources.taken": ("calibration_data",),
+    "observe.sources.text": ("Text",),
     "pipeline": ("Pipeline",),
     "recipe": ("Recipe",),
     "report.inspection": ("diff", "inspect"),

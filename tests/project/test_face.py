@@ -11,9 +11,11 @@ import pytest
 
 import graphpress
 
-VERBS = {"audit", "compile", "diff", "inspect", "load", "lower", "save", "to_torch", "trace"} | {"calibration_data"}
-VALUES = {"CalibrationData", "Context", "Granularity", "Images", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
-PUBLIC = VERBS | VALUES | {"Compiled", "GateError", "GraphpressError", "Job", "Pass", "PassReport", "Pipeline"}
+VERBS = {"audit", "calibration_data", "compile", "diff", "inspect", "load", "lower", "save", "to_torch", "trace"}
+VALUES = {"CalibrationData", "Context", "Granularity", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
+SOURCES = {"Audio", "Images", "Text"}
+ERRORS = {"GateError", "GraphpressError"}
+PUBLIC = VERBS | VALUES | SOURCES | ERRORS | {"Compiled", "Job", "Pass", "PassReport", "Pipeline"}
 HEAVY = {"torch", "onnxruntime", "sklearn", "scipy", "matplotlib"}
 COMMANDS = {"import": ["-c", "import graphpress"], "help": [Path(sys.executable).with_name("graphpress"), "--help"]}
 MODULES = {"import": 90, "help": 250}  # Python alone imports some sixty
