@@ -15,6 +15,7 @@ from graphpress.job.job import Clock, Job
 from graphpress.job.metric import Evaluate
 from graphpress.job.models import ModelLike, as_model, as_target
 from graphpress.observe.memo import Recall
+from graphpress.observe.sources import said
 from graphpress.observe.sources.taken import DataLike, calibration_data
 from graphpress.pipeline import stage_of
 from graphpress.recipe import Recipe
@@ -70,7 +71,7 @@ def compile(
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
         wanted = budgets.handed(_fitting(loaded, recipe), max_latency, budgets.of_file(max_size, loaded), max_drop)
         job = Job(loaded, wanted, as_target(target), seed, progress, clock)
-        job.take(calibration_data(data, loaded), evaluate)
+        job.take(calibration_data(said.samples(data, wanted.data), loaded), evaluate)
         if max_drop is not None:
             hold_drop.check_measurable(job.evaluate, max_drop)
         if max_drop is not None or state is not None:

@@ -6,13 +6,10 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from graphpress.errors import CalibrationError
 from graphpress.observe.sources.source import Source, found
-from graphpress.typed import typed
 
 _HERE = "graphpress.observe.sources"
 
@@ -41,13 +38,3 @@ def kind_of(path: Path) -> type[Source] | None:
         fix = f"Say which are meant: {' or '.join(f'--{cls.name}' for cls in there)}."
         raise CalibrationError(f"holds {names}", where=str(path), fix=fix)
     return there[0] if there else None
-
-
-def made(kind: str, path: str | Path, options: Mapping[str, Any], where: str) -> Source:
-    """A source of this kind with options as text has them, each checked against its type.
-
-    Raises:
-        CalibrationError: No such option, or a value of the wrong type.
-    """
-    source: Source = typed(kinds()[kind], {"path": str(path), **options}, where, CalibrationError)
-    return source

@@ -49,9 +49,8 @@ class Source(abc.ABC):
             known = ", ".join(self.endings)
             raise CalibrationError(f"holds no {self.name} ({known})", where=str(self.path))
         notes: list[str] = []
-        taken = files
-        if len(files) > self.samples:
-            taken = [files[i * len(files) // self.samples] for i in range(self.samples)]
+        taken = [files[i] for i in spread(len(files), self.samples)]
+        if len(taken) < len(files):
             notes.append(f"{len(taken)} of {len(files)} files, evenly spread ({self.name}: samples={self.samples})")
         return CalibrationData.from_batches(self.batches(model, taken, notes), lambda: notes)
 
@@ -92,6 +91,35 @@ def the_input(model: ir.Model, wanted: str, rank: int, where: str) -> ir.Value:
 
 def _shape(value: ir.Value) -> str:
     return f"[{', '.join(map(str, value.shape))}]" if value.shape is not None else "[?]"
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` positions, evenly spread."""
+    return list(range(count)) if count <= most else [i * count // most for i in range(most)]
+
+
+def shares(files: Sequence[Path], samples: int) -> list[tuple[int, Path]]:
+    """(how many samples of it, file) of each, together ``samples``; there are not more files than that."""
+    ends = [i * samples // len(files) for i in range(len(files) + 1)]
+    return [(stop - start, file) for start, stop, file in zip(ends, ends[1:], files, strict=False)]
+
+
+def window(value: ir.Value, asked: int | None, where: str) -> int:
+    """The length of a sample: what is asked, and what the last axis of the input says.
+
+    Raises:
+        CalibrationError: They differ, or neither is known.
+    """
+    last = value.shape[-1] if value.shape is not None and len(value.shape) else None
+    fixed = last if isinstance(last, int) else None
+    if fixed is not None and asked not in (None, fixed):
+        raise CalibrationError(f"length {asked} is not the model's, {fixed}", where=where, fix="Leave length out.")
+    length = fixed if fixed is not None else asked
+    if length is None:
+        raise CalibrationError("the model leaves the length open", where=where, fix="Give length, such as length=256.")
+    if length < 1:
+        raise CalibrationError(f"length={length} leaves nothing", where=where, fix="Give a number from 1 up.")
+    return length
 
 
 def missing(name: str, extra: str) -> BadRequest:
