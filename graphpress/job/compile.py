@@ -11,8 +11,8 @@ import onnx_ir as ir
 from graphpress.borrowed import Step
 from graphpress.errors import BadRequest
 from graphpress.job import budgets, hold_drop, remedy
+from graphpress.job.evaluated import EvaluateLike
 from graphpress.job.job import Clock, Job
-from graphpress.job.metric import Evaluate
 from graphpress.job.models import ModelLike, as_model, as_target
 from graphpress.observe.memo import Recall
 from graphpress.observe.sources import said
@@ -32,7 +32,7 @@ def compile(
     target: str | Target = "ort-cpu",
     *,
     seed: int = 0,
-    evaluate: Evaluate | None = None,
+    evaluate: EvaluateLike = None,
     max_drop: float | None = None,
     max_latency: float | str | None = None,
     max_size: float | str | None = None,
@@ -50,7 +50,8 @@ def compile(
         data: What ``graphpress.calibration_data`` takes: arrays by input name, samples first, a DataLoader, a
             generator, a list, a path; None: as the recipe says, if it does. A part is held out for the gate.
         target, seed: Name of a target, and the seed of everything random.
-        evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
+        evaluate: Your metric on a runner, higher is better: a function, ``module:function``, or the name of one on the
+            samples held out (``top-5``, ``perplexity``, ``wer``, ``map``). Without it, labels give top-1 in percent.
         max_drop: How much of the metric may be lost: see ``hold_drop.hold_drop``, or the pass that searches within it.
         max_latency, max_size: Shares of the float model's (``0.6x``), or milliseconds and bytes (``budgets``).
         state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.

@@ -397,3 +397,10 @@ def test_options_of_files_that_are_no_arrays(here: Path, capsys: pytest.CaptureF
     assert "'scale' is not option=value" in compile_(capsys, "--images", "scale")
     assert "no option 'sise'. Did you mean 'size'" in compile_(capsys, "--images", "sise=4")
     assert "d.npz: not a readable picture" in compile_(capsys, "--images", "scale=1")
+
+
+def test_metrics_that_are_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no such metric" in compile_(capsys, "--evaluate", "accuracy")
+    assert "there is no module 'nowhere'" in compile_(capsys, "--evaluate", "nowhere:f")
+    assert "is no name of a module" in compile_(capsys, "--evaluate", "../here/m:f")
+    assert "metric 'top-5' needs labels" in compile_(capsys, "--evaluate", "top-5")

@@ -69,7 +69,13 @@ def compile_(
     audio: Audio = None,
     target: Target = "ort-cpu",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change an option: PASS.OPTION=VALUE.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 (by labels) that may be lost.")] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric, higher is better: module:function of a runner, or top-1, top-5, perplexity, wer, map."
+        ),
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option(help="How much of the metric may be lost.")] = None,
     max_latency: Annotated[
         str | None, typer.Option(help="0.6x of the float model's, or ms; recipe mixed and the like.")
     ] = None,
@@ -92,9 +98,9 @@ def compile_(
     samples = _given(data, images, text, audio)
     raise typer.Exit(
         commands.compile_to(
-            model, recipe, out, data=samples, target=target, assignments=set_ or [], max_drop=max_drop,
-            max_latency=max_latency, max_size=max_size, state=state, seed=seed, external=external, keep=keep,
-            as_json=as_json,
+            model, recipe, out, data=samples, target=target, assignments=set_ or [], evaluate=evaluate,
+            max_drop=max_drop, max_latency=max_latency, max_size=max_size, state=state, seed=seed, external=external,
+            keep=keep, as_json=as_json,
         )
     )  # fmt: skip
 

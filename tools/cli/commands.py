@@ -34,6 +34,7 @@ def compile_to(
     data: Given,
     target: str,
     assignments: list[str],
+    evaluate: str | None = None,
     max_drop: float | None,
     max_latency: str | None = None,
     max_size: str | None = None,
@@ -51,8 +52,8 @@ def compile_to(
         with terminal.progress() as progress:
             try:
                 compiled, report = gp.compile(
-                    model, resolved, data, target, seed=seed, max_drop=max_drop, max_latency=max_latency,
-                    max_size=max_size, state=state, progress=progress,
+                    model, resolved, data, target, seed=seed, evaluate=evaluate, max_drop=max_drop,
+                    max_latency=max_latency, max_size=max_size, state=state, progress=progress,
                 )  # fmt: skip
             except GateError as e:
                 if e.report is None:
