@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphpress.borrowed import Step
 from graphpress.errors import BadRequest
 from graphpress.job import budgets, hold_drop, remedy
-from graphpress.job.job import Clock, Job
+from graphpress.job.job import Clock, Compiled, Job
 from graphpress.job.metric import Evaluate
 from graphpress.job.models import ModelLike, as_model, as_target
 from graphpress.observe.memo import Recall
@@ -79,14 +79,24 @@ def compile(
         if max_drop is not None or kept is not None:
             job.calibrate = Recall(kept)
     compiled = budgets.held(job, job.once(job.recipe), max_drop)
+    report = _told(job, compiled, source, gate=gate, prove=prove)
+    return compiled.portable if portable else compiled.lowered, report
+
+
+def _told(job: Job, compiled: Compiled, source: str, *, gate: bool, prove: bool) -> Report:
+    """The report on what came of a job.
+
+    Raises:
+        GateError: It is below the gate, and that counts.
+    """
     report = job.report(compiled, source)
     if prove:
-        with clock.phase("prove"):
+        with job.clock.phase("prove"):
             job.prove(compiled, report)
-    report.seconds = clock.seconds
+    report.seconds = job.clock.seconds
     if gate and not report.gate.passed:
         raise remedy.failure(job, compiled)
-    return compiled.portable if portable else compiled.lowered, report
+    return report
 
 
 def _fitting(model: ir.Model, source: Any) -> Recipe:
