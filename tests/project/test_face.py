@@ -11,7 +11,7 @@ import pytest
 
 import graphpress
 
-VERBS = {"audit", "compile", "diff", "inspect", "load", "lower", "save", "to_torch", "trace"}
+VERBS = {"audit", "compile", "diff", "inspect", "load", "lower", "save", "to_torch", "trace", "view"}
 VALUES = {"CalibrationData", "Context", "Granularity", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
 PUBLIC = VERBS | VALUES | {"Compiled", "GateError", "GraphpressError", "Job", "Pass", "PassReport", "Pipeline"}
 HEAVY = {"torch", "onnxruntime", "sklearn", "scipy", "matplotlib"}

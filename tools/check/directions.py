@@ -14,7 +14,12 @@ import networkx as nx
 from graphpress.tools.check.rooms import Source
 
 _FACE = ("budgets", "bundle", "compile", "engine", "hold_drop", "job", "models", "own_noise", "remedy")
-FACE = {"graphpress", "graphpress.report.inspection", *(f"graphpress.job.{name}" for name in _FACE)}
+FACE = {
+    "graphpress",
+    "graphpress.report.inspection",
+    "graphpress.report.view.view",
+    *(f"graphpress.job.{name}" for name in _FACE),
+}
 ABOVE = {"passes.allocate", "passes.recover"}  # families that stand on the others
 ALL = {"core", "ops", "quantizers", "structure", "frontends", "backends", "face"}  # and every pass family
 MAY: dict[str, set[str]] = {
