@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from graphpress.borrowed import Step
-from graphpress.errors import BadRequest, CalibrationError
+from graphpress.errors import BadRequest
 from graphpress.job import budgets, hold_drop, remedy
 from graphpress.job.job import Clock, Job
 from graphpress.job.metric import Evaluate
 from graphpress.job.models import ModelLike, as_model, as_target
-from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
+from graphpress.observe.sources import said
+from graphpress.observe.sources.taken import DataLike, calibration_data
 from graphpress.pipeline import stage_of
 from graphpress.recipe import Recipe
 from graphpress.report.report import Report
 from graphpress.runner import Progress, quiet
 from graphpress.target import Target
 from graphpress.types import Stage
-
-DataLike: TypeAlias = CalibrationData | Mapping[str, np.ndarray] | str | Path | None
 
 
 def compile(
@@ -41,6 +39,7 @@ def compile(
     state: str | Path | None = None,
     gate: bool = True,
     prove: bool = True,
+    portable: bool = False,
     progress: Progress = quiet,
 ) -> tuple[ir.Model, Report]:
     """Rewrite a model by a recipe for a target, and say what came of it.
@@ -48,20 +47,19 @@ def compile(
     Args:
         model: A model or the path of an ONNX file; never changed.
         recipe: Name of a shipped recipe, file, mapping, or passes: ours, your own, of onnx_ir, rules of onnxscript.
-        data: Calibration data, samples first: arrays by input name, an .npz, a folder of .npz. A part is held out
-            for the gate.
-        target: Name of a target.
-        seed: Seed of everything random.
+        data: What ``graphpress.calibration_data`` takes: arrays by input name, samples first, a DataLoader, a
+            generator, a list, a path; None: as the recipe says, if it does. A part is held out for the gate.
+        target, seed: Name of a target, and the seed of everything random.
         evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
         max_drop: How much of the metric may be lost: see ``hold_drop.hold_drop``, or the pass that searches within it.
         max_latency, max_size: Shares of the float model's (``0.6x``), or milliseconds and bytes (``budgets``).
         state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
         gate: Raise when the result is below the recipe's gate.
         prove: Audit and time the result (one more session each).
+        portable: Give the graph before it is lowered, in Q/DQ: what training, passes, other targets go on from.
         progress: Shows progress.
 
-    Returns:
-        The model as the target runs it, and the report.
+    Returns: The model as the target runs it (before, if ``portable``), and the report.
 
     Raises:
         GateError: Below the gate, or max_drop cannot be held; carries ``model`` and ``report``.
@@ -73,7 +71,7 @@ def compile(
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
         wanted = budgets.handed(_fitting(loaded, recipe), max_latency, budgets.of_file(max_size, loaded), max_drop)
         job = Job(loaded, wanted, as_target(target), seed, progress, clock)
-        job.take(_data(data), evaluate)
+        job.take(calibration_data(said.samples(data, wanted.data), loaded), evaluate)
         if max_drop is not None:
             hold_drop.check_measurable(job.evaluate, max_drop)
         if max_drop is not None or state is not None:
@@ -86,7 +84,7 @@ def compile(
     report.seconds = clock.seconds
     if gate and not report.gate.passed:
         raise remedy.failure(job, compiled)
-    return compiled.lowered, report
+    return compiled.portable if portable else compiled.lowered, report
 
 
 def _fitting(model: ir.Model, source: Any) -> Recipe:
@@ -100,16 +98,3 @@ def _fitting(model: ir.Model, source: Any) -> Recipe:
         if step.gives is not None:
             break
     return recipe
-
-
-def _data(data: DataLike) -> CalibrationData | None:
-    if data is None or isinstance(data, CalibrationData):
-        return data
-    if isinstance(data, Mapping):
-        arrays = {k: np.asarray(v) for k, v in data.items() if k != "labels"}
-        return CalibrationData.from_arrays(arrays, data.get("labels"))
-    if isinstance(data, str | Path):
-        return CalibrationData.load(data)
-    raise CalibrationError(
-        f"a {type(data).__name__} is no calibration data", where="data", fix="Give arrays by input name, or a path."
-    )

@@ -21,6 +21,7 @@ from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
 from graphpress.job.gate import GateResult, compare_outputs, judge, told
 from graphpress.job.metric import Evaluate, Top1, check_labels, labelled
+from graphpress.observe import looks
 from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
@@ -85,6 +86,7 @@ class Job:
     def __post_init__(self) -> None:
         self.engine = engine.of(self.target)
         self.float_runner: Runner | None = None
+        self.notes: list[str] = []  # on the data, for the report
         self.right: tuple[np.ndarray, np.ndarray] | None = None  # how many labels of each sample the float model meets
 
     def take(self, data: CalibrationData | None, evaluate: Evaluate | None) -> None:
@@ -94,6 +96,7 @@ class Job:
         data = data.allow(name for step in self.recipe.passes for name in step.reads)
         data.check(self.model)
         data = data.bind(self.model)
+        self.notes = [*data.notes, *filter(None, [looks.raw_pixels(self.model, next(data.batches(8), {}))])]
         exact = (data.binding.exact if data.binding else None) or 1  # a model may fix its batch: parts must fill it
         held = max(min(self.recipe.gate.samples, len(data) // 5) // exact, 1) * exact
         held = held if len(data) >= max(2 * exact, 5) else 0
@@ -203,7 +206,8 @@ class Job:
             return self.evaluate(runner) if self.evaluate else None
         if self.right is None:
             self.right = self.evaluate.counts(self.original())
-        found = labelled(self.evaluate, self.right, self.evaluate.counts(runner), recipe.gate.max_loss)
+        change = report.gate.outputs[0].change if report.gate.outputs else 1.0
+        found = labelled(self.evaluate, self.right, self.evaluate.counts(runner), recipe.gate.max_loss, change)
         report.metric = {"before": found.before, "after": found.after}
         report.metric |= {"before_error": found.error[0], "after_error": found.error[1], "samples": found.samples}
         if report.gate.outputs:
@@ -218,7 +222,7 @@ class Job:
     def report(self, compiled: Compiled, source: str) -> Report:
         report = compiled.report
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
-        report.idle += idle(self.recipe, report.passes)
+        report.idle += [*(Skip("data", note) for note in self.notes), *idle(self.recipe, report.passes)]
         report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
         report.half = _half(report.passes, compiled.lowered)
         report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}

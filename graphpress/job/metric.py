@@ -80,7 +80,9 @@ class Labelled:
     chance: bool
 
 
-def labelled(metric: Top1, a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], most: float) -> Labelled:
+def labelled(
+    metric: Top1, a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], most: float, change: float = 1.0
+) -> Labelled:
     """Compare the ``counts`` of two runners, sample by sample: what both get wrong says nothing of what is lost.
 
     Args:
@@ -88,10 +90,12 @@ def labelled(metric: Top1, a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray
         a: Of the float model.
         b: Of the other.
         most: Points that may be lost.
+        change: What one changed choice more would cost a sample at most, of 1: where no sample differs the labels
+            do not tell.
     """
     seen = a[1] > 0
     mine, its = 100 * a[0][seen] / a[1][seen], 100 * b[0][seen] / b[1][seen]
-    low, high = chance.mean(mine - its)
+    low, high = chance.mean_loss(mine - its, 100 * change)
     lost = float((mine - its).mean()) if seen.any() else 0.0
     figure = Figure("points of top-1 lost", lost, low, high, most, chance.at_most(lost, low, high, most))
     n = max(int(seen.sum()), 1)

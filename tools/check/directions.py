@@ -13,11 +13,23 @@ import networkx as nx
 
 from graphpress.tools.check.rooms import Source
 
-_FACE = ("budgets", "bundle", "compile", "engine", "hold_drop", "job", "models", "own_noise", "remedy")
+_FACE = (
+    "budgets",
+    "bundle",
+    "compile",
+    "engine",
+    "hold_drop",
+    "job",
+    "models",
+    "own_noise",
+    "remedy",
+    "student",
+    "training",
+)
+_SHOWN = ("inspection", "view.view")
 FACE = {
     "graphpress",
-    "graphpress.report.inspection",
-    "graphpress.report.view.view",
+    *(f"graphpress.report.{name}" for name in _SHOWN),
     *(f"graphpress.job.{name}" for name in _FACE),
 }
 ABOVE = {"passes.allocate", "passes.recover"}  # families that stand on the others

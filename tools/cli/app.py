@@ -38,9 +38,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Data = Annotated[
     Path | None,
     typer.Option(
-        "--data", help="Samples: an .npz (input name -> array, samples first; optional labels) or a folder of them."
+        "--data",
+        help="Samples: .npz, .safetensors (input name -> array, samples first; optional labels), .npy, a folder of "
+        "them; or of pictures, text, sound.",
     ),
 ]
+Images = Annotated[
+    str | None,
+    typer.Option("--images", help="The data are pictures: size=224,crop=0.875,mean=[..],std=[..],scale=1,order=bgr"),
+]
+Text = Annotated[
+    str | None, typer.Option("--text", help="The data are text: tokenizer=tokenizer.json,length=256,lines=true")
+]
+Audio = Annotated[str | None, typer.Option("--audio", help="The data are sound: rate=16000,length=16000")]
 
 
 @app.callback()
@@ -54,6 +64,9 @@ def compile_(
     recipe: Annotated[str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML or JSON file.")],
     out: Annotated[Path, typer.Option("--out", help="Output folder; replaced only if graphpress wrote it.")],
     data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
     target: Target = "ort-cpu",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change an option: PASS.OPTION=VALUE.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 (by labels) that may be lost.")] = None,
@@ -76,9 +89,10 @@ def compile_(
     """Rewrite MODEL by a recipe; write model, report, resolved recipe and manifest to a folder."""
     from graphpress.tools.cli import commands
 
+    samples = _given(data, images, text, audio)
     raise typer.Exit(
         commands.compile_to(
-            model, recipe, out, data=data, target=target, assignments=set_ or [], max_drop=max_drop,
+            model, recipe, out, data=samples, target=target, assignments=set_ or [], max_drop=max_drop,
             max_latency=max_latency, max_size=max_size, state=state, seed=seed, external=external, keep=keep,
             as_json=as_json,
         )
@@ -124,19 +138,35 @@ def view(
 
 
 @app.command()
-def audit(model: Model, target: Target = "ort-cpu", data: Data = None, as_json: Json = False) -> None:
+def audit(
+    model: Model,
+    target: Target = "ort-cpu",
+    data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
+    as_json: Json = False,
+) -> None:
     """Run MODEL and show for each site which kernel ran, how long, and why it is not on integers."""
     from graphpress.tools.cli import commands
 
-    _show(commands.audit(model, target, data), as_json)
+    _show(commands.audit(model, target, _given(data, images, text, audio)), as_json)
 
 
 @app.command()
-def parity(model: Model, target: Target = "torch-cpu", data: Data = None, as_json: Json = False) -> None:
+def parity(
+    model: Model,
+    target: Target = "torch-cpu",
+    data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
+    as_json: Json = False,
+) -> None:
     """Compare a quantized MODEL in torch with ONNX Runtime, site by site, in quantization steps."""
     from graphpress.tools.cli import commands
 
-    _show(commands.parity(model, target, data), as_json)
+    _show(commands.parity(model, target, _given(data, images, text, audio)), as_json)
 
 
 @app.command()
@@ -147,6 +177,9 @@ def opt(
     ],
     out: Annotated[Path, typer.Option("--out", help="The rewritten ONNX file.")],
     data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
     target: Target = "ort-cpu",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     show: Annotated[bool, typer.Option("--show", help="Print the nodes that changed.")] = False,
@@ -155,7 +188,10 @@ def opt(
     """Run passes by hand on MODEL; each is verified."""
     from graphpress.tools.cli import commands
 
-    _show(commands.opt(model, passes, out, data=data, target=target, seed=seed, show=show), as_json)
+    _show(
+        commands.opt(model, passes, out, data=_given(data, images, text, audio), target=target, seed=seed, show=show),
+        as_json,
+    )
 
 
 @plan.command("show")
@@ -180,6 +216,9 @@ def plan_apply(
     source: Plan,
     out: Annotated[Path, typer.Option("--out", help="The rewritten ONNX file.")],
     data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
     target: Target = "ort-cpu",
     gptq: Annotated[bool, typer.Option("--gptq", help="Round the weights by GPTQ.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -188,7 +227,10 @@ def plan_apply(
     """Quantize MODEL, tidied as every recipe begins, by a plan, and fold; static activations and GPTQ need --data."""
     from graphpress.tools.cli import plans
 
-    _show(plans.apply(model, source, out, data=data, target=target, gptq=gptq, seed=seed), as_json)
+    _show(
+        plans.apply(model, source, out, data=_given(data, images, text, audio), target=target, gptq=gptq, seed=seed),
+        as_json,
+    )
 
 
 @app.command()
@@ -237,6 +279,12 @@ def conformance(
     found = commands.conformance(backend, op, kind or []) if models is None else commands.compare_models(models)
     _show(found, as_json)
     raise typer.Exit(1 if found.count("failed") else 0)
+
+
+def _given(data: Path | None, images: str | None, text: str | None, audio: str | None) -> Any:
+    from graphpress.tools.cli import given
+
+    return given.data_of(data, {"images": images, "text": text, "audio": audio})
 
 
 def _show(result: Any, as_json: bool) -> None:

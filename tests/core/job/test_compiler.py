@@ -9,11 +9,11 @@ import pytest
 import graphpress as gp
 from graphpress.errors import BadRequest, GateError
 from graphpress.graph import text
-from graphpress.job.compile import _data
 from graphpress.job.job import Clock, Compiled, Job
 from graphpress.job.metric import Top1
 from graphpress.job.models import as_target
 from graphpress.keys import SCHEME
+from graphpress.observe.sources.taken import calibration_data
 from graphpress.recipe import Recipe
 from tests import kit
 
@@ -30,7 +30,7 @@ def fixed(batch: int, samples: int) -> tuple:
 
 def job(model, data) -> Job:
     made = Job(model, Recipe.load("w8a8"), as_target("ort-cpu"), 0, lambda items, label, total=None: items, Clock())
-    made.take(_data(data), None)
+    made.take(calibration_data(data, model), None)
     return made
 
 
