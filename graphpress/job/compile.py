@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphpress.borrowed import Step
 from graphpress.errors import BadRequest
 from graphpress.job import budgets, hold_drop, remedy
-from graphpress.job.job import Clock, Job
+from graphpress.job.job import Clock, Compiled, Job
 from graphpress.job.metric import Evaluate
 from graphpress.job.models import ModelLike, as_model, as_target
 from graphpress.observe.memo import Recall
@@ -45,7 +45,7 @@ def compile(
     """Rewrite a model by a recipe for a target, and say what came of it.
 
     Args:
-        model: A model or the path of an ONNX file; never changed.
+        model: What ``as_model`` takes, such as the path of an ONNX file; never changed.
         recipe: Name of a shipped recipe, file, mapping, or passes: ours, your own, of onnx_ir, rules of onnxscript.
         data: What ``graphpress.calibration_data`` takes: arrays by input name, samples first, a DataLoader, a
             generator, a list, a path; None: as the recipe says, if it does. A part is held out for the gate.
@@ -53,11 +53,12 @@ def compile(
         evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
         max_drop: How much of the metric may be lost: see ``hold_drop.hold_drop``, or the pass that searches within it.
         max_latency, max_size: Shares of the float model's (``0.6x``), or milliseconds and bytes (``budgets``).
-        state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
+        state: A file that keeps calibration's state every few seconds, and beside it GPTQ's and trainings'
+            (``<state>.<key>``): an interrupted call, made again, goes on to the identical result.
         gate: Raise when the result is below the recipe's gate.
         prove: Audit and time the result (one more session each).
         portable: Give the graph before it is lowered, in Q/DQ: what training, passes, other targets go on from.
-        progress: Shows progress.
+        progress: Shows the progress of long loops.
 
     Returns: The model as the target runs it (before, if ``portable``), and the report.
 
@@ -70,21 +71,32 @@ def compile(
         loaded = as_model(model)
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
         wanted = budgets.handed(_fitting(loaded, recipe), max_latency, budgets.of_file(max_size, loaded), max_drop)
-        job = Job(loaded, wanted, as_target(target), seed, progress, clock)
+        kept = Path(state) if state is not None else None
+        job = Job(loaded, wanted, as_target(target), seed, progress, clock, state=kept)
         job.take(calibration_data(said.samples(data, wanted.data), loaded), evaluate)
         if max_drop is not None:
             hold_drop.check_measurable(job.evaluate, max_drop)
-        if max_drop is not None or state is not None:
-            job.calibrate = Recall(Path(state) if state is not None else None)
+        if max_drop is not None or kept is not None:
+            job.calibrate = Recall(kept)
     compiled = budgets.held(job, job.once(job.recipe), max_drop)
+    report = _told(job, compiled, source, gate=gate, prove=prove)
+    return compiled.portable if portable else compiled.lowered, report
+
+
+def _told(job: Job, compiled: Compiled, source: str, *, gate: bool, prove: bool) -> Report:
+    """The report on what came of a job.
+
+    Raises:
+        GateError: It is below the gate, and that counts.
+    """
     report = job.report(compiled, source)
     if prove:
-        with clock.phase("prove"):
+        with job.clock.phase("prove"):
             job.prove(compiled, report)
-    report.seconds = clock.seconds
+    report.seconds = job.clock.seconds
     if gate and not report.gate.passed:
         raise remedy.failure(job, compiled)
-    return compiled.portable if portable else compiled.lowered, report
+    return report
 
 
 def _fitting(model: ir.Model, source: Any) -> Recipe:

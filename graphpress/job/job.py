@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class Job:
     data: CalibrationData | None = None
     held_out: CalibrationData | None = None
     evaluate: Evaluate | None = None
+    state: Path | None = None
     calibrate: Recall | None = None
     made_by: str = ""  # the pass that made the calibration data, where the user's are not used
     gated_by: str = ""  # likewise of the held-out samples
@@ -108,7 +110,8 @@ class Job:
 
     def context(self) -> Context:
         found = context(self.target, self.data, seed=self.seed, progress=self.progress)
-        return replace(found, calibrate=self.calibrate, evaluate=self.evaluate, outputs=self.recipe.gate.outputs)
+        said = self.recipe.gate.outputs
+        return replace(found, calibrate=self.calibrate, evaluate=self.evaluate, outputs=said, state=self.state)
 
     def once(self, recipe: Recipe) -> Compiled:
         with self.clock.phase("passes"):

@@ -77,7 +77,8 @@ def compile_(
         str | None, typer.Option(help="0.3x of the float weights, or bytes; recipe mixed and the like.")
     ] = None,
     state: Annotated[
-        Path | None, typer.Option("--state", help="Keep calibration's state in this file; run again to go on.")
+        Path | None,
+        typer.Option("--state", help="Keep calibration's and training's state here; run again to go on."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     external: Annotated[
@@ -303,15 +304,23 @@ def run() -> None:
     sys.exit(guarded(lambda: app(standalone_mode=False), debug="--debug" in sys.argv))
 
 
+def _interrupted() -> str:
+    """That it was, and how to go on."""
+    if any(word.partition("=")[0] == "--state" for word in sys.argv):
+        return "interrupted: run the same command again to go on where it stood"
+    advice = "nothing was written; with --state FILE a run made again goes on where it stood"
+    return f"interrupted: {advice}" if "compile" in sys.argv else "interrupted"
+
+
 def guarded(command: Callable[[], Any], debug: bool = False) -> int:
     """The exit code of a command, errors printed to standard error, one line each."""
     try:
         code = command() or 0
-        return _fail("interrupted", code) if code == INTERRUPTED else code
+        return _fail(_interrupted(), code) if code == INTERRUPTED else code
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED)
+        return _fail(_interrupted(), INTERRUPTED)
     except Exception as e:  # the last line of defence: whatever it is, one line
         from graphpress.errors import GateError, GraphpressError
 
