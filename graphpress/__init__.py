@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from graphpress.report.inspection import diff as diff
     from graphpress.report.inspection import inspect as inspect
     from graphpress.report.report import Report as Report
+    from graphpress.report.view.view import view as view
     from graphpress.target import Target as Target
     from graphpress.types import Granularity as Granularity
     from graphpress.types import Plan as Plan
@@ -55,6 +56,7 @@ _HOME = {
     "recipe": ("Recipe",),
     "report.inspection": ("diff", "inspect"),
     "report.report": ("Report",),
+    "report.view.view": ("view",),
     "target": ("Target",),
     "types": ("Granularity", "Plan", "Scheme", "Site"),
 }

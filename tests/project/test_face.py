@@ -12,7 +12,7 @@ import pytest
 import graphpress
 
 VERBS = {"audit", "calibration_data", "compile", "diff", "from_torch", "inspect", "load", "lower", "save", "to_torch"}
-VERBS |= {"parameter_groups", "trace"}
+VERBS |= {"parameter_groups", "trace", "view"}
 VALUES = {"CalibrationData", "Context", "Granularity", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
 SOURCES = {"Audio", "Images", "Text"}
 ERRORS = {"GateError", "GraphpressError"}

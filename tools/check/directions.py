@@ -26,7 +26,12 @@ _FACE = (
     "student",
     "training",
 )
-FACE = {"graphpress", "graphpress.report.inspection", *(f"graphpress.job.{name}" for name in _FACE)}
+_SHOWN = ("inspection", "view.view")
+FACE = {
+    "graphpress",
+    *(f"graphpress.report.{name}" for name in _SHOWN),
+    *(f"graphpress.job.{name}" for name in _FACE),
+}
 ABOVE = {"passes.allocate", "passes.recover"}  # families that stand on the others
 ALL = {"core", "ops", "quantizers", "structure", "frontends", "backends", "face"}  # and every pass family
 MAY: dict[str, set[str]] = {

@@ -132,6 +132,19 @@ def diff(a: Model, b: Model, as_json: Json = False) -> None:
 
 
 @app.command()
+def view(
+    after: Model,
+    before: Annotated[Path | None, typer.Option("--before", help="The model that it was made from.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("view.html"),
+) -> None:
+    """Draw AFTER as one page: modules to open and close, colours by kernel, bits, SQNR or time, search, details."""
+    import graphpress as gp
+
+    gp.view(after, before, out=out)
+    print(f"written to {out} (open it in a browser)")
+
+
+@app.command()
 def audit(
     model: Model,
     target: Target = "ort-cpu",
