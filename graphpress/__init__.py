@@ -18,14 +18,21 @@ if TYPE_CHECKING:
     from graphpress.job.models import load as load
     from graphpress.job.models import lower as lower
     from graphpress.job.models import save as save
-    from graphpress.job.models import to_torch as to_torch
     from graphpress.job.models import trace as trace
+    from graphpress.job.training import from_torch as from_torch
+    from graphpress.job.training import parameter_groups as parameter_groups
+    from graphpress.job.training import to_torch as to_torch
     from graphpress.observe.data import CalibrationData as CalibrationData
+    from graphpress.observe.sources.audio import Audio as Audio
+    from graphpress.observe.sources.images import Images as Images
+    from graphpress.observe.sources.taken import calibration_data as calibration_data
+    from graphpress.observe.sources.text import Text as Text
     from graphpress.pipeline import Pipeline as Pipeline
     from graphpress.recipe import Recipe as Recipe
     from graphpress.report.inspection import diff as diff
     from graphpress.report.inspection import inspect as inspect
     from graphpress.report.report import Report as Report
+    from graphpress.report.view.view import view as view
     from graphpress.target import Target as Target
     from graphpress.types import Granularity as Granularity
     from graphpress.types import Plan as Plan
@@ -38,12 +45,18 @@ _HOME = {
     "errors": ("GateError", "GraphpressError"),
     "job.compile": ("compile",),
     "job.job": ("Compiled", "Job"),
-    "job.models": ("audit", "load", "lower", "save", "to_torch", "trace"),
+    "job.models": ("audit", "load", "lower", "save", "trace"),
+    "job.training": ("from_torch", "parameter_groups", "to_torch"),
     "observe.data": ("CalibrationData",),
+    "observe.sources.audio": ("Audio",),
+    "observe.sources.images": ("Images",),
+    "observe.sources.taken": ("calibration_data",),
+    "observe.sources.text": ("Text",),
     "pipeline": ("Pipeline",),
     "recipe": ("Recipe",),
     "report.inspection": ("diff", "inspect"),
     "report.report": ("Report",),
+    "report.view.view": ("view",),
     "target": ("Target",),
     "types": ("Granularity", "Plan", "Scheme", "Site"),
 }

@@ -46,7 +46,7 @@ class InputIs:
 
     def broken(self, node: ir.Node, schemes: Schemes) -> str | None:
         value = node.inputs[self.slot] if self.slot < len(node.inputs) else None
-        if value is None if self.what == "absent" else edit.is_constant(value):
+        if value is None or (self.what == "constant" and edit.is_constant(value)):
             return None
         have = "given" if self.what == "absent" else "computed"
         return f"input {self.slot} is {have}, the kernel wants it {self.what}"
@@ -130,9 +130,16 @@ class Capability:
         """The first rule that ``node`` under ``schemes`` breaks, or None."""
         return next(_violations(self, node, schemes), None)
 
+    def violations(self, node: ir.Node, schemes: Schemes) -> list[str]:
+        """All of them."""
+        return list(_violations(self, node, schemes))
+
     def unmet(self, node: ir.Node, schemes: Schemes | None = None) -> str | None:
         """The first condition that does not hold for ``node``, or None."""
-        return next((why for c in self.conditions if (why := c.broken(node, schemes or {}))), None)
+        return next(self._unmet(node, schemes or {}), None)
+
+    def _unmet(self, node: ir.Node, schemes: Schemes) -> Iterator[str]:
+        return (why for c in self.conditions if (why := c.broken(node, schemes)))
 
 
 _CHOICES = {"mode": MODES, "output": OUTPUTS}
@@ -179,8 +186,7 @@ def _field(key: str, value: Any, where: str) -> Any:
 
 
 def _violations(c: Capability, node: ir.Node, schemes: Schemes) -> Iterator[str]:
-    if why := c.unmet(node, schemes):
-        yield why
+    yield from c._unmet(node, schemes)
     for slot in c.activation_slots or range(len(node.inputs)):
         yield from _activation(c, node, slot, schemes)
     for slot in c.weight_slots:

@@ -72,6 +72,12 @@ def adapters() -> dict[str, Any]:
 
 
 @functools.cache
+def metrics() -> dict[str, type[Any]]:
+    """Every metric by its name: the ``METRIC`` of each file in graphpress.job.metrics."""
+    return named("graphpress.job.metrics", "METRIC")
+
+
+@functools.cache
 def losses() -> dict[str, type[Any]]:
     """Every loss of ``recover`` by the name of its file: its ``LOSS``."""
     return _in_folder("graphpress.passes.recover.losses", "LOSS")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import onnx_ir as ir
@@ -42,6 +43,7 @@ class Context:
         oracle: Executes a model without any runtime optimisation: the reference semantics.
         seed: Seed of everything random.
         progress: Shows progress of long loops.
+        state: A file that calibration keeps its state in, and beside which long passes keep theirs; None: nowhere.
         calibrate: Stands in for ``observe.collect.collect``, with the same arguments.
         differentiate: Builds a torch module of a model that passes gradients (``backends.fx.build``, with the same
             arguments); None where torch may not be used. Raises Unsupported where torch is not installed.
@@ -59,6 +61,7 @@ class Context:
     oracle: Executor | None = None
     seed: int = 0
     progress: Progress = quiet
+    state: Path | None = None
     calibrate: Callable[..., Calibration] | None = None
     differentiate: Callable[..., Any] | None = None
     deploy: Callable[[ir.Model], Runner] | None = None

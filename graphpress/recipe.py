@@ -9,6 +9,7 @@
       - quantize: {mode: static, observer: mse}
       - recipe: fold
     gate: {min_sqnr: 15}
+    data: {path: photos, images: {mean: 0.5, std: 0.5}}
 """
 
 from __future__ import annotations
@@ -25,20 +26,23 @@ from graphpress import borrowed, catalog, shipped
 from graphpress.contracts import Pass
 from graphpress.errors import RecipeError, nearest
 from graphpress.job.bars import Gate
+from graphpress.observe.sources import said
+from graphpress.observe.sources.source import Source
 from graphpress.typed import typed
 
-_KEYS = ("name", "summary", "passes", "gate")
+_KEYS = ("name", "summary", "passes", "gate", "data")
 MAX_BYTES = 1 << 20  # a recipe is a page of text
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Passes in order and the accuracy gate at the end."""
+    """Passes in order, the accuracy gate at the end, and samples to use where none are given (``said.samples``)."""
 
     name: str
     passes: tuple[Pass, ...]
     summary: str = ""
     gate: Gate = field(default_factory=Gate)
+    data: str | Source | None = None
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | Recipe | Sequence[borrowed.Step]) -> Recipe:
@@ -85,7 +89,7 @@ class Recipe:
             "summary": self.summary,
             "passes": [{borrowed.known_as(p, catalog.passes()): _plain(p.options())} for p in self.passes],
             "gate": dataclasses.asdict(self.gate),
-        }
+        } | ({} if self.data is None else {"data": said.to_json(self.data)})
 
     def dump(self) -> str:
         """The YAML of ``to_json``; loading it gives an equal recipe."""
@@ -103,16 +107,26 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
         name, brace, rest = item.partition("{")
         if brace and not rest.endswith("}"):
             raise RecipeError("the brace is not closed", where=f"pass {item!r}")
-        options = {}
-        for pair in _split(rest[:-1]) if brace else []:
-            key, eq, value = pair.partition("=")
-            if not eq:
-                raise RecipeError(f"{pair!r} is not option=value", where=f"pass {name!r}")
-            options[key.strip()] = _yaml(value, f"pass {name!r}, option {key.strip()!r}")
+        options = parse_options(rest[:-1], f"pass {name!r}") if brace else {}
         made.append(make_pass(name.strip(), options))
     if not made:
         raise RecipeError("names no pass", where=f"passes {text!r}", fix="`graphpress passes` lists them.")
     return tuple(made)
+
+
+def parse_options(text: str, where: str) -> dict[str, Any]:
+    """The short form ``option=value,option=value``; values are YAML.
+
+    Raises:
+        RecipeError: Unbalanced brackets, or something else between the commas.
+    """
+    options = {}
+    for pair in _split(text):
+        key, eq, value = pair.partition("=")
+        if not eq:
+            raise RecipeError(f"{pair!r} is not option=value", where=where)
+        options[key.strip()] = _yaml(value, f"{where}, option {key.strip()!r}")
+    return options
 
 
 def make_pass(name: str, options: Mapping[str, Any], where: str = "") -> Pass:
@@ -151,6 +165,7 @@ def _from_mapping(data: Any, where: str) -> Recipe:
         tuple(p for item in passes for p in _from_item(item, where)),
         str(data.get("summary", "")),
         typed(Gate, gate, f"{where}: gate", RecipeError),
+        said.from_json(data.get("data"), f"{where}: data"),
     )
 
 

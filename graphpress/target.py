@@ -122,8 +122,9 @@ class Target:
         found = self.find(node.op_type, mode) if node.domain == "" else ()
         if not found:
             return f"{self.name} has no {mode} kernel for {node.op_type}"
-        broken = [c.violation(node, schemes) for c in found]
-        return None if None in broken else broken[0]
+        broken = [c.violations(node, schemes) for c in found]
+        nearest_by = min(broken, key=len)  # that of transB says nothing where alpha is wrong for all
+        return nearest_by[0] if nearest_by else None
 
 
 def _mode(schemes: Schemes) -> str:

@@ -21,6 +21,8 @@ from graphpress.ops import packing
 from graphpress.ops.base import DOMAIN
 from graphpress.target import Target
 
+_LEARNED = {"exact": "", "straight-through": "", "learnable": "steps", "scales": "scales"}
+
 
 def build(
     model: ir.Model,
@@ -45,24 +47,25 @@ def build(
         model: Any valid model; it is not changed.
         outputs: Values of the main graph to give, as a tuple, instead of the graph's outputs.
         quantizers: ``exact``: Q gives integers, which no gradient passes. ``straight-through``: Q gives the same codes
-            as floats and passes gradients on; scales and zero points stay. ``learnable``: these are parameters too
-            (LSQ, arXiv:1902.08153; LSQ+, arXiv:2004.09576).
+            as floats and passes gradients on; scales and zero points stay. ``learnable``: these learn too (LSQ,
+            arXiv:1902.08153; LSQ+, arXiv:2004.09576), scales in a form whose steps are relative: the parameter
+            ``<name>_log`` is the logarithm of what ``<name>``, a buffer, is multiplied by: 1e-4 is 0.01 % of any scale;
+            zero points are floats, where they may move (``shelf.movable``). ``scales``: scales and zero points
+            are parameters as they stand, for an engine that gives each a rate of its own.
         target: Choose this target's kernels for quantized products (with ``exact`` only); none are chosen without it.
         device: Where the module will run: what a kernel is chosen for. The module is built on the CPU.
 
     Raises:
         Unsupported: An operator without a function; names the operator, its version, the node and the nearest one.
-        BadRequest: ``outputs`` names a value that the main graph lacks, or ``quantizers`` is none of the three.
+        BadRequest: ``outputs`` names a value that the main graph lacks, or ``quantizers`` is none of the four.
     """
-    modes = ("exact", "straight-through", "learnable")
-    if quantizers not in modes:
-        raise BadRequest(
-            "is no way to treat quantizers", where=f"quantizers={quantizers!r}", fix=nearest(quantizers, modes)
-        )
+    if quantizers not in _LEARNED:
+        what, where = "is no way to treat quantizers", f"quantizers={quantizers!r}"
+        raise BadRequest(what, where=where, fix=nearest(quantizers, _LEARNED))
     model = _prepared(packing.unpacked(half_storage.taken_back(model)))
     kernels = choice.kernels_for(model, target, device) if target is not None and quantizers == "exact" else Kernels()
     wanted = [_value(model, name) for name in outputs] if outputs is not None else None
-    options = Options(edit.opset(model), quantizers != "exact", quantizers == "learnable", kernels, wanted or ())
+    options = Options(edit.opset(model), quantizers != "exact", _LEARNED[quantizers], kernels, wanted or ())
     builder = Builder(options)
     call = signature.read(model)
     call.bind_inputs(builder, model)

@@ -52,13 +52,14 @@ class Options:
     Attributes:
         opset: Of the default domain.
         straight_through: Quantizers pass gradients on: codes stay floats.
-        learnable: Their scales and zero points are parameters.
+        learned: What of them are parameters: "" for nothing, "scales" for scales and zero points as they stand,
+            "steps" for the logarithm of what a scale is multiplied by, and the zero points that may move.
         kernels: What need not be computed as written.
         asked: Values that are given besides the graph's outputs.
     """
 
     opset: int
     straight_through: bool = False
-    learnable: bool = False
+    learned: str = ""
     kernels: Kernels = field(default_factory=Kernels)
     asked: Collection[ir.Value] = ()

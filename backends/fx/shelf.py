@@ -9,14 +9,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx
 
 from graphpress.backends.fx import dtypes, state_dicts
-from graphpress.graph import quantized
+from graphpress.graph import edit, quantized
 from graphpress.keys import ROLE, SCALED, SOURCE, steps
 
+LOG = "_log"  # behind the name of a scale: the logarithm of what it is multiplied by
 _SAME = {"identity", "cast", "castlike"}
 _VIEWS = _SAME | {"reshape", "flatten", "squeeze", "unsqueeze"}
 _UNSAFE = re.compile(r"""["'\\\x00-\x1f\x7f\x85\u2028\u2029{}]""")
@@ -25,10 +27,11 @@ _UNSAFE = re.compile(r"""["'\\\x00-\x1f\x7f\x85\u2028\u2029{}]""")
 class Shelf:
     """The parameters and buffers of one module."""
 
-    def __init__(self, learnable: bool = False) -> None:
+    def __init__(self, learned: str = "") -> None:
         self.root = torch.nn.Module()
-        self.learnable = learnable  # scales and zero points of Q/DQ become parameters
-        self.kept: dict[str, tuple[str, str]] = {}  # of a parameter, by its name in the graph: path and ``form``
+        self.learned = learned  # what of Q/DQ becomes a parameter: see ``Options``
+        self.kept: dict[str, tuple[str, str]] = {}  # of a tensor, by its name in the graph: path and ``form``
+        self._steps: dict[int, str] = {}  # of a scale: the path of the logarithm of its factor
         self._paths: dict[int, str] = {}
         self._folded: dict[str, tuple[str, ...]] = {}  # tensors that are not the source's of their name, and from what
         self._temporary: list[str] = []
@@ -52,11 +55,13 @@ class Shelf:
         if any(u.node.op_type == "BatchNormalization" and u.idx in (3, 4) for u in value.uses()):
             data = data.clone()  # training updates statistics in place
         data = data.t() if kind == "transpose" else data.reshape(torch_shape(value)) if kind == "view" else data
-        kept: torch.Tensor = data
-        if trainable(value, self.learnable):
-            kept = torch.nn.Parameter(data if data.is_floating_point() else data.float())
-            disown_before_update(kept)
+        kept = self._as_trained(value, data)
         path = place(self.root, name, kept)
+        if self._relative(value):
+            self._steps[id(value)] = place(self.root, f"{path}{LOG}", torch.nn.Parameter(torch.zeros_like(data)))
+            kind = "steps"
+        elif data.dtype != kept.dtype:
+            kind = "zero point"
         if one:
             self._shared[name] = path
         folded = kind == "computed" or SCALED in steps(value)
@@ -67,9 +72,27 @@ class Shelf:
             self._folded[path] = () if SCALED in steps(value) else parametrized(value)
         else:
             self._tied |= dict.fromkeys(_source(value).get("tied", ()), path)
-        if isinstance(kept, torch.nn.Parameter):
-            self.kept[value.name or ""] = path, kind
+        self.kept[value.name or ""] = path, kind
         return path
+
+    def _as_trained(self, value: ir.Value, data: torch.Tensor) -> torch.Tensor:
+        """A constant as a parameter or as a buffer."""
+        if self._relative(value):
+            return data.clone()  # a state dict has it: it must not change with the graph
+        if not trainable(value, self.learned):
+            return data
+        kept = torch.nn.Parameter(data if data.is_floating_point() else data.float())
+        disown_before_update(kept)
+        return kept
+
+    def _relative(self, value: ir.Value) -> bool:
+        """Whether a constant is a scale that learns by relative steps."""
+        floats = value.dtype is not None and value.dtype.is_floating_point()
+        return self.learned == "steps" and floats and is_scale(value) and trainable(value, self.learned)
+
+    def step(self, value: ir.Value) -> str | None:
+        """The path of the logarithm of what a learned scale is multiplied by; None for another value."""
+        return self._steps.get(id(value))
 
     def module(
         self, graph: fx.Graph, name: str = "GraphModule", unused: Mapping[str, Any] | None = None
@@ -178,17 +201,45 @@ def restored(graph: fx.Graph, stored: fx.Node, value: ir.Value) -> fx.Node:
     )
 
 
-def trainable(value: ir.Value, learnable: bool = False) -> bool:
-    """Whether a constant is a parameter: noted so, or a float tensor of a rank that is neither statistics nor scale."""
+def trainable(value: ir.Value, learned: str = "") -> bool:
+    """Whether a constant is a parameter: noted so, or a float tensor of a rank that is neither statistics nor scale.
+
+    ``learned`` says what of Q/DQ is (see ``Options``).
+    """
     role = value.metadata_props.get(ROLE)
     statistics = [_statistic(u.node, u.idx) for u in value.uses()]
     if value.dtype is None or (value.dtype.is_floating_point() and value.dtype.bitwidth < 16):
         return False
     if any(statistics):
-        return learnable and not {"BatchNormalization", "table"} & set(statistics)
+        known = bool(learned) and not {"BatchNormalization", "table"} & set(statistics)
+        return known and (learned == "scales" or value.dtype.is_floating_point() or movable(value))
     if not value.dtype.is_floating_point():
         return False
     return role == "parameter" if role else value.is_initializer() and value.shape is not None and len(value.shape) > 0
+
+
+def is_scale(value: ir.Value) -> bool:
+    """Whether a constant is the scale of what encodes or decodes, for all its readers."""
+    return all(u.idx == quantized.SCALE and _statistic(u.node, u.idx) == "parameter" for u in value.uses())
+
+
+def movable(value: ir.Value) -> bool:
+    """Whether training may move a zero point: that of an activation, off the ends and the centre of its codes.
+
+    At an end it may stand for a Relu, at the centre the grid is symmetric on purpose, and a weight's must suit kernels.
+    """
+    tensor = ir.convenience.get_const_tensor(value)
+    encoders = [u.node for u in value.uses() if quantized.encodes(u.node)]
+    if tensor is None or not encoders or any(edit.is_constant(n.inputs[0]) for n in encoders):
+        return False
+    low, high = dtypes.integer_range(tensor.dtype.name)
+    centre = (low + high + 1) // 2
+    return not np.isin(tensor.numpy().astype(np.int64), (low, centre, high)).any()
+
+
+def stepped(scale: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """A scale times the exponential of a learned tensor: itself, to the bit, where that is 0."""
+    return scale * torch.exp(steps)
 
 
 def _statistic(node: ir.Node, slot: int) -> str:

@@ -32,7 +32,7 @@ class Values:
     def __init__(self, options: Options, parent: Values | None = None) -> None:
         self.options, self.parent = options, parent
         self.graph = fx.Graph()
-        self.shelf = shelf.Shelf(options.learnable)
+        self.shelf = shelf.Shelf(options.learned)
         self.items: dict[int, Item] = {}
         self.captured: dict[int, ir.Value] = {}
         self.local: set[int] = set()  # constants that live in this graph, not in one around it
@@ -165,7 +165,7 @@ class Values:
         assert tensor is not None
         if kind in HOST_KINDS:
             return tensor.numpy().tolist()
-        if kind == "Operand" and tensor.size == 1 and not shelf.trainable(value, self.options.learnable):
+        if kind == "Operand" and tensor.size == 1 and not shelf.trainable(value, self.options.learned):
             return tensor.numpy().item()
         return self._stored(value)
 
@@ -180,7 +180,11 @@ class Values:
         key = (id(value), "parameter")
         if key not in self.made:
             path = self.shelf.path(value)
-            self.made[key] = self.graph.create_node("get_attr", path, name=identifier(value.name or path))
+            made = self.graph.create_node("get_attr", path, name=identifier(value.name or path))
+            if (step := self.shelf.step(value)) is not None:
+                steps = self.graph.create_node("get_attr", step, name=identifier(step))
+                made = self.graph.call_function(shelf.stepped, (made, steps))
+            self.made[key] = made
         return self.made[key]
 
     def call(

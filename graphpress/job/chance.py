@@ -57,6 +57,22 @@ def mean(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()) - half, float(values.mean()) + half
 
 
+def mean_loss(values: np.ndarray, most: float) -> tuple[float, float]:
+    """The interval of a mean of losses that are 0 for most samples: Student's, its upper end no lower than with
+    one sample more, which loses ``most``.
+
+    Where nothing is lost the values have no spread, and Student's interval would be a point. With the one sample more
+    its end is ``most`` (1 + t) / (n + 1), t of n degrees of freedom: the rule of three (J. A. Hanley, A. Lippman-Hand,
+    1983, "If nothing goes wrong, is everything all right?"). One sample at the bound: T. W. Anderson (1969).
+
+    Args:
+        values: One a sample, [samples].
+        most: What a sample can lose.
+    """
+    low, high = mean(values)
+    return low, max(high, mean(np.append(values, most))[1]) if len(values) > 1 else high
+
+
 def at_least(value: float, low: float, high: float, bar: float) -> Verdict:
     """Whether a share reaches a bar: it does, and lacks hardly more than twice what may be lacking; or it cannot be."""
     if value >= bar and low >= 1 - 2 * (1 - bar):

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from graphpress.borrowed import Step
-from graphpress.errors import BadRequest, CalibrationError
+from graphpress.errors import BadRequest
 from graphpress.job import budgets, hold_drop, remedy
-from graphpress.job.job import Clock, Job
-from graphpress.job.metric import Evaluate
+from graphpress.job.evaluated import EvaluateLike
+from graphpress.job.job import Clock, Compiled, Job
 from graphpress.job.models import ModelLike, as_model, as_target
-from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
+from graphpress.observe.sources import said
+from graphpress.observe.sources.taken import DataLike, calibration_data
 from graphpress.pipeline import stage_of
 from graphpress.recipe import Recipe
 from graphpress.report.report import Report
 from graphpress.runner import Progress, quiet
 from graphpress.target import Target
 from graphpress.types import Stage
-
-DataLike: TypeAlias = CalibrationData | Mapping[str, np.ndarray] | str | Path | None
 
 
 def compile(
@@ -34,34 +32,35 @@ def compile(
     target: str | Target = "ort-cpu",
     *,
     seed: int = 0,
-    evaluate: Evaluate | None = None,
+    evaluate: EvaluateLike = None,
     max_drop: float | None = None,
     max_latency: float | str | None = None,
     max_size: float | str | None = None,
     state: str | Path | None = None,
     gate: bool = True,
     prove: bool = True,
+    portable: bool = False,
     progress: Progress = quiet,
 ) -> tuple[ir.Model, Report]:
     """Rewrite a model by a recipe for a target, and say what came of it.
 
     Args:
-        model: A model or the path of an ONNX file; never changed.
+        model: What ``as_model`` takes, such as the path of an ONNX file; never changed.
         recipe: Name of a shipped recipe, file, mapping, or passes: ours, your own, of onnx_ir, rules of onnxscript.
-        data: Calibration data, samples first: arrays by input name, an .npz, a folder of .npz. A part is held out
-            for the gate.
-        target: Name of a target.
-        seed: Seed of everything random.
-        evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
+        data: What ``graphpress.calibration_data`` takes, a part of which is held out for the gate; None: the recipe's.
+        target, seed: Name of a target, and the seed of everything random.
+        evaluate: What ``evaluated.asked`` takes: your metric of a runner, higher is better, or the name of one; None:
+            labels give top-1 in percent.
         max_drop: How much of the metric may be lost: see ``hold_drop.hold_drop``, or the pass that searches within it.
         max_latency, max_size: Shares of the float model's (``0.6x``), or milliseconds and bytes (``budgets``).
-        state: A file that keeps the state of calibration every few seconds: an interrupted call, made again, goes on.
+        state: A file that keeps calibration's state every few seconds, and beside it GPTQ's and trainings'
+            (``<state>.<key>``): an interrupted call, made again, goes on to the identical result.
         gate: Raise when the result is below the recipe's gate.
         prove: Audit and time the result (one more session each).
-        progress: Shows progress.
+        portable: Give the graph before it is lowered, in Q/DQ: what training, passes, other targets go on from.
+        progress: Shows the progress of long loops.
 
-    Returns:
-        The model as the target runs it, and the report.
+    Returns: The model as the target runs it (before, if ``portable``), and the report.
 
     Raises:
         GateError: Below the gate, or max_drop cannot be held; carries ``model`` and ``report``.
@@ -72,21 +71,32 @@ def compile(
         loaded = as_model(model)
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
         wanted = budgets.handed(_fitting(loaded, recipe), max_latency, budgets.of_file(max_size, loaded), max_drop)
-        job = Job(loaded, wanted, as_target(target), seed, progress, clock)
-        job.take(_data(data), evaluate)
+        kept = Path(state) if state is not None else None
+        job = Job(loaded, wanted, as_target(target), seed, progress, clock, state=kept)
+        job.take(calibration_data(said.samples(data, wanted.data), loaded), evaluate)
         if max_drop is not None:
             hold_drop.check_measurable(job.evaluate, max_drop)
-        if max_drop is not None or state is not None:
-            job.calibrate = Recall(Path(state) if state is not None else None)
+        if max_drop is not None or kept is not None:
+            job.calibrate = Recall(kept)
     compiled = budgets.held(job, job.once(job.recipe), max_drop)
+    report = _told(job, compiled, source, gate=gate, prove=prove)
+    return compiled.portable if portable else compiled.lowered, report
+
+
+def _told(job: Job, compiled: Compiled, source: str, *, gate: bool, prove: bool) -> Report:
+    """The report on what came of a job.
+
+    Raises:
+        GateError: It is below the gate, and that counts.
+    """
     report = job.report(compiled, source)
     if prove:
-        with clock.phase("prove"):
+        with job.clock.phase("prove"):
             job.prove(compiled, report)
-    report.seconds = clock.seconds
+    report.seconds = job.clock.seconds
     if gate and not report.gate.passed:
         raise remedy.failure(job, compiled)
-    return compiled.lowered, report
+    return report
 
 
 def _fitting(model: ir.Model, source: Any) -> Recipe:
@@ -100,16 +110,3 @@ def _fitting(model: ir.Model, source: Any) -> Recipe:
         if step.gives is not None:
             break
     return recipe
-
-
-def _data(data: DataLike) -> CalibrationData | None:
-    if data is None or isinstance(data, CalibrationData):
-        return data
-    if isinstance(data, Mapping):
-        arrays = {k: np.asarray(v) for k, v in data.items() if k != "labels"}
-        return CalibrationData.from_arrays(arrays, data.get("labels"))
-    if isinstance(data, str | Path):
-        return CalibrationData.load(data)
-    raise CalibrationError(
-        f"a {type(data).__name__} is no calibration data", where="data", fix="Give arrays by input name, or a path."
-    )

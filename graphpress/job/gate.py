@@ -37,6 +37,7 @@ class OutputCheck:
         figures: What it is judged by beside, or in place of, SQNR and cosine.
         worst: (sample, SQNR in dB) of the sample that suffers most.
         sure: Whether it is known what it is, so that SQNR and cosine are held to a floor alone.
+        change: What one changed choice more would cost a sample at most, of 1, at the noise that was measured.
     """
 
     name: str
@@ -48,6 +49,7 @@ class OutputCheck:
     figures: list[Figure] = field(default_factory=list)
     worst: tuple[int, float] | None = None
     sure: bool = True
+    change: float = 1.0
 
 
 @dataclass
@@ -128,7 +130,7 @@ class _Sums:
         cosine = self.ab / math.sqrt(self.aa * self.bb) if self.aa and self.bb else float(self.aa == self.bb)
         return OutputCheck(
             name, sqnr(self.aa, self.ee), cosine, self.max_abs, agreement, kind, figures, self.worst,
-            measure is None or measure.nature.sure,
+            measure is None or measure.nature.sure, measure.change if isinstance(measure, Classes) else 1.0,
         )  # fmt: skip
 
 

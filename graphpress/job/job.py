@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from graphpress.errors import BadRequest
 from graphpress.graph import file_size, half, half_storage, widening
 from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
+from graphpress.job.evaluated import EvaluateLike, asked
 from graphpress.job.gate import GateResult, compare_outputs, judge, told
 from graphpress.job.metric import Evaluate, Top1, check_labels, labelled
+from graphpress.observe import looks
 from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
@@ -77,6 +80,7 @@ class Job:
     data: CalibrationData | None = None
     held_out: CalibrationData | None = None
     evaluate: Evaluate | None = None
+    state: Path | None = None
     calibrate: Recall | None = None
     made_by: str = ""  # the pass that made the calibration data, where the user's are not used
     gated_by: str = ""  # likewise of the held-out samples
@@ -85,19 +89,23 @@ class Job:
     def __post_init__(self) -> None:
         self.engine = engine.of(self.target)
         self.float_runner: Runner | None = None
+        self.notes: list[str] = []  # on the data, for the report
         self.right: tuple[np.ndarray, np.ndarray] | None = None  # how many labels of each sample the float model meets
 
-    def take(self, data: CalibrationData | None, evaluate: Evaluate | None) -> None:
-        self.evaluate = evaluate
+    def take(self, data: CalibrationData | None, evaluate: EvaluateLike) -> None:
+        wanted = asked(evaluate)
         if data is None:
+            self.evaluate = wanted.on(None)
             return
-        data = data.allow(name for step in self.recipe.passes for name in step.reads)
+        data = data.allow([*wanted.reads, *(name for step in self.recipe.passes for name in step.reads)])
         data.check(self.model)
         data = data.bind(self.model)
+        self.notes = [*data.notes, *filter(None, [looks.raw_pixels(self.model, next(data.batches(8), {}))])]
         exact = (data.binding.exact if data.binding else None) or 1  # a model may fix its batch: parts must fill it
         held = max(min(self.recipe.gate.samples, len(data) // 5) // exact, 1) * exact
         held = held if len(data) >= max(2 * exact, 5) else 0
         self.data, self.held_out = data.split(held, self.seed) if held else (data, data)
+        self.evaluate = wanted.on(self.held_out)
         named = {value.name for value in self.model.graph.inputs}
         if evaluate is None and LABELS not in named and (labels := data.labels) is not None:
             check_labels(labels, self.model)
@@ -105,7 +113,8 @@ class Job:
 
     def context(self) -> Context:
         found = context(self.target, self.data, seed=self.seed, progress=self.progress)
-        return replace(found, calibrate=self.calibrate, evaluate=self.evaluate, outputs=self.recipe.gate.outputs)
+        said = self.recipe.gate.outputs
+        return replace(found, calibrate=self.calibrate, evaluate=self.evaluate, outputs=said, state=self.state)
 
     def once(self, recipe: Recipe) -> Compiled:
         with self.clock.phase("passes"):
@@ -203,7 +212,8 @@ class Job:
             return self.evaluate(runner) if self.evaluate else None
         if self.right is None:
             self.right = self.evaluate.counts(self.original())
-        found = labelled(self.evaluate, self.right, self.evaluate.counts(runner), recipe.gate.max_loss)
+        change = report.gate.outputs[0].change if report.gate.outputs else 1.0
+        found = labelled(self.evaluate, self.right, self.evaluate.counts(runner), recipe.gate.max_loss, change)
         report.metric = {"before": found.before, "after": found.after}
         report.metric |= {"before_error": found.error[0], "after_error": found.error[1], "samples": found.samples}
         if report.gate.outputs:
@@ -217,8 +227,9 @@ class Job:
 
     def report(self, compiled: Compiled, source: str) -> Report:
         report = compiled.report
+        report.measured_by = getattr(self.evaluate, "title", "") or getattr(self.evaluate, "name", "")
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
-        report.idle += idle(self.recipe, report.passes)
+        report.idle += [*(Skip("data", note) for note in self.notes), *idle(self.recipe, report.passes)]
         report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
         report.half = _half(report.passes, compiled.lowered)
         report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}

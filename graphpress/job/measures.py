@@ -17,7 +17,7 @@ import numpy as np
 from graphpress.job import chance
 from graphpress.job.bars import Gate
 from graphpress.job.chance import Verdict
-from graphpress.job.natures import Form, Kind, Nature
+from graphpress.job.natures import Form, Kind, Nature, confidence, objectness
 from graphpress.runner import Arrays
 
 DOUBT = 0.1  # probability by which the float model prefers its choice so little that another one is no loss
@@ -26,6 +26,7 @@ OVERLAP = 0.5  # intersection over union from which a box is the same
 NEIGHBOURS = 5  # nearest others of an embedding that are to stay
 MEMORY = 4096  # rows that are kept: embeddings to look for neighbours, values to know how they spread
 FEW = 8  # samples from which it is known how they spread
+_CODE = 1 / 256  # the least probability above 0 that 8 bits write
 _SAME = 1e-9  # share of the power that is rounding: values that never change
 
 
@@ -103,11 +104,18 @@ class Classes(Measure):
         super().__init__(name, nature)
         self.agreed, self.regret, self.nats = _Shares(), list[float](), list[float]()
         self.sequence, self.same, self.choices = False, 0, 0
+        self.turned: float | None = None
 
     @property
     def agreement(self) -> float | None:
         """Share of choices that are exactly the same."""
         return self.same / self.choices if self.choices else None
+
+    @property
+    def change(self) -> float:
+        """What one choice more that changes would cost a sample at most, at the largest noise that was measured."""
+        positions = self.choices / max(len(self.regret), 1)
+        return (1.0 if self.turned is None else self.turned) / max(positions, 1)
 
     def add(self, left: Arrays, right: Arrays) -> None:
         self.sequence |= left[self.name].ndim == 3 and self.nature.axis == 2
@@ -120,10 +128,16 @@ class Classes(Measure):
             self.same, self.choices = self.same + int((mine == its).sum()), self.choices + len(p)
             self.regret.append(float(given_up.mean()))
             self.nats.append(float((np.exp(p) * (p - q)).sum(-1).mean()))
+            if (found := _turned(p, q, self.nature.form)) is not None:
+                self.turned = max(self.turned or 0.0, found)
 
     def figures(self, gate: Gate) -> Iterator[Figure]:
         yield from self.agreed.figure("agreement of the choice", gate.min_agreement)
-        yield from _mean("expected loss of accuracy", [100 * r for r in self.regret], gate.max_loss)
+        if self.regret:
+            found = 100 * np.array(self.regret)
+            low, high = chance.mean_loss(found, 100 * self.change)
+            verdict = chance.at_most(float(found.mean()), low, high, gate.max_loss)
+            yield Figure("expected loss of accuracy", float(found.mean()), max(low, 0.0), high, gate.max_loss, verdict)
         if self.sequence:
             yield from _mean("divergence in nats", self.nats, gate.max_nats)
 
@@ -138,6 +152,30 @@ def _logarithms(scores: np.ndarray, nature: Nature) -> np.ndarray:
     axis = nature.axis - 1
     wide = wide - wide.max(axis, keepdims=True)
     return np.asarray(wide - np.log(np.exp(wide).sum(axis, keepdims=True)))
+
+
+def _turned(p: np.ndarray, q: np.ndarray, form: Form) -> float | None:
+    """The largest loss of probability that noise as between the two best classes can bring about, of one sample.
+
+    A choice of probability a gives way to one of b where the noise d between their logarithms is log(a / b) or more, so
+    that with a + b <= 1 it costs a - b <= (1 - e^-d) / (1 + e^-d) = tanh(d / 2).
+
+    Args:
+        p, q: Logarithms of probabilities, [positions, classes].
+        form: Of what the output holds. Probabilities of less than what 8 bits can write show no noise.
+
+    Returns:
+        None where there is none to see.
+    """
+    if p.shape[-1] < 2:
+        return 0.0
+    best = np.argpartition(-p, 1, axis=-1)[:, :2] if p.shape[-1] > 2 else np.tile([0, 1], (len(p), 1))
+    mine, its = np.take_along_axis(p, best, -1), np.take_along_axis(q, best, -1)
+    if form is Form.PROBABILITIES:
+        seen = mine.min(-1) >= np.log(_CODE)
+        mine, its = mine[seen], np.maximum(its[seen], np.log(_CODE / 2))
+    noise = np.abs((its - mine) @ [1.0, -1.0])
+    return float(np.tanh(noise / 2).max()) if len(noise) else None
 
 
 class Flags(Measure):
@@ -175,7 +213,8 @@ class Rows(Measure):
     def __init__(self, name: str, nature: Nature) -> None:
         super().__init__(name, nature)
         self.matched = _Shares()
-        self.columns: np.ndarray | None = None  # those with scores of classes
+        self.columns: np.ndarray | None = None  # those with scores
+        self.there: int | None = None  # which of them says whether there is anything
 
     def add(self, left: Arrays, right: Arrays) -> None:
         if not self.nature.boxes:  # the corners, which are looked at beside their scores
@@ -193,12 +232,14 @@ class Rows(Measure):
         table = np.moveaxis(outputs[self.name].astype(np.float64), self.nature.axis, -1)
         table = table.reshape(len(table), -1, table.shape[-1])
         both = self.nature.boxes == self.name
+        flat = table.reshape(-1, table.shape[-1])
         if self.columns is None:
-            flat = table.reshape(-1, table.shape[-1])
             self.columns = np.flatnonzero((flat.min(0) >= 0) & (flat.max(0) <= 1)) if both else _foreground(flat)
+        if self.there is None and both and len(self.columns):
+            self.there = objectness(flat[:, self.columns], bool(self.columns[0] == 4))
         others = np.setdiff1d(np.arange(table.shape[-1]), self.columns)
         boxes = table[..., others] if both else outputs[self.nature.boxes].astype(np.float64)
-        yield from zip(table[..., self.columns], boxes, strict=True)
+        yield from zip(confidence(table[..., self.columns], self.there), boxes, strict=True)
 
     def figures(self, gate: Gate) -> Iterator[Figure]:
         yield from self.matched.figure("confident rows that stay", max(gate.min_agreement, 1 - 2 * gate.max_loss / 100))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest
 from graphpress.graph import edit, names
-from graphpress.job import engine
+from graphpress.job import engine, student
 from graphpress.runner import Arrays
 from graphpress.target import Target
 
@@ -28,11 +28,11 @@ def load(path: str | Path) -> ir.Model:
     return onnx_file.load(path)
 
 
-def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> None:
+def save(model: ModelLike, path: str | Path, *, external: bool | None = None) -> None:
     """Write a model atomically; weights in one external file above 1 GB or on request."""
     from graphpress.frontends import onnx_file
 
-    onnx_file.save(model, path, external=external)
+    onnx_file.save(as_model(model), path, external=external)
 
 
 def trace(
@@ -42,9 +42,14 @@ def trace(
     dynamic_shapes: Any = None,
     **options: Any,
 ) -> ir.Model:
-    """A torch module, ExportedProgram or fx.GraphModule as a model (see ``frontends.torch_export.trace``)."""
+    """A torch module, ExportedProgram or fx.GraphModule as a model (see ``frontends.torch_export.trace``).
+
+    What ``to_torch`` made gives its graph back, Q/DQ and all, as by ``from_torch``.
+    """
     from graphpress.frontends import torch_export
 
+    if student.is_student(module):
+        return student.restored(module)
     return torch_export.trace(module, args, kwargs, dynamic_shapes, **options)
 
 
@@ -67,20 +72,6 @@ def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Any:
     return runtime.deploy(runtime.lower(model, where), where)
 
 
-def to_torch(model: ModelLike, *, quantizers: str = "straight-through") -> Any:
-    """The graph as it is, as a differentiable ``torch.fx.GraphModule`` without kernels (see ``backends.fx.build``).
-
-    Args:
-        model: A model or the path of an ONNX file; never changed.
-        quantizers: ``straight-through`` passes gradients through Q/DQ; ``learnable`` makes their scales and zero points
-            parameters as well; ``exact`` computes in integers, which no gradient passes.
-
-    Raises:
-        Unsupported: torch is not installed, or an operator has no form in it.
-    """
-    return engine.of_runtime("fx").build(as_model(model), quantizers=quantizers)
-
-
 def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | None = None) -> Any:
     """What really runs: kernel, time and reason for each site (see the backend's ``Audit``)."""
     model, where = as_model(model), as_target(target)
@@ -89,7 +80,7 @@ def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | No
 
 
 def as_model(model: ModelLike) -> ir.Model:
-    """The model itself, a copy with names and types where it leaves them out, or the file of that path.
+    """The model itself, a copy with names and types where it leaves them out, the file of that path, or a student's.
 
     Raises:
         BadRequest: It is neither.
@@ -99,6 +90,8 @@ def as_model(model: ModelLike) -> ir.Model:
         return model if _complete(model) else _completed(model)
     if isinstance(model, str | Path):
         return load(model)
+    if student.is_student(model):
+        return student.restored(model)
     raise BadRequest(
         f"a model is an onnx_ir.Model or the path of an ONNX file, not a {type(model).__name__}",
         where="model",

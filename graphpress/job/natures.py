@@ -181,12 +181,42 @@ def _grid(array: np.ndarray) -> int | None:
         columns = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
         if array.shape[axis] < 6 or len(columns) < _ROWS * len(array):
             continue
-        scores = (columns.min(0) >= 0) & (columns.max(0) <= 1)
-        best = columns[:, scores].max(1) if scores.any() else np.ones(1)
-        others = int((~scores).sum())
-        if others == 4 and float((best > 0.5).mean()) < 0.5:
+        scores = np.flatnonzero((columns.min(0) >= 0) & (columns.max(0) <= 1))
+        if len(scores) != array.shape[axis] - 4:
+            continue
+        best = confidence(columns[:, scores], objectness(columns[:, scores], bool(scores[0] == 4))).max(1)
+        if float((best > 0.5).mean()) < 0.5:
             return axis
     return None
+
+
+def objectness(scores: np.ndarray, after_box: bool) -> int | None:
+    """The column that says whether there is anything at all, beside those of the classes; None where there is none.
+
+    The others add up to 1 (Softmax), whatever is there; or it is the first after the box, and where it is high another
+    one is as well, in most rows, and seldom are two high without it: scores of classes alone exclude one another.
+
+    Args:
+        scores: Of rows of candidates, [rows, columns], each between 0 and 1.
+        after_box: Whether the first column comes right after the box.
+    """
+    if scores.shape[1] < 2:
+        return None
+    rest = scores.sum(1, keepdims=True) - scores
+    for column in np.flatnonzero((np.abs(rest - 1).max(0) <= _ONE) & (np.ptp(scores, axis=0) > _ONE)):
+        return int(column)
+    high = scores > 0.5
+    first, two = high[:, 0], high.sum(1) > 1
+    both = int((first & two).sum())
+    return 0 if after_box and both and 2 * both >= first.sum() and 4 * both >= 3 * two.sum() else None
+
+
+def confidence(scores: np.ndarray, there: int | None) -> np.ndarray:
+    """Of the classes of each row, [rows, classes]: with a score of there being anything the geometric mean of both.
+
+    It is above a half where the product is above a quarter, from where detectors of that kind mean a row.
+    """
+    return scores if there is None else np.sqrt(np.delete(scores, there, -1) * scores[..., there, None])
 
 
 def _last(value: ir.Value | None, passed: Sequence[str]) -> str:

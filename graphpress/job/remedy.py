@@ -1,7 +1,7 @@
 """What would make a compilation pass its gate: sites put back to float, or another recipe, each measured by the gate.
 
-Only after a failure, and within a budget: at most ``TRIALS`` compilations, none begun after a minute or, where that is
-longer, five times what the one that failed took.
+Only after a failure, in a fixed order, and within a budget: at most ``TRIALS`` compilations, none begun after a minute
+or, where that is longer, five times what the one that failed took. Where that clock cut the search short, it is said.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class _Search:
     seconds: float
     tried: int = 0
     start: float = field(default_factory=time.monotonic)
+    unseen: int = 0  # sites for which the time did not suffice
+    untried: int = 0  # compilations likewise
 
     def rank(self) -> None:
         """Blame sites by what each does alone; those beyond the budget, by what they add to what comes in."""
@@ -74,6 +76,7 @@ class _Search:
             found = own_noise(self.compiled.clean, self.plan, sites, samples, self.job.context(), limit)
         except GraphpressError:  # a later pass made what the plan is of: what their inputs tell stays
             return
+        self.unseen = len(sites) - len(found)
         report.gate.blame = sorted(found.items(), key=lambda kv: kv[1])[:_BLAMED]
 
     def sentences(self) -> Iterator[str]:
@@ -90,6 +93,9 @@ class _Search:
             yield f"No single site is enough ({'the first two were' if singles > 1 else 'the first was'} tried)"
         kept = kept or (self._kept(names) if len(names) > 1 else None)
         yield from (s for s in (kept, recipe) if s is not None)
+        if self.unseen or self.untried:
+            left = [f"{n} {what}" for n, what in ((self.unseen, "sites"), (self.untried, "compilations")) if n]
+            yield f"The search was cut off after {self.seconds:.0f} s ({' and '.join(left)} left out)"
 
     def _kept(self, names: list[str]) -> str | None:
         """What putting these sites back to float gives, where it is enough."""
@@ -135,7 +141,10 @@ class _Search:
 
     def _try(self, recipe: Recipe) -> str | None:
         """What the gate says of a recipe that passes; None where it fails, or the budget is spent."""
-        if self.tried >= TRIALS or time.monotonic() - self.start > self.seconds:
+        if self.tried + self.untried >= TRIALS:
+            return None
+        if time.monotonic() - self.start > self.seconds:
+            self.untried += 1
             return None
         (_,) = self.job.progress([recipe.name], f"blame, trial {self.tried + 1} of at most {TRIALS}", 1)
         self.tried += 1

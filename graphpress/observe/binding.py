@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.errors import CalibrationError, nearest
-from graphpress.observe.npz import Header
+from graphpress.observe import looks
+from graphpress.observe.npy import Header
 
 LABELS = "labels"  # the one array that everybody knows and that is not fed, unless the model has such an input
 
@@ -88,7 +89,8 @@ def bind(model: ir.Model, parts: Iterable[tuple[str, Mapping[str, Header]]], bes
     for where, headers in parts:
         for name in headers:
             if name not in inputs and name != LABELS and name not in beside:
-                raise CalibrationError("the model has no such input", where=_at(where, name), fix=nearest(name, inputs))
+                fix = looks.labels(name, headers[name].shape, headers[name].dtype) or nearest(name, inputs)
+                raise CalibrationError("the model has no such input", where=_at(where, name), fix=fix)
         for name, value in inputs.items():
             slot = _slot(value, headers.get(name), where)
             if slot is not None and slots.setdefault(name, slot).mode is not slot.mode:
@@ -132,8 +134,10 @@ def _mode(shape: tuple[int, ...], dims: tuple[int | None, ...], where: str) -> M
     want = ", ".join(str(d) if d is not None else "?" for d in dims)
     raise CalibrationError(
         f"has shape {shape}, the model takes ({want})",
-        where=where, fix="Put the samples first: rows of the input's own batch axis, or one whole input a sample.",
-    )  # fmt: skip
+        where=where,
+        fix=looks.shape(shape, dims)
+        or "Put the samples first: rows of the input's own batch axis, or one whole input a sample.",
+    )
 
 
 def _exact(slots: Iterable[Slot]) -> int | None:

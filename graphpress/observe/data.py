@@ -15,25 +15,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.errors import BadRequest, CalibrationError, nearest
-from graphpress.observe import npz
+from graphpress.errors import BadRequest, CalibrationError
+from graphpress.observe import array_files, npz
 from graphpress.observe.binding import LABELS, Binding, bind
-from graphpress.observe.npz import Header
+from graphpress.observe.npy import Header
+from graphpress.observe.parts import Part, consistent, fill, samples_in
 
 _PIECE = 64  # samples that are hashed or checked at a time
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some consecutive samples: their headers, and how to get them."""
-
-    where: str
-    headers: Mapping[str, Header]
-    load: Callable[[], Mapping[str, np.ndarray]]
-
-    @property
-    def samples(self) -> int:
-        return next((h.shape[0] for h in self.headers.values() if h.shape), 1)
 
 
 class _Folder:
@@ -46,7 +34,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Samples for the inputs of a model, read when needed. Build it with ``load``, ``from_arrays``, ``from_batches``.
+    """Samples for the inputs of a model, read when needed. ``graphpress.calibration_data`` makes it of what you have.
 
     The first axis of every array counts samples. An array of an input's own rank holds rows of its batch axis; an
     array of one rank more holds whole inputs, fed one at a time (states, scalars); an array without axes is the same
@@ -55,28 +43,30 @@ class CalibrationData:
     rounded to the half precision of an input, within its range.
     """
 
-    parts: Sequence[_Part]
+    parts: Sequence[Part]
     rows: np.ndarray | None = None  # the samples in use, ascending; None: all
     binding: Binding | None = None
     beside: frozenset[str] = frozenset()  # arrays that are no inputs of the model and may be there
     folder: _Folder | None = None  # lives as long as data that is read from it
+    notes: tuple[str, ...] = ()  # what was decided when it was taken, for the report
 
     def __post_init__(self) -> None:
         for part in self.parts:
-            _consistent(part, self.parts[0])
+            consistent(part, self.parts[0])
 
     @classmethod
-    def load(cls, path: str | Path) -> CalibrationData:
-        """Data of an .npz file, or of a folder of them in order of their names; ``labels`` is optional.
+    def load(cls, path: str | Path, inputs: Sequence[str] = ()) -> CalibrationData:
+        """Data of a file of arrays (.npz, .safetensors, .npy), or of a folder of them; ``labels`` is optional.
+
+        Args:
+            path: The file or folder. Files of a folder are consecutive samples in order of their names; or .npy files
+                named after inputs.
+            inputs: Names of the model's inputs: one .npy file is then of the only one, whatever its name.
 
         Raises:
-            CalibrationError: No such file, not an .npz, damaged, or arrays that disagree on the number of samples.
+            CalibrationError: No such file, damaged, or arrays that disagree on the number of samples.
         """
-        path = Path(path)
-        files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-        if not files:
-            raise CalibrationError("the folder holds no .npz file", where=str(path))
-        return cls([_Part(str(f), npz.headers(f), partial(npz.read, f)) for f in files])
+        return cls(array_files.parts(Path(path), inputs))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None = None) -> CalibrationData:
@@ -92,20 +82,36 @@ class CalibrationData:
             if array.dtype.hasobject and not all(isinstance(v, str) for v in array.flat):
                 raise CalibrationError("holds Python objects, not numbers", where=f"data, array {name!r}")
         headers = {k: Header(v.shape, v.dtype) for k, v in named.items()}
-        return cls([_Part("data", headers, lambda: named)])
+        return cls([Part("data", headers, lambda: named)])
 
     @classmethod
-    def from_batches(cls, batches: Iterable[Mapping[str, np.ndarray]]) -> CalibrationData:
+    def from_batches(
+        cls, batches: Iterable[Mapping[str, np.ndarray]], notes: Callable[[], Sequence[str]] = tuple
+    ) -> CalibrationData:
         """Data of an iterable that is read once: a generator, a loader that shuffles.
 
         The batches are kept in a temporary folder for as long as the data lives, so memory holds one at a time.
+
+        Args:
+            batches: Arrays by name, samples first.
+            notes: Asked when all are read.
+
+        Raises:
+            CalibrationError: The disk refuses, or batches that do not fit one another.
         """
         folder = _Folder()
         for i, batch in enumerate(batches):
-            npz.save(folder.path / f"{i:08}.npz", {k: np.asarray(v) for k, v in batch.items()})
-        files = sorted(folder.path.glob("*.npz"))
-        parts = [_Part(f"batch {i}", npz.headers(f), partial(npz.read, f)) for i, f in enumerate(files)]
-        return cls(parts, folder=folder)
+            try:
+                npz.save(folder.path / f"{i:08}.npz", {k: np.asarray(v) for k, v in batch.items()})
+            except OSError as e:
+                what = f"the temporary copy of the samples cannot be written ({e.strerror or e})"
+                raise CalibrationError(what, where=str(folder.path), fix="Free space, set TMPDIR, or give less.") from e
+        parts: list[Part] = []
+        for f in sorted(folder.path.glob("*.npz")):
+            start = sum(p.samples for p in parts)
+            part = Part("", npz.headers(f), partial(npz.read, f))
+            parts.append(dataclasses.replace(part, where=f"samples {start} to {start + part.samples - 1}"))
+        return cls(parts, folder=folder, notes=tuple(notes()))
 
     def __len__(self) -> int:
         return sum(p.samples for p in self.parts) if self.rows is None else len(self.rows)
@@ -160,7 +166,7 @@ class CalibrationData:
                     f"holds {most:g}, the input's type ends at {limit:g}",
                     where=f"data, input {name!r}", fix="Give what the model is meant for; scale it as in training.",
                 )  # fmt: skip
-            start += _count(piece)
+            start += samples_in(piece)
 
     def batches(self, size: int, *, beside: bool = False) -> Iterator[dict[str, np.ndarray]]:
         """The samples in order, ``size`` at a time; fewer where the shape changes and at the end.
@@ -171,8 +177,8 @@ class CalibrationData:
         """
         exact = self.binding.exact if self.binding else None
         size = exact or size
-        for rows in _fill(self._pieces(size), size):
-            count = _count(rows)
+        for rows in fill(self._pieces(size), size):
+            count = samples_in(rows)
             if self.binding is None:
                 yield {k: v for k, v in rows.items() if beside or k not in self.beside | {LABELS}}
             elif exact is None or count == exact:
@@ -246,51 +252,5 @@ class CalibrationData:
                 yield {k: np.asarray(a[where] if a.ndim else a) for k, a in arrays.items()}
 
 
-def _consistent(part: _Part, first: _Part) -> None:
-    counts = {k: h.shape[0] for k, h in part.headers.items() if h.shape}
-    if len(set(counts.values())) > 1:
-        said = ", ".join(f"{k} {n}" for k, n in counts.items())
-        raise CalibrationError(f"the arrays disagree on the number of samples ({said})", where=part.where)
-    if odd := sorted(part.headers.keys() ^ first.headers.keys()):
-        raise CalibrationError(
-            f"the arrays are not those of {first.where}", where=f"{part.where}, array {odd[0]!r}",
-            fix=nearest(odd[0], first.headers),
-        )  # fmt: skip
-
-
 def _is_float(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" or array.dtype == ir.DataType.BFLOAT16.numpy()
-
-
-def _count(rows: Mapping[str, np.ndarray]) -> int:
-    return next((len(a) for a in rows.values() if a.ndim), 1)
-
-
-def _fill(pieces: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Join neighbours of one shape and type up to ``size`` samples."""
-    held: list[dict[str, np.ndarray]] = []
-    for piece in pieces:
-        if held and _form(held[0]) != _form(piece):
-            yield _join(held)
-            held = []
-        room = size - sum(map(_count, held))
-        held.append(_cut(piece, slice(room)))
-        if _count(piece) >= room:
-            yield _join(held)
-            held = [_cut(piece, slice(room, None))] if _count(piece) > room else []
-    if held:
-        yield _join(held)
-
-
-def _form(rows: Mapping[str, np.ndarray]) -> list[tuple[str, object, object]]:
-    return [(k, a.dtype, a.shape[1:]) for k, a in rows.items()]
-
-
-def _cut(rows: Mapping[str, np.ndarray], where: slice) -> dict[str, np.ndarray]:
-    return {k: a[where] if a.ndim else a for k, a in rows.items()}
-
-
-def _join(held: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    if len(held) == 1:
-        return held[0]
-    return {k: np.concatenate([h[k] for h in held]) if a.ndim else a for k, a in held[0].items()}

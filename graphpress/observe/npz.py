@@ -7,33 +7,17 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from graphpress.errors import CalibrationError
+from graphpress.observe import npy
+from graphpress.observe.npy import Header
 
 _LOCAL_HEADER = 30  # bytes of a zip member's fixed local header; the lengths of name and extra field stand at 26
-_READ = (OSError, ValueError, EOFError, SyntaxError, KeyError, RuntimeError, NotImplementedError)
-_BROKEN = (*_READ, zipfile.BadZipFile, zlib.error, struct.error)
-
-
-@dataclass(frozen=True)
-class Header:
-    """Shape and element type of an array that was not read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran: bool = False
-    offset: int = 0  # bytes of the .npy header
-
-    @property
-    def nbytes(self) -> int:
-        size = self.dtype.itemsize
-        for n in self.shape:
-            size *= n
-        return size
+_BROKEN = (*npy.BROKEN, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
 def headers(path: Path) -> dict[str, Header]:
@@ -78,27 +62,14 @@ def _key(member: zipfile.ZipInfo) -> str:
 
 
 def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> Header:
-    where = f"{path} array {_key(member)!r}"
     with archive.open(member) as f:
-        version = np.lib.format.read_magic(f)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = reader(f)
-        header = Header(tuple(int(n) for n in shape), dtype, fortran, f.tell())
-    if dtype.hasobject or dtype.names:
-        raise CalibrationError(f"holds {dtype}, not numbers", where=where, fix="Save a plain numeric array.")
-    if min(header.shape, default=0) < 0 or header.offset + header.nbytes != member.file_size:
-        said = f"claims shape {header.shape} of {dtype} ({header.nbytes} bytes)"
-        held = member.file_size - header.offset
-        raise CalibrationError(f"{said} and holds {held} bytes", where=where, fix="Save the file again.")
-    return header
+        return npy.header(f, member.file_size, f"{path} array {_key(member)!r}")
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.ndarray:
     header = _header(archive, member, path)
-    order = "F" if header.fortran else "C"
     if member.compress_type == zipfile.ZIP_STORED and header.nbytes:
-        start = _start(path, member) + header.offset
-        return np.memmap(path, header.dtype, "r", start, header.shape, order)  # type: ignore[call-overload]
+        return npy.mapped(path, header, _start(path, member))
     if header.nbytes > _memory() // 2:
         gib = header.nbytes / 2**30
         raise CalibrationError(
@@ -109,7 +80,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.
         f.read(header.offset)
         data = f.read(header.nbytes)
         f.read(1)  # at the end of the member its checksum is verified
-    return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)  # type: ignore[call-overload]
+    order: Literal["F", "C"] = "F" if header.fortran else "C"
+    return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
 
 
 def _start(path: Path, member: zipfile.ZipInfo) -> int:
@@ -129,9 +101,4 @@ def _memory() -> int:
 
 
 def _unreadable(path: Path, error: Exception) -> CalibrationError:
-    if isinstance(error, FileNotFoundError):
-        return CalibrationError("there is no such file", where=str(path))
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return CalibrationError(
-        f"not a readable .npz file: {reason}", where=str(path), fix="Write it with numpy.savez(path, name=array)."
-    )
+    return npy.unreadable(path, error, ".npz", "Write it with numpy.savez(path, name=array).")

@@ -58,5 +58,12 @@ def write(path: Path, kind: str, key: str, arrays: Mapping[str, np.ndarray], fac
         raise BadRequest(what, where=f"state {str(path)!r}", fix="Free space, or name another file.") from e
 
 
+def place(own: str | None, shared: Path | None, key: str) -> Path | None:
+    """Where the job of a key keeps its state: in a file of its own, or beside the one that several share, if any."""
+    if own is not None:
+        return Path(own)
+    return shared.with_name(f"{shared.name}.{key[:12]}") if shared is not None else None
+
+
 def _foreign(path: Path, kind: str) -> BadRequest:
     return BadRequest(f"the file is no {kind}", where=str(path), fix="Delete it or name another.")

@@ -70,6 +70,7 @@ class Report:
     plan: Plan | None = None
     gate: GateResult = field(default_factory=GateResult)
     metric: dict[str, float] = field(default_factory=dict)  # before, after, allowed: of the user's evaluation
+    measured_by: str = ""  # its name, where it has one
     idle: list[Skip] = field(default_factory=list)  # what the recipe is for and did not do: report.idle
     reverted: list[str] = field(default_factory=list)  # nodes put back to float to hold max_drop
     sites: list[SiteRow] = field(default_factory=list)

@@ -28,6 +28,7 @@ from graphpress.passes.allocate.ties import KINDS
 from graphpress.passes.allocate.trial import Bench, Trial, bytes_of
 from graphpress.passes.allocate.watched import watch
 from graphpress.passes.quantize.apply_plan import ApplyPlan
+from graphpress.passes.quantize.wide_range import find
 from graphpress.types import Numerics, Stage
 
 CHECKED = 256  # samples that compiled plans are compared on: they are few, and what was searched on flatters them
@@ -89,7 +90,8 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         ctx = replace(ctx, calibrate=ctx.calibrate or Recall())
         timed = self._check(ctx)
         watched = watch(model, ctx)
-        space = explore(watched.model, ctx.target, self.formats, self.ignore, self.ties)
+        wide, said = find(watched.model, ctx)
+        space = explore(watched.model, ctx.target, self.formats, self.ignore, self.ties, wide)
         parts, probe = Parts(space, ctx, watched.natures), Probe(watched.model, ctx, self.samples)
         found = Measurer(parts, ctx, self.sensitivity, self.samples, self.seconds, self._store("sensitivity")).run()
         problem = self._problem(parts, probe, ctx, found, timed)
@@ -105,7 +107,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
             *(Skip(n, f"{f}: {why}") for (n, f), why in found.refused.items()),
         ]
         ApplyPlan(taken.plan).run(model, ctx, report)
-        report.warnings += self._unmet(goal, taken, problem)
+        report.warnings += [*said, *self._unmet(goal, taken, problem)]
         report.metrics |= _metrics(problem, taken, bench, found, space)
         if not self.asked:
             report.metrics["budget"] = f"max_size {self.usual_size}, the recipe's own: nobody gave one"

@@ -17,6 +17,7 @@ from graphpress.passes.quantize import operators
 from graphpress.passes.quantize.kernels import refusal
 from graphpress.passes.quantize.plan import make_plan
 from graphpress.passes.quantize.quantize_options import QuantizeOptions
+from graphpress.passes.quantize.wide_range import Wide
 from graphpress.target import Target
 from graphpress.types import Plan, Role, Scheme, Site
 
@@ -49,6 +50,7 @@ class Space:
     groups: list[Group] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     light: dict[str, Schemes] = field(default_factory=dict)  # operators without weights that may join static ones
+    wide: Mapping[str, Wide] = field(default_factory=dict)  # operators that must not read 8 bits
 
     @property
     def static(self) -> str | None:
@@ -89,11 +91,16 @@ class Space:
         options = self.options[self.static]
         if others:
             options = replace(options, ignore=(f"re:{'|'.join(map(re.escape, others))}", *options.ignore))
-        return make_plan(self.model, self.target, options)[0]
+        return make_plan(self.model, self.target, options, wide=self.wide)[0]
 
 
 def explore(
-    model: ir.Model, target: Target | None, names: Sequence[str], ignore: Sequence[str], tied: Sequence[str]
+    model: ir.Model,
+    target: Target | None,
+    names: Sequence[str],
+    ignore: Sequence[str],
+    tied: Sequence[str],
+    wide: Mapping[str, Wide] = {},
 ) -> Space:
     """Find the groups and their formats.
 
@@ -103,22 +110,23 @@ def explore(
         names: Formats to choose from besides ``float``.
         ignore: Selectors of operators that stay float.
         tied: What makes operators one group, see ``ties.groups``.
+        wide: Operators that must not read their input in 8 bits: they get formats of the weights alone.
 
     Raises:
         BadRequest: A name that is no format, static formats that disagree on activations, a selector without a match,
             or no operator that any of the formats could be given.
     """
     options = {n: replace(formats.parse(n), ignore=tuple(ignore)) for n in names if n != FLOAT}
-    space = Space(model, target, options)
+    space = Space(model, target, options, wide=wide)
     _check_static(options)
     heavy = {n.name or "": n for n in model.graph if n.domain == "" and n.op_type in operators.WEIGHTS}
     why: dict[str, str] = {}
     whole = Plan()
     for name, option in options.items():
-        plan, skips = make_plan(model, target, option)
+        plan, skips = make_plan(model, target, option, wide=wide)
         whole = plan if name == space.static else whole
         for node in heavy:
-            if sites := plan.of(node):
+            if (option.mode == "weight" or node not in wide) and (sites := plan.of(node)):
                 space.own.setdefault(node, {})[name] = _bare(heavy[node], sites, target)
         why |= {s.where: s.why for s in skips if s.where in heavy}
     space.skips = [Skip(n, w) for n, w in why.items() if n not in space.own] + _hidden(model)

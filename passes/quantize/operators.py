@@ -107,6 +107,11 @@ def batched_weights(node: ir.Node) -> bool:
     return node.op_type == "MatMul" and _rank(node, 1) > 2 and edit.is_constant(node.inputs[1])
 
 
+def vector_weights(node: ir.Node) -> bool:
+    """Whether the constant operand of a product is a vector, which only float kernels and static ones take."""
+    return node.op_type == "MatMul" and _rank(node, 1) == 1 and edit.is_constant(node.inputs[1])
+
+
 def _rank(node: ir.Node, slot: int) -> int:
     value = node.inputs[slot]
     return len(value.shape) if value is not None and value.shape is not None else 0

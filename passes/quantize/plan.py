@@ -164,8 +164,9 @@ class _Planner:
         whole = all(v.granularity == PER_TENSOR for s, v in sites.items() if s.role is Role.WEIGHT)
         if self.target is None:
             return None
-        if mode == "dynamic" and operators.batched_weights(node):
-            return "no integer kernel multiplies what is quantized at run time by a batch of matrices"
+        if mode == "dynamic" and (operators.batched_weights(node) or operators.vector_weights(node)):
+            what = "a vector" if operators.vector_weights(node) else "a batch of matrices"
+            return f"no integer kernel multiplies what is quantized at run time by {what}"
         fails = Fact.FAILS_ON_BATCHED_WEIGHTS in self.target.facts
         if fails and mode != "weight" and not whole and operators.batched_weights(node):
             return f"the integer kernels of {self.target.name} take column scales of a matrix, not of a batch of them"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import onnx_ir as ir
@@ -13,7 +12,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
-from graphpress.observe import checkpoint
+from graphpress.observe import checkpoint, statefile
 from graphpress.observe.data import CalibrationData
 from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site
@@ -156,12 +155,15 @@ class _Phases:
         self.places = places(self.sites, self.teacher)
 
     def _store(self) -> TrainingState | None:
-        if self.options.state is None:
+        if self.options.state is None and self.ctx.state is None:
             return None
         digest = self.data.digest()
         parts = [repr(replace(self.options, state=None)), str(self.ctx.seed)]
         parts += [checkpoint.key(m, {}, digest) for m in (self.model, self.teacher)]
-        return TrainingState(Path(self.options.state), hashlib.sha256("\n".join(parts).encode()).hexdigest())
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        path = statefile.place(self.options.state, self.ctx.state, key)
+        assert path is not None
+        return TrainingState(path, key)
 
     def learners(self) -> Outcome:
         """Every prefix of every layer towards what the layer gave."""

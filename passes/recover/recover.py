@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -15,7 +14,7 @@ from graphpress import catalog
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, nearest
-from graphpress.observe import checkpoint
+from graphpress.observe import checkpoint, statefile
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.recover.engine import blockwise, end_to_end, parameters
 from graphpress.passes.recover.engine.parameters import Trainable
@@ -74,7 +73,8 @@ class Recover(Pass):
             the ``teacher``, which makes blocks independent.
         keep_zeros: Hold all zeros of all weights, not only those of layers that say that they have a pattern.
         teacher: Path of the model to train towards; None: the model before the first lossy pass.
-        state: A file that keeps the state every few seconds: an interrupted call, made again, goes on.
+        state: A file that keeps the state every few seconds: an interrupted call, made again, goes on. By default
+            beside the file that ``compile`` was given, if any.
         device: Where to train, as torch calls it.
     """
 
@@ -281,13 +281,15 @@ class Recover(Pass):
         self, model: ir.Model, teacher: ir.Model | None, data: CalibrationData, ctx: Context
     ) -> TrainingState | None:
         """The state file; it belongs to these models, these data and these options."""
-        if self.state is None:
+        if self.state is None and ctx.state is None:
             return None
         said = {k: v for k, v in self.options().items() if k != "state"}
         sha = hashlib.sha256(json.dumps([said, ctx.seed], sort_keys=True, default=str).encode())
         for one in (model, teacher):
             sha.update(checkpoint.key(one, {}, data.digest()).encode() if one is not None else b"")
-        return TrainingState(Path(self.state), sha.hexdigest())
+        path = statefile.place(self.state, ctx.state, key := sha.hexdigest())
+        assert path is not None
+        return TrainingState(path, key)
 
     def _tell(self, recovery: Recovery, before: float, after: float, report: PassReport) -> None:
         for name, why in recovery.left.items():

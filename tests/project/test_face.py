@@ -11,9 +11,12 @@ import pytest
 
 import graphpress
 
-VERBS = {"audit", "compile", "diff", "inspect", "load", "lower", "save", "to_torch", "trace"}
+VERBS = {"audit", "calibration_data", "compile", "diff", "from_torch", "inspect", "load", "lower", "save", "to_torch"}
+VERBS |= {"parameter_groups", "trace", "view"}
 VALUES = {"CalibrationData", "Context", "Granularity", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
-PUBLIC = VERBS | VALUES | {"Compiled", "GateError", "GraphpressError", "Job", "Pass", "PassReport", "Pipeline"}
+SOURCES = {"Audio", "Images", "Text"}
+ERRORS = {"GateError", "GraphpressError"}
+PUBLIC = VERBS | VALUES | SOURCES | ERRORS | {"Compiled", "Job", "Pass", "PassReport", "Pipeline"}
 HEAVY = {"torch", "onnxruntime", "sklearn", "scipy", "matplotlib"}
 COMMANDS = {"import": ["-c", "import graphpress"], "help": [Path(sys.executable).with_name("graphpress"), "--help"]}
 MODULES = {"import": 90, "help": 250}  # Python alone imports some sixty

@@ -202,7 +202,7 @@ def test_files_that_are_no_data(
 
 def test_a_folder_without_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("samples").mkdir()
-    assert "samples: the folder holds no .npz file" in compile_(capsys, data="samples")
+    assert "samples: the folder holds no .npz, .safetensors or .npy file" in compile_(capsys, data="samples")
 
 
 RECIPES = {

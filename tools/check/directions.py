@@ -13,8 +13,25 @@ import networkx as nx
 
 from graphpress.tools.check.rooms import Source
 
-_FACE = ("budgets", "bundle", "compile", "engine", "hold_drop", "job", "models", "own_noise", "remedy")
-FACE = {"graphpress", "graphpress.report.inspection", *(f"graphpress.job.{name}" for name in _FACE)}
+_FACE = (
+    "budgets",
+    "bundle",
+    "compile",
+    "engine",
+    "hold_drop",
+    "job",
+    "models",
+    "own_noise",
+    "remedy",
+    "student",
+    "training",
+)
+_SHOWN = ("inspection", "view.view")
+FACE = {
+    "graphpress",
+    *(f"graphpress.report.{name}" for name in _SHOWN),
+    *(f"graphpress.job.{name}" for name in _FACE),
+}
 ABOVE = {"passes.allocate", "passes.recover"}  # families that stand on the others
 ALL = {"core", "ops", "quantizers", "structure", "frontends", "backends", "face"}  # and every pass family
 MAY: dict[str, set[str]] = {

@@ -38,9 +38,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Data = Annotated[
     Path | None,
     typer.Option(
-        "--data", help="Samples: an .npz (input name -> array, samples first; optional labels) or a folder of them."
+        "--data",
+        help="Samples: .npz, .safetensors (input name -> array, samples first; optional labels), .npy, a folder of "
+        "them; or of pictures, text, sound.",
     ),
 ]
+Images = Annotated[
+    str | None,
+    typer.Option("--images", help="The data are pictures: size=224,crop=0.875,mean=[..],std=[..],scale=1,order=bgr"),
+]
+Text = Annotated[
+    str | None, typer.Option("--text", help="The data are text: tokenizer=tokenizer.json,length=256,lines=true")
+]
+Audio = Annotated[str | None, typer.Option("--audio", help="The data are sound: rate=16000,length=16000")]
 
 
 @app.callback()
@@ -54,9 +64,18 @@ def compile_(
     recipe: Annotated[str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML or JSON file.")],
     out: Annotated[Path, typer.Option("--out", help="Output folder; replaced only if graphpress wrote it.")],
     data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
     target: Target = "ort-cpu",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change an option: PASS.OPTION=VALUE.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 (by labels) that may be lost.")] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric, higher is better: module:function of a runner, or top-1, top-5, perplexity, wer, map."
+        ),
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option(help="How much of the metric may be lost.")] = None,
     max_latency: Annotated[
         str | None, typer.Option(help="0.6x of the float model's, or ms; recipe mixed and the like.")
     ] = None,
@@ -64,7 +83,8 @@ def compile_(
         str | None, typer.Option(help="0.3x of the float weights, or bytes; recipe mixed and the like.")
     ] = None,
     state: Annotated[
-        Path | None, typer.Option("--state", help="Keep calibration's state in this file; run again to go on.")
+        Path | None,
+        typer.Option("--state", help="Keep calibration's and training's state here; run again to go on."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     external: Annotated[
@@ -76,11 +96,12 @@ def compile_(
     """Rewrite MODEL by a recipe; write model, report, resolved recipe and manifest to a folder."""
     from graphpress.tools.cli import commands
 
+    samples = _given(data, images, text, audio)
     raise typer.Exit(
         commands.compile_to(
-            model, recipe, out, data=data, target=target, assignments=set_ or [], max_drop=max_drop,
-            max_latency=max_latency, max_size=max_size, state=state, seed=seed, external=external, keep=keep,
-            as_json=as_json,
+            model, recipe, out, data=samples, target=target, assignments=set_ or [], evaluate=evaluate,
+            max_drop=max_drop, max_latency=max_latency, max_size=max_size, state=state, seed=seed, external=external,
+            keep=keep, as_json=as_json,
         )
     )  # fmt: skip
 
@@ -111,19 +132,48 @@ def diff(a: Model, b: Model, as_json: Json = False) -> None:
 
 
 @app.command()
-def audit(model: Model, target: Target = "ort-cpu", data: Data = None, as_json: Json = False) -> None:
-    """Run MODEL and show for each site which kernel ran, how long, and why it is not on integers."""
-    from graphpress.tools.cli import commands
+def view(
+    after: Model,
+    before: Annotated[Path | None, typer.Option("--before", help="The model that it was made from.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("view.html"),
+) -> None:
+    """Draw AFTER as one page: modules to open and close, colours by kernel, bits, SQNR or time, search, details."""
+    import graphpress as gp
 
-    _show(commands.audit(model, target, data), as_json)
+    gp.view(after, before, out=out)
+    print(f"written to {out} (open it in a browser)")
 
 
 @app.command()
-def parity(model: Model, target: Target = "torch-cpu", data: Data = None, as_json: Json = False) -> None:
+def audit(
+    model: Model,
+    target: Target = "ort-cpu",
+    data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
+    as_json: Json = False,
+) -> None:
+    """Run MODEL and show for each site which kernel ran, how long, and why it is not on integers."""
+    from graphpress.tools.cli import commands
+
+    _show(commands.audit(model, target, _given(data, images, text, audio)), as_json)
+
+
+@app.command()
+def parity(
+    model: Model,
+    target: Target = "torch-cpu",
+    data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
+    as_json: Json = False,
+) -> None:
     """Compare a quantized MODEL in torch with ONNX Runtime, site by site, in quantization steps."""
     from graphpress.tools.cli import commands
 
-    _show(commands.parity(model, target, data), as_json)
+    _show(commands.parity(model, target, _given(data, images, text, audio)), as_json)
 
 
 @app.command()
@@ -134,6 +184,9 @@ def opt(
     ],
     out: Annotated[Path, typer.Option("--out", help="The rewritten ONNX file.")],
     data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
     target: Target = "ort-cpu",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     show: Annotated[bool, typer.Option("--show", help="Print the nodes that changed.")] = False,
@@ -142,7 +195,10 @@ def opt(
     """Run passes by hand on MODEL; each is verified."""
     from graphpress.tools.cli import commands
 
-    _show(commands.opt(model, passes, out, data=data, target=target, seed=seed, show=show), as_json)
+    _show(
+        commands.opt(model, passes, out, data=_given(data, images, text, audio), target=target, seed=seed, show=show),
+        as_json,
+    )
 
 
 @plan.command("show")
@@ -167,6 +223,9 @@ def plan_apply(
     source: Plan,
     out: Annotated[Path, typer.Option("--out", help="The rewritten ONNX file.")],
     data: Data = None,
+    images: Images = None,
+    text: Text = None,
+    audio: Audio = None,
     target: Target = "ort-cpu",
     gptq: Annotated[bool, typer.Option("--gptq", help="Round the weights by GPTQ.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -175,7 +234,10 @@ def plan_apply(
     """Quantize MODEL, tidied as every recipe begins, by a plan, and fold; static activations and GPTQ need --data."""
     from graphpress.tools.cli import plans
 
-    _show(plans.apply(model, source, out, data=data, target=target, gptq=gptq, seed=seed), as_json)
+    _show(
+        plans.apply(model, source, out, data=_given(data, images, text, audio), target=target, gptq=gptq, seed=seed),
+        as_json,
+    )
 
 
 @app.command()
@@ -226,6 +288,12 @@ def conformance(
     raise typer.Exit(1 if found.count("failed") else 0)
 
 
+def _given(data: Path | None, images: str | None, text: str | None, audio: str | None) -> Any:
+    from graphpress.tools.cli import given
+
+    return given.data_of(data, {"images": images, "text": text, "audio": audio})
+
+
 def _show(result: Any, as_json: bool) -> None:
     """Print a result: its JSON, or itself as text or as something rich can draw."""
     if as_json:
@@ -242,15 +310,23 @@ def run() -> None:
     sys.exit(guarded(lambda: app(standalone_mode=False), debug="--debug" in sys.argv))
 
 
+def _interrupted() -> str:
+    """That it was, and how to go on."""
+    if any(word.partition("=")[0] == "--state" for word in sys.argv):
+        return "interrupted: run the same command again to go on where it stood"
+    advice = "nothing was written; with --state FILE a run made again goes on where it stood"
+    return f"interrupted: {advice}" if "compile" in sys.argv else "interrupted"
+
+
 def guarded(command: Callable[[], Any], debug: bool = False) -> int:
     """The exit code of a command, errors printed to standard error, one line each."""
     try:
         code = command() or 0
-        return _fail("interrupted", code) if code == INTERRUPTED else code
+        return _fail(_interrupted(), code) if code == INTERRUPTED else code
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED)
+        return _fail(_interrupted(), INTERRUPTED)
     except Exception as e:  # the last line of defence: whatever it is, one line
         from graphpress.errors import GateError, GraphpressError
 

@@ -23,6 +23,7 @@ from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
 from graphpress.target import Target
 from graphpress.tools.cli import terminal
+from graphpress.tools.cli.given import Given, path_of
 
 
 def compile_to(
@@ -30,9 +31,10 @@ def compile_to(
     recipe: str,
     out: Path,
     *,
-    data: Path | None,
+    data: Given,
     target: str,
     assignments: list[str],
+    evaluate: str | None = None,
     max_drop: float | None,
     max_latency: str | None = None,
     max_size: str | None = None,
@@ -43,15 +45,15 @@ def compile_to(
     as_json: bool,
 ) -> int:
     """Compile and write the folder: 0, or 1 where the gate failed (then the model is written only on ``keep``)."""
-    bundle.spare(out, model, data)
+    bundle.spare(out, model, path_of(data))
     resolved = budgets.handed(Recipe.load(recipe).set(assignments), max_latency, max_size, max_drop)
     with bundle.claim(out) as draft:
         failure = None
         with terminal.progress() as progress:
             try:
                 compiled, report = gp.compile(
-                    model, resolved, data, target, seed=seed, max_drop=max_drop, max_latency=max_latency,
-                    max_size=max_size, state=state, progress=progress,
+                    model, resolved, data, target, seed=seed, evaluate=evaluate, max_drop=max_drop,
+                    max_latency=max_latency, max_size=max_size, state=state, progress=progress,
                 )  # fmt: skip
             except GateError as e:
                 if e.report is None:
@@ -79,13 +81,13 @@ def _on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *(path.parent / name for name in beside)))
 
 
-def audit(model: Path, target: str, data: Path | None) -> Any:
+def audit(model: Path, target: str, data: Given) -> Any:
     """The audit of a model on data, or on made-up inputs."""
     loaded, feeds = _with_feeds(model, data)
     return gp.audit(loaded, target, feeds)
 
 
-def parity(model: Path, target: str, data: Path | None) -> Any:
+def parity(model: Path, target: str, data: Given) -> Any:
     """Torch against ONNX Runtime on data, or on made-up inputs.
 
     Raises:
@@ -100,24 +102,22 @@ def parity(model: Path, target: str, data: Path | None) -> Any:
     return compare(loaded, where, feeds)
 
 
-def _with_feeds(model: Path, data: Path | None) -> tuple[ir.Model, dict[str, Any] | None]:
+def _with_feeds(model: Path, data: Given) -> tuple[ir.Model, dict[str, Any] | None]:
     """A model, and the first sample of the data for it."""
     loaded = gp.load(model)
-    if data is None:
+    samples = gp.calibration_data(data, loaded)
+    if samples is None:
         return loaded, None
-    samples = gp.CalibrationData.load(data)
     samples.check(loaded)
     return loaded, next(iter(samples.batches(1)))
 
 
-def opt(
-    model: Path, passes: str, out: Path, *, data: Path | None, target: str, seed: int, show: bool
-) -> dict[str, Any]:
+def opt(model: Path, passes: str, out: Path, *, data: Given, target: str, seed: int, show: bool) -> dict[str, Any]:
     """Run passes and save; what each did."""
-    bundle.spare(out, model, data)
+    bundle.spare(out, model, path_of(data))
     steps = parse_passes(passes)
     loaded, where = gp.load(model), Target.load(target)
-    samples = gp.CalibrationData.load(data) if data is not None else None
+    samples = gp.calibration_data(data, loaded)
     if samples is not None:
         samples.check(loaded)
     with terminal.progress() as progress:

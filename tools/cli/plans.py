@@ -22,6 +22,7 @@ from graphpress.recipe import Recipe
 from graphpress.report import tables
 from graphpress.target import Target
 from graphpress.tools.cli import terminal
+from graphpress.tools.cli.given import Given, path_of
 from graphpress.types import Plan, Role, Scheme, Site
 
 
@@ -67,18 +68,16 @@ def diff(a: Path, b: Path) -> PlanChange:
     return PlanChange(read(a).diff(read(b)))
 
 
-def apply(
-    model: Path, source: Path, out: Path, *, data: Path | None, target: str, gptq: bool, seed: int
-) -> dict[str, Any]:
+def apply(model: Path, source: Path, out: Path, *, data: Given, target: str, gptq: bool, seed: int) -> dict[str, Any]:
     """Tidy a model, write a plan into it, round its weights by GPTQ if asked to, fold and save it.
 
     Raises:
         StaleSite: The plan names an operator or slot that the tidied model does not have; the nearest is given.
         BadRequest: It has calibrated activations, or GPTQ is asked for, and there are no data.
     """
-    bundle.spare(out, model, source, data)
+    bundle.spare(out, model, source, path_of(data))
     plan, loaded, where = read(source), gp.load(model), Target.load(target)
-    samples = gp.CalibrationData.load(data) if data is not None else None
+    samples = gp.calibration_data(data, loaded)
     if samples is not None:
         samples.check(loaded)
     rounding = (Gptq(),) if gptq else ()

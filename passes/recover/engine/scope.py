@@ -75,7 +75,7 @@ class Scope:
 
     def build(self, model: ir.Model) -> Module:
         """The same part of another model, such as a copy with something added to it."""
-        quantizers = "learnable" if self.scales else "straight-through"
+        quantizers = "scales" if self.scales else "straight-through"
         return build(model, self.ctx, Excerpt(self.wanted, self.inputs, quantizers, self.device))
 
     def role(self, module: Module, names: Iterable[str] | None = None) -> TrainedRole:

@@ -31,7 +31,7 @@ class Excerpt:
     Attributes:
         outputs: Values of the main graph to give.
         inputs: Values to be fed; None: the inputs of the graph.
-        quantizers: ``straight-through``, or ``learnable`` where scales are trained too.
+        quantizers: ``straight-through``, or ``scales`` where those are trained too.
         device: Where it runs, as torch calls it.
     """
 
@@ -151,7 +151,8 @@ def build(model: ir.Model, ctx: Context, wanted: Excerpt) -> Module:
     made = differentiate(part, list(wanted.outputs), quantizers=wanted.quantizers)
     kept = made.meta[PARAMETERS]
     made = _on(made, wanted.device)
-    parameters = {name: made.get_parameter(path) for name, (path, _) in kept.items()}
+    known = dict(made.named_parameters(remove_duplicate=False))
+    parameters = {name: known[path] for name, (path, _) in kept.items() if path in known}
     for parameter in made.parameters():
         parameter.requires_grad_(False)
     inputs = tuple(v.name or "" for v in part.graph.inputs if not v.is_initializer())

@@ -110,7 +110,7 @@ class _LayerByLayer:
         batches = list(fit.batches(options.batch_size))
         self.fitted = len(batches)
         prefix = Prefix.of(self.model, self.execute, [*batches, *held.batches(options.batch_size)])
-        state = State.of(options.state, options.options(), self.model, data, self.ctx.seed)
+        state = State.of(options.state, options.options(), self.model, data, self.ctx)
         plan = waves(self.model.graph, [q.layer.node for q in self.layers])
         try:
             for wave in self.ctx.progress(plan, "gptq", len(plan)):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphpress.context import Context
 from graphpress.observe import checkpoint, statefile
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantizers.quantizer import QParams
@@ -33,20 +34,20 @@ class State:
 
     @classmethod
     def of(
-        cls, path: str | None, options: Mapping[str, Any], model: ir.Model, data: CalibrationData, seed: int
+        cls, path: str | None, options: Mapping[str, Any], model: ir.Model, data: CalibrationData, ctx: Context
     ) -> State:
         """What the file holds of this job: this model, these options, this data; else nothing.
 
         Raises:
             BadRequest: The file is something else; it is not touched.
         """
-        if path is None:
+        if path is None and ctx.state is None:
             return cls(None, "")
-        file, asked = Path(path), {**options, "state": None}
-        job = f"{checkpoint.key(model, {}, data.digest())} {asked} {seed}"
-        made = cls(file, hashlib.sha256(job.encode()).hexdigest())
-        if file.exists():
-            made._load(file)
+        job = f"{checkpoint.key(model, {}, data.digest())} { {**options, 'state': None} } {ctx.seed}"
+        key = hashlib.sha256(job.encode()).hexdigest()
+        made = cls(statefile.place(path, ctx.state, key), key)
+        if made.path is not None and made.path.exists():
+            made._load(made.path)
         return made
 
     def _load(self, path: Path) -> None:

@@ -247,7 +247,7 @@ def network() -> ir.Model:
     return built
 
 
-@pytest.mark.parametrize("quantizers", ["straight-through", "learnable"])
+@pytest.mark.parametrize("quantizers", ["straight-through", "learnable", "scales"])
 def test_a_model_gives_what_it_gives_exactly(quantizers: str) -> None:
     x = torch.from_numpy(normal(50, 6) * 3)
     exact, codes = fx.build(network())(x)
@@ -263,18 +263,55 @@ def test_scales_and_zero_points_are_buffers_or_parameters() -> None:
     kept = fx.build(network(), quantizers="straight-through")
     assert sorted(dict(kept.named_parameters())) == ["bias", "w"]
     assert sorted(dict(kept.named_buffers())) == ["ws", "wz", "xs", "xz"]
-    learned = fx.build(network(), quantizers="learnable")
+    learned = fx.build(network(), quantizers="scales")
     assert sorted(dict(learned.named_parameters())) == ["bias", "w", "ws", "wz", "xs", "xz"]
     assert learned.get_parameter("xz").dtype == torch.float32
+    relative = fx.build(network(), quantizers="learnable")
+    assert sorted(dict(relative.named_parameters())) == ["bias", "w", "ws_log", "xs_log", "xz"]
+    assert sorted(dict(relative.named_buffers())) == ["ws", "wz", "xs"]
+
+
+@pytest.mark.parametrize(
+    ("zero", "moves"), [(0, False), (1, True), (127, True), (128, False), (254, True), (255, False)]
+)
+def test_a_zero_point_at_an_end_or_in_the_middle_does_not_learn(zero: int, moves: bool) -> None:
+    graph = network()
+    graph.graph.initializers["xz"].const_value = ir.tensor(np.array(zero, np.uint8), name="xz")
+    learned = dict(fx.build(graph, quantizers="learnable").named_parameters())
+    assert ("xz" in learned) == moves
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_a_step_of_a_learned_scale_is_relative(size: float) -> None:
+    graph = network()
+    for name in ("xs", "ws"):
+        value = graph.graph.initializers[name]
+        value.const_value = ir.tensor(np.full(value.shape.numpy(), size, np.float32), name=name)  # type: ignore[union-attr]
+    graph.graph.initializers["w"].const_value = ir.tensor(normal(6, 4) * np.float32(50 * size), name="w")
+    built = fx.build(graph, quantizers="learnable")
+    optimiser = torch.optim.Adam(built.parameters(), lr=1e-3)
+    x = torch.from_numpy(normal(50, 6) * 20 * size)
+    (built(x)[0] / size**2).square().mean().backward()
+    optimiser.step()
+    for name in ("xs", "ws"):
+        step = built.get_parameter(f"{name}_log").detach()
+        torch.testing.assert_close(step.abs(), torch.full_like(step, 1e-3), rtol=1e-3, atol=0)
+        graph.graph.initializers[name].const_value = ir.tensor((built.get_buffer(name) * step.exp()).numpy(), name=name)
+    moved = fx.build(graph, quantizers="straight-through")
+    moved.load_state_dict({n: p for n, p in built.state_dict().items() if n in ("w", "bias")}, strict=False)
+    rounded = built.get_parameter("xz").detach().round()
+    with torch.no_grad():
+        moved.get_buffer("xz").copy_(rounded)
+        torch.testing.assert_close(moved(x)[0], built(x)[0], rtol=1e-6, atol=0)
 
 
 def test_small_float_zero_points_are_not_learned() -> None:
     inputs = normal(4), np.array(0.1, np.float32), np.zeros((), ir.DataType.FLOAT8E4M3FN.numpy())
-    built = fx.build(model("QuantizeLinear", *inputs, constants=[1, 2]), quantizers="learnable")
+    built = fx.build(model("QuantizeLinear", *inputs, constants=[1, 2]), quantizers="scales")
     assert [name for name, _ in built.named_parameters()] == ["x1"]
 
 
-@pytest.mark.parametrize("quantizers", ["straight-through", "learnable"])
+@pytest.mark.parametrize("quantizers", ["straight-through", "scales"])
 def test_a_step_changes_what_is_trained_and_not_the_graph(quantizers: str) -> None:
     graph = network()
     before = {
@@ -287,7 +324,7 @@ def test_a_step_changes_what_is_trained_and_not_the_graph(quantizers: str) -> No
     built(x)[0].square().sum().backward()
     optimiser.step()
     changed = {n for n, p in built.named_parameters() if not torch.equal(p, start[n])}
-    assert changed >= ({"w", "bias", "xs", "ws", "xz"} if quantizers == "learnable" else {"w", "bias"})
+    assert changed >= ({"w", "bias", "xs", "ws", "xz"} if quantizers == "scales" else {"w", "bias"})
     for name, value in graph.graph.initializers.items():
         assert value.const_value is not None
         np.testing.assert_array_equal(value.const_value.numpy(), before[name])
@@ -322,7 +359,7 @@ def test_compiled_and_exported_gradients_are_the_eager_ones() -> None:
         given.append(
             {n.replace("_orig_mod.", ""): p.grad.clone() for n, p in run.named_parameters() if p.grad is not None}
         )
-    assert set(given[0]) == {"bias", "w", "ws", "wz", "xs", "xz"}
+    assert set(given[0]) == {"bias", "w", "ws_log", "xs_log", "xz"}
     for other in given[1:]:
         assert set(other) == set(given[0])
         for name, gradient in given[0].items():

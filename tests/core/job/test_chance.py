@@ -59,3 +59,22 @@ def test_a_verdict_wants_the_bar_reached_and_no_more_than_twice_as_bad_possible(
     assert [chance.at_most(v, lo, hi, 2.0) for v, lo, hi in (
         (2.0, 0.0, 4.0), (2.0, 0.0, 4.1), (2.1, 0.5, 9.0), (2.1, 0.51, 9.0), (0.0, -math.inf, math.inf), (0, 0, 0),
     )] == [passed, unsure, unsure, failed, unsure, passed]  # fmt: skip
+
+
+def test_where_nothing_is_lost_the_upper_end_is_that_of_the_rule_of_three() -> None:
+    """n zeros and one at the bound: mean b / (n + 1), standard error the same."""
+    t = {20: 2.085963, 60: 2.000298}  # of n degrees of freedom
+    for n, of_t in t.items():
+        assert chance.mean_loss(np.zeros(n), 0.5) == pytest.approx((0.0, 0.5 * (1 + of_t) / (n + 1)), abs=1e-7)
+        assert chance.mean_loss(np.zeros(n), 0.0) == (0.0, 0.0)
+    assert chance.mean_loss(np.zeros(1), 0.5) == (-math.inf, math.inf)
+    values = np.array([0.0, 1.0, 2.0, 3.0])
+    assert chance.mean_loss(values, 1.0) == chance.mean(values)  # never closer than Student's
+
+
+def test_the_upper_end_of_rare_losses_holds_where_that_of_student_does_not() -> None:
+    """3 of 100 samples lose 0.4: Student's end is below the mean where none of 20 is among them, in 54 of 100 cases."""
+    rng = np.random.default_rng(0)
+    drawn = 0.4 * (rng.uniform(size=(2000, 20)) < 0.03)
+    assert np.mean([chance.mean(v)[1] < 0.012 for v in drawn]) > 0.5
+    assert np.mean([chance.mean_loss(v, 0.4)[1] < 0.012 for v in drawn]) < 0.025

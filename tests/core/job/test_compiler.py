@@ -9,11 +9,11 @@ import pytest
 import graphpress as gp
 from graphpress.errors import BadRequest, GateError
 from graphpress.graph import text
-from graphpress.job.compile import _data
 from graphpress.job.job import Clock, Compiled, Job
 from graphpress.job.metric import Top1
 from graphpress.job.models import as_target
 from graphpress.keys import SCHEME
+from graphpress.observe.sources.taken import calibration_data
 from graphpress.recipe import Recipe
 from tests import kit
 
@@ -30,7 +30,7 @@ def fixed(batch: int, samples: int) -> tuple:
 
 def job(model, data) -> Job:
     made = Job(model, Recipe.load("w8a8"), as_target("ort-cpu"), 0, lambda items, label, total=None: items, Clock())
-    made.take(_data(data), None)
+    made.take(calibration_data(data, model), None)
     return made
 
 
@@ -93,6 +93,40 @@ def test_an_interrupted_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.
     )
     once, _ = gp.compile(DEMO / "digits.onnx", recipe, DEMO / "digits.npz", prove=False, progress=count([]))
     assert 0 < seen.count("calibrate") < 9
+    kit.assert_same_structure(on, once)
+
+
+@pytest.mark.parametrize("label", ["gptq", pytest.param("recover", marks=pytest.mark.slow)])
+def test_one_state_serves_calibration_and_what_comes_after(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if label == "recover":
+        pytest.importorskip("torch")
+    state, seen = tmp_path / "state", list[str]()
+
+    def stop(items, name, total=None):
+        for i, item in enumerate(items):
+            if name.startswith(label) and i == 3:
+                raise KeyboardInterrupt
+            seen.append(name)
+            yield item
+
+    step = {"gptq": "gptq", "recover": {"recover": {"steps": 6, "select": "last", "samples": 64}}}[label]
+    quantize = {"quantize": {"mode": "static", "weight": "int4", "batch_size": 64}}
+    recipe = {"name": "two", "passes": [{"recipe": "clean"}, quantize, step, {"recipe": "fold"}]}
+    for module in ("observe.checkpoint", "passes.recover.rounding.gptq_state", "passes.recover.engine.state"):
+        monkeypatch.setattr(f"graphpress.{module}._INTERVAL", 0.0)
+    options = {"prove": False, "gate": False}
+    with pytest.raises(KeyboardInterrupt):
+        gp.compile(DEMO / "digits.onnx", recipe, DEMO / "digits.npz", state=state, progress=stop, **options)
+    done = sum(name.startswith(label) for name in seen)
+    assert len(list(tmp_path.iterdir())) == 2  # calibration's, and the later pass's beside it
+    again: list[str] = []
+    on, _ = gp.compile(DEMO / "digits.onnx", recipe, DEMO / "digits.npz", state=state, progress=count(again), **options)
+    whole: list[str] = []
+    once, _ = gp.compile(DEMO / "digits.onnx", recipe, DEMO / "digits.npz", progress=count(whole), **options)
+    assert done == 3
+    assert again.count("calibrate") < whole.count("calibrate")
     kit.assert_same_structure(on, once)
 
 

@@ -15,11 +15,11 @@ import graphpress as gp
 from graphpress.contracts import Budget, HoldsBudgets, Ignores
 from graphpress.errors import BadRequest, GateError
 from graphpress.job import budgets, hold_drop
-from graphpress.job.compile import _data
 from graphpress.job.job import Clock, Compiled, Job
 from graphpress.job.models import as_model
 from graphpress.observe import collect
 from graphpress.observe.memo import Recall
+from graphpress.observe.sources.taken import calibration_data
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.recipe import Recipe
 from graphpress.target import Target
@@ -136,7 +136,7 @@ def test_a_budget_without_a_metric_is_refused_before_any_work(monkeypatch: pytes
 
 def job(made: ir.Model) -> Job:
     work = Job(as_model(made), RECIPE, Target.load("ort-cpu"), 0, gp.Context().progress, Clock())
-    work.take(_data(data(made)), None)
+    work.take(calibration_data(data(made), made), None)
     work.calibrate = Recall()
     return work
 

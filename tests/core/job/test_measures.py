@@ -10,8 +10,8 @@ import pytest
 from graphpress.job.bars import Gate
 from graphpress.job.chance import Verdict
 from graphpress.job.gate import compare_outputs
-from graphpress.job.measures import MEASURES, Figure
-from graphpress.job.natures import Form, Kind, Nature
+from graphpress.job.measures import MEASURES, Classes, Figure
+from graphpress.job.natures import Form, Kind, Nature, objectness
 
 RNG = np.random.default_rng(0)
 
@@ -60,6 +60,66 @@ def test_the_expected_loss_is_what_is_lost_where_the_float_model_is_right_about_
     lost = 100 * ((a.argmax(1) == labels).mean() - (b.argmax(1) == labels).mean())
     found = figures(Nature(Kind.CLASSES), a, b)["expected loss of accuracy"]
     assert found.low - 1.5 < lost < found.high + 1.5 and found.high - found.low < 1.5
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_what_one_changed_choice_more_costs_follows_from_the_noise_between_the_best_two(form: Form) -> None:
+    """Odds of 6 : 3 that become 4 : 5 are a noise of log 2.5: it turns a choice that costs (2.5 - 1) / (2.5 + 1)."""
+    p = np.array([[0.6, 0.3, 0.1]] * 20)
+    q = p.copy()
+    q[3] = [0.4, 0.5, 0.1]
+    write = {Form.PROBABILITIES: lambda x: x, Form.LOGARITHMS: np.log, Form.LOGITS: lambda x: np.log(x) + 7.0}[form]
+    measure = MEASURES[Kind.CLASSES]("y", Nature(Kind.CLASSES, 1, form))
+    measure.add({"y": write(p)}, {"y": write(q)})
+    assert isinstance(measure, Classes) and measure.change == pytest.approx(1.5 / 3.5, abs=1e-12)
+    (loss,) = (f for f in measure.figures(Gate()) if f.what.startswith("expected"))
+    values = np.array([0.3] + [0.0] * 19 + [1.5 / 3.5])  # with the one more
+    half = 2.085963 * values.std(ddof=1) / np.sqrt(21)
+    assert (loss.low, loss.high) == pytest.approx((0.0, 100 * (values.mean() + half)), abs=1e-4)
+
+
+def test_twenty_choices_that_stay_are_no_proof_where_noise_is_as_large_as_margins() -> None:
+    """Logits 4 apart: noise that moves them by 0.2 passes at 2 points, noise that moves them by 3 does not."""
+    a = np.tile([4.0, 0.0, -3.0], (20, 1))
+    verdicts = []
+    for noise in (0.0, 0.2, 3.0):
+        loss = figures(Nature(Kind.CLASSES), a, a - np.eye(3)[0] * noise, Gate(max_loss=2))["expected loss of accuracy"]
+        assert loss.value == 0.0
+        assert loss.high == pytest.approx(100 * np.tanh(noise / 2) * (1 + 2.085963) / 21, abs=1e-4)
+        verdicts.append(loss.verdict)
+    assert verdicts == [Verdict.PASSED, Verdict.PASSED, Verdict.UNSURE]
+
+
+def test_of_a_sequence_the_one_changed_choice_more_is_at_one_position() -> None:
+    a = np.tile([4.0, 0.0, -3.0], (12, 30, 1))
+    loss = figures(Nature(Kind.CLASSES, 2), a, a - np.eye(3)[0] * 3.0)["expected loss of accuracy"]
+    assert loss.high == pytest.approx(100 * np.tanh(1.5) / 30 * (1 + 2.178813) / 13, abs=1e-4)
+
+
+def test_probabilities_too_small_for_8_bits_show_no_noise() -> None:
+    p = np.tile([0.9985, 0.001, 0.0005], (20, 1))
+    q = np.tile([1.0, 0.0, 0.0], (20, 1))
+    nature = Nature(Kind.CLASSES, 1, Form.PROBABILITIES)
+    sure = figures(nature, p, q)["expected loss of accuracy"]
+    assert sure.high == pytest.approx(100 * (1 + 2.085963) / 21, abs=1e-4)  # nothing is known but the rule of three
+    p[0], q[0] = [0.6, 0.3, 0.1], [0.6, 0.3, 0.1]
+    assert figures(nature, p, q)["expected loss of accuracy"].high == 0.0
+
+
+@pytest.mark.parametrize(("noise", "spread"), [(0.3, 0.7), (1.0, 0.0)])
+def test_in_95_of_100_cases_the_expected_loss_of_all_samples_is_in_the_interval(noise: float, spread: float) -> None:
+    """Of 20 samples each: ten classes, one of them ahead by about 7; noise as large for all or differing by sample."""
+    a = 1.5 * RNG.normal(size=(20000, 10)) + 7.0 * np.eye(10)[RNG.integers(0, 10, 20000)]
+    b = a + RNG.normal(size=a.shape) * noise * np.exp(spread * RNG.normal(size=(len(a), 1)))
+    p, every = softmax(a), np.arange(len(a))
+    truth = 100 * (p.max(1) - p[every, b.argmax(1)]).mean()
+    held = []
+    for part in RNG.integers(0, len(a), (60, 20)):
+        measure = MEASURES[Kind.CLASSES]("y", Nature(Kind.CLASSES))
+        measure.add({"y": a[part]}, {"y": b[part]})
+        (loss,) = (f for f in measure.figures(Gate()) if f.what.startswith("expected"))
+        held.append(loss.low <= truth <= loss.high)
+    assert np.mean(held) >= 0.95
 
 
 def test_nats_of_a_sequence_are_what_its_loss_rises_by() -> None:
@@ -163,6 +223,41 @@ def test_a_detector_with_all_in_one_output() -> None:
     nature = Nature(Kind.BOXES, 1, boxes="y")
     found = figures(nature, np.moveaxis(table, 2, 1), np.moveaxis(lost, 2, 1))
     assert found[WHAT].value == pytest.approx(7 / 8)
+
+
+@pytest.mark.parametrize("softmax_of_classes", [False, True])
+def test_a_score_of_there_being_anything_is_no_class_and_background_has_none(softmax_of_classes: bool) -> None:
+    """YOLO's rows: x, y, w, h, objectness, classes. The classes of background rows say nothing, however high."""
+    rows, there = 400, np.arange(0, 400, 50)
+    chosen = RNG.integers(0, 3, rows)
+    classes = np.where(np.arange(3) == chosen[:, None], 0.9, 0.05) / (1.0 if softmax_of_classes else 1.25)
+    anything = np.where(np.isin(np.arange(rows), there), 0.8, 0.02)
+    table = np.concatenate([RNG.uniform(0, 320, (rows, 4)), anything[:, None], classes], -1)[None]
+    assert objectness(table[0, :, 4:], True) == 0
+    nature = Nature(Kind.BOXES, 2, boxes="y")
+    other = table.copy()
+    other[0, 1::2, 5:] = np.roll(other[0, 1::2, 5:], 1, -1)  # of background rows alone: nobody sees it
+    assert figures(nature, table, other)[WHAT].value == 1.0
+    equal = table.copy()
+    equal[0, there, 5:] *= 0.95 * equal[0, there, 4:5] / equal[0, there, 5:].max(-1, keepdims=True)
+    assert figures(nature, table, equal)[WHAT].value == 1.0  # which of the two is higher does not matter
+    other[0, there[:2], 5:] = np.roll(other[0, there[:2], 5:], 1, -1)
+    assert figures(nature, table, other)[WHAT].value == pytest.approx(6 / 8)
+    lost = table.copy()
+    lost[0, there[0], 4] = 0.02
+    assert figures(nature, table, lost)[WHAT].value == pytest.approx(7 / 8)
+
+
+def test_classes_that_exclude_one_another_have_no_objectness_among_them() -> None:
+    scores = np.full((400, 3), 0.02)
+    for row in range(0, 400, 20):
+        scores[row, row // 20 % 3] = 0.9
+    assert objectness(scores, True) is None
+    scores[0] = [0.6, 0.6, 0.02]  # one that is two
+    assert objectness(scores, True) is None
+    assert objectness(np.full((400, 1), 0.02), True) is None
+    never = np.concatenate([np.full((400, 1), 1e-4), 1 - scores[:, :1], scores[:, :1] - 1e-4], -1)
+    assert objectness(never, True) is None  # Softmax of a background and a class that never comes
 
 
 def test_nothing_is_judged_where_nothing_is_found() -> None:

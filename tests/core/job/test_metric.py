@@ -76,13 +76,24 @@ def test_labels_tell_what_is_lost_by_the_samples_on_which_the_two_differ() -> No
     mine, its = np.ones(80), np.ones(80)
     mine[64:], its[58:64], its[66:] = 0, 0, 0
     metric = Top1(data(np.zeros((80, 4), np.float32), np.zeros(80, int)), classes=4)
-    found = labelled(metric, (mine, np.ones(80)), (its, np.ones(80)), 2.0)
+    found = labelled(metric, (mine, np.ones(80)), (its, np.ones(80)), 2.0, change=0.0)
     assert (found.before, found.after, found.samples, found.chance) == (80.0, 75.0, 80, False)
     assert found.error == pytest.approx([100 * math.sqrt(p * (1 - p) / 79) for p in (0.8, 0.75)], rel=1e-12)
     spread = np.std([1] * 6 + [-1] * 2 + [0] * 72, ddof=1) / math.sqrt(80)
     half = 100 * 1.990450 * spread  # t of 79 degrees of freedom
     assert (found.lost.value, found.lost.low, found.lost.high) == pytest.approx((5, 5 - half, 5 + half), abs=1e-4)
     assert found.lost.verdict is Verdict.UNSURE  # -1.9 to 11.9
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(1.0, Verdict.UNSURE), (0.3, Verdict.UNSURE), (0.25, Verdict.PASSED)])
+def test_twenty_samples_that_do_not_differ_do_not_tell_that_none_do(change: float, verdict: Verdict) -> None:
+    """The rule of three, 3.086 / 21 = 14.7 %, of what a changed choice costs at most, against twice 2 points."""
+    right = (np.arange(20) % 4 > 0).astype(float)
+    metric = Top1(data(np.zeros((20, 4), np.float32), np.zeros(20, int)), classes=4)
+    found = labelled(metric, (right, np.ones(20)), (right, np.ones(20)), 2.0, change).lost
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(100 * change * (1 + 2.085963) / 21, abs=1e-4)  # t of 20 degrees of freedom
+    assert found.verdict is verdict
 
 
 def test_a_float_model_that_guesses_is_told() -> None:

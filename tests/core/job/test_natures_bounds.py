@@ -49,6 +49,15 @@ def test_fewer_rows_are_none(shape: tuple[int, ...]) -> None:
     assert nature("y = Concat <axis = -1> (x, x)", candidates(*shape)).kind is not Kind.BOXES
 
 
+def test_candidates_whose_classes_add_up_to_one_are_background_by_another_column() -> None:
+    """One of two classes is above a half in every row; whether there is anything, the column before them says."""
+    corners, there = candidates(2, 80)[..., :4], np.full((2, 80, 1), 0.02)
+    there[:, ::20] = 0.9
+    classes = softmax(logits(2, 80, 2), 2)
+    assert nature("y = Concat <axis = -1> (x, x)", np.concatenate([corners, there, classes], -1)).kind is Kind.BOXES
+    assert nature("y = Concat <axis = -1> (x, x)", np.concatenate([corners, classes], -1)).kind is not Kind.BOXES
+
+
 def test_most_candidates_are_background_and_the_best_may_score_one() -> None:
     low = candidates(2, 80, best=0.4)
     assert nature("y = Concat <axis = -1> (x, x)", low).kind is Kind.BOXES

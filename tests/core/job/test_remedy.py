@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 import graphpress as gp
+from graphpress.job import remedy
 from graphpress.job.bars import Gate
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.recipe import Recipe
@@ -132,6 +133,17 @@ def test_the_search_keeps_to_its_budget_and_shows_how_far_it_is() -> None:
     trials = [s for s in seen if s.startswith("blame")]
     assert 0 < len(trials) <= 6 and "6" in trials[0]
     assert "noise by site" in seen
+
+
+def test_where_the_clock_cuts_the_search_short_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, x = Recipe("r", (Quantize(mode="weight"),), gate=Gate(min_sqnr=300)), RNG.normal(size=(60, 8))
+    assert "cut off" not in str(failed(chain(), recipe, x))
+    monkeypatch.setattr(remedy, "SECONDS", 0.0)
+    monkeypatch.setattr(remedy, "TIMES", 0.0)
+    error = failed(chain(), recipe, x)
+    assert len(error.report.gate.blame) == 1  # the first is always looked at
+    assert error.report.gate.remedy[-1].startswith("The search was cut off after 0 s (2 sites and ")
+    assert "Keep" not in str(error)
 
 
 def test_a_gate_that_no_recipe_reaches_says_what_sites_are_worth() -> None:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import graphpress as gp
-from graphpress.passes.quantize.wide_range import decades_lost
+from graphpress.passes.allocate.space import explore
+from graphpress.passes.quantize.wide_range import Wide, decades_lost
 from graphpress.types import Role
 from tests.passes import quantizing
+from tests.passes.allocating import TARGET
 
 RNG = np.random.default_rng(0)
 
@@ -44,7 +46,7 @@ COMPRESS = {
 }
 
 
-def quantized(model, x: np.ndarray, recipe: str = "w8a8", **data):
+def quantized(model, x: np.ndarray, recipe: str | gp.Recipe = "w8a8", **data):
     return gp.compile(model, recipe, {"x": x, **data}, gate=False, prove=False)
 
 
@@ -134,3 +136,16 @@ def test_the_decades_that_are_lost(numbers: np.ndarray, lost: float) -> None:
 def test_a_normal_distribution_loses_next_to_nothing() -> None:
     x = np.random.default_rng(1).normal(size=100_000)
     assert decades_lost(x, float(x.min()), float(x.max())) < 0.02
+
+
+@pytest.mark.parametrize("middle", [COMPRESS["log"], "[z] c = Tanh(b)"])
+def test_mixed_gives_what_reads_a_wide_input_floats_or_16_bits(middle: str) -> None:
+    model, x = net(middle), spectra()
+    recipe = gp.Recipe.load("mixed").set(["allocate.formats=[w8a8, w8a8-dynamic, w8a16]", "allocate.usual_size=0.3x"])
+    _, report = quantized(model, x, recipe)
+    assert {s.role for s in report.plan.of("filters")} <= {Role.WEIGHT}
+    assert [w for w in report.warnings if w.where == "x" and "decades" in w.why]
+    _, usual = quantized(model, ordinary(), recipe)
+    assert not [w for w in usual.warnings if w.where == "x"]
+    space = explore(model, TARGET, ("w8a8", "w8a8-dynamic", "w8a16"), (), (), {"filters": Wide("many decades", False)})
+    assert space.wanted()["filters"] == ("w8a16",) and "w8a8" in space.wanted()["one"]
