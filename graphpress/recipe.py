@@ -87,7 +87,7 @@ class Recipe:
         return {
             "name": self.name,
             "summary": self.summary,
-            "passes": [{borrowed.known_as(p, catalog.passes()): _plain(p.options())} for p in self.passes],
+            "passes": [{borrowed.known_as(p): _plain(p.options())} for p in self.passes],
             "gate": dataclasses.asdict(self.gate),
         } | ({} if self.data is None else {"data": said.to_json(self.data)})
 
@@ -135,11 +135,11 @@ def make_pass(name: str, options: Mapping[str, Any], where: str = "") -> Pass:
     Raises:
         RecipeError: No such pass or option (nearest name given), or a value of the wrong type.
     """
-    known = catalog.passes()
+    known = catalog.pass_named(name)
     place = f"{where}: pass {name!r}" if where else f"pass {name!r}"
-    if name not in known and ":" not in name:
-        raise RecipeError("there is no such pass", where=place, fix=nearest(name, known))
-    cls = known.get(name) or borrowed.made(name, options, place)
+    if known is None and ":" not in name:
+        raise RecipeError("there is no such pass", where=place, fix=nearest(name, catalog.passes()))
+    cls = known or borrowed.made(name, options, place)
     if isinstance(cls, Pass):
         return cls
     made: Pass = typed(cls, options, place, RecipeError)

@@ -159,8 +159,10 @@ class Job:
 
     def widening(self) -> tuple[Pass, ...]:
         """What comes before all else where the model is in half precision, which other passes do not know."""
+        if not half.found(self.model):
+            return ()
         known = catalog.passes()
-        return (known["infer-shapes"](), known["widen-half"]()) if half.found(self.model) else ()
+        return known["infer-shapes"](), known["widen-half"]()
 
     def tidy(self, passes: tuple[Pass, ...]) -> tuple[ir.Model, list[PassReport]]:
         """The float graph after the passes that keep its function; run once however often sites are taken back."""
