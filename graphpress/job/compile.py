@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress.borrowed import Step
-from graphpress.errors import BadRequest
+from graphpress.errors import BadRequest, nearest
 from graphpress.job import budgets, hold_drop, remedy
 from graphpress.job.evaluated import EvaluateLike
 from graphpress.job.job import Clock, Compiled, Job
@@ -67,6 +67,8 @@ def compile(
         GraphpressError: Anything wrong with the request, the model or the data.
     """
     clock = Clock()
+    if seed < 0:
+        raise BadRequest(f"{seed} is no seed", where="seed", fix="Give a whole number from 0 up.")
     with clock.phase("load"):
         loaded = as_model(model)
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
@@ -102,6 +104,11 @@ def _told(job: Job, compiled: Compiled, source: str, *, gate: bool, prove: bool)
 def _fitting(model: ir.Model, source: Any) -> Recipe:
     """The recipe. One that goes on from where another ends says so by its name, not by that of a pass in it."""
     recipe, stage = Recipe.load(source), stage_of(model)
+    outputs = [v.name or "" for v in model.graph.outputs]
+    for name in recipe.gate.outputs:
+        if name not in outputs:
+            where = f"gate option 'outputs', {name!r}"
+            raise BadRequest("the model has no such output", where=where, fix=nearest(name, outputs))
     for step in recipe.passes:
         if stage not in step.needs:
             what = f"it is for a model at stage {' or '.join(step.needs)}, and this one is {stage}"

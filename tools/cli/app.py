@@ -80,7 +80,7 @@ def compile_(
         str | None, typer.Option(help="0.6x of the float model's, or ms; recipe mixed and the like.")
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(help="0.3x of the float weights, or bytes; recipe mixed and the like.")
+        str | None, typer.Option(help="0.3x of the float file, or bytes; recipe mixed and the like.")
     ] = None,
     state: Annotated[
         Path | None,
