@@ -6,6 +6,7 @@ leave a reproducer behind (the model before the guilty pass and the text of the 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from graphpress.keys import BY, STAGE
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
 
+LOG = logging.getLogger(__name__)
 # Largest deviation allowed, as a share of the output's RMS, for a pass that declares itself exact or close.
 TOLERANCE = {Numerics.EXACT: 1e-5, Numerics.CLOSE: 1e-3}
 # What constants that a pass rounds to half precision may add to it: so many units in the last place of 1.0.
@@ -128,6 +130,9 @@ class Pipeline:
             _stamp(work, known, report.name)
             _check(work, report.name)
             report.checked = oracle.check(work, step)
+        LOG.info(
+            "pass %s: %d changed, %d skipped, %.3f s", step.name, report.changed, len(report.skips), report.seconds
+        )
         if step.gives is not None:
             STAGE.set(work, step.gives)
         return report, None if changed or step.gives is not None else before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from graphpress.runner import Progress, Runner, quiet
 from graphpress.target import Target
 from graphpress.types import Numerics
 
+LOG = logging.getLogger(__name__)
 GATE_BATCH = 16
 SITE_SAMPLES = 4  # samples for the per-site SQNR: a diagnosis, not a verdict
 
@@ -64,7 +66,9 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            took = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
+            LOG.info("%s: %.3f s", name, took)
 
 
 @dataclass
@@ -231,6 +235,8 @@ class Job:
         report = compiled.report
         report.measured_by = getattr(self.evaluate, "title", "") or getattr(self.evaluate, "name", "")
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
+        for note in self.notes:
+            LOG.warning("data: %s", note)
         report.idle += [*(Skip("data", note) for note in self.notes), *idle(self.recipe, report.passes)]
         report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
         report.half = _half(report.passes, compiled.lowered)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -34,7 +34,7 @@ class Top1:
     """
 
     data: CalibrationData
-    classes: int = 0
+    classes: int = field(default=0, init=False)
 
     name: ClassVar[str] = "top-1"
     title: ClassVar[str] = "top-1 %"

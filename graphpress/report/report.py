@@ -16,6 +16,7 @@ from graphpress.graph import edit, half_storage, quantized
 from graphpress.graph.movement import rearranges
 from graphpress.job.gate import GateResult
 from graphpress.keys import SCHEME
+from graphpress.report import html
 from graphpress.types import Plan
 
 # Operators that hold the weights and do the multiply-adds: what compression is about. MatMul and Attention also
@@ -103,6 +104,23 @@ class Report:
             sum(s.weights for s in reached) / max(sum(s.weights for s in self.sites), 1),
             on_integers / macs if macs else None,
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict and the figures; ``report.page`` draws all of it."""
+        a, b = self.size.get("file_before", 0), self.size.get("file_after", 0)
+        share = self.coverage()
+        rows = [
+            ("model, recipe, target", ", ".join(filter(None, (self.model, self.recipe, self.target)))),
+            ("gate", self.gate.verdict if not self.gate.left_out else f"{self.gate.verdict}: {self.gate.left_out}"),
+            ("file", f"{a:,} -> {b:,} bytes ({b / a:.2f}x)" if a and b else ""),
+            ("latency", f"{self.latency['ratio']:.2f}x" if self.latency else ""),
+            (self.measured_by or "metric", "{before:.4g} -> {after:.4g}".format(**self.metric) if self.metric else ""),
+            *((f"SQNR of {o.name}", f"{o.sqnr:.1f} dB") for o in self.gate.outputs),
+            ("rewritten", f"{100 * share.sites:.1f} % of sites, {100 * share.weights:.1f} % of weights"),
+            *(("warning", f"{w.where}: {w.why}") for w in self.warnings),
+            *(("below the gate", said) for said in self.gate.failures),
+        ]
+        return html.drawn([html.Drawn("graphpress", ("", ""), [row for row in rows if row[1]])])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; infinite figures become None."""

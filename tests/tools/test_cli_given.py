@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +77,38 @@ def test_metrics_that_are_none(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert "there is no module 'nowhere'" in refused(capsys, "--evaluate", "nowhere:f")
     assert "is no name of a module" in refused(capsys, "--evaluate", "../here/m:f")
     assert "metric 'top-5' needs labels" in refused(capsys, "--evaluate", "top-5")
+
+
+def test_shells_complete_commands_and_recipes() -> None:
+    """As the script does that --install-completion writes."""
+    for words, wanted in (("graphpress rec", "recipes"), ("graphpress compile m.onnx --recipe w8a8-s", "w8a8-smooth")):
+        asked = {
+            "_GRAPHPRESS_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        command = [Path(sys.executable).with_name("graphpress")]
+        done = subprocess.run(command, env=os.environ | asked, check=True, capture_output=True, text=True)
+        assert done.stdout.split() == [wanted]
+
+
+def test_options_of_a_pass_are_explained_with_their_values_in_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: app(["passes", "quantize", "--recipe", "w8a8", "--json"], standalone_mode=False)) == 0
+    rows = {r.pop("option"): r for r in json.loads(capsys.readouterr().out)["options"]}
+    assert rows["mode"] == {
+        "takes": "static | dynamic | weight", "default": "'static'", "in the recipe": "'static'",
+        "meaning": rows["mode"]["meaning"],
+    }  # fmt: skip
+    assert (rows["observer"]["default"], rows["observer"]["in the recipe"]) == ("'minmax'", "'mse'")
+    for wrong, message in (
+        (["passes", "--recipe", "w8a8"], "Name a pass"),
+        (["passes", "prune", "--recipe", "w8a8"], "no pass 'prune' in it"),
+    ):
+        assert guarded(lambda wrong=wrong: app(wrong, standalone_mode=False)) == 2  # type: ignore[misc]
+        assert message in capsys.readouterr().err
+
+
+def test_the_schema_of_recipes_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--json"]):
+        assert guarded(lambda more=more: app(["recipes", "--schema", *more], standalone_mode=False)) == 0  # type: ignore[misc]
+        assert json.loads(capsys.readouterr().out)["title"] == "A recipe of graphpress"

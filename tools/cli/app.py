@@ -19,7 +19,7 @@ INTERRUPTED = 130  # also what typer makes of a KeyboardInterrupt
 app = typer.Typer(
     help="A compiler for model compression: rewrites a model by a recipe and proves what really runs.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -27,6 +27,13 @@ app = typer.Typer(
 
 plan = typer.Typer(help="Look at plans, compare them, write one into a model.", no_args_is_help=True)
 app.add_typer(plan, name="plan")
+
+
+def _recipes() -> list[str]:
+    from graphpress import shipped
+
+    return list(shipped.recipes())
+
 
 Plan = Annotated[
     Path,
@@ -61,7 +68,9 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
 @app.command("compile")
 def compile_(
     model: Model,
-    recipe: Annotated[str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML or JSON file.")],
+    recipe: Annotated[
+        str, typer.Option(help="Name of a shipped recipe, or a YAML or JSON file.", autocompletion=_recipes)
+    ],
     out: Annotated[Path, typer.Option("--out", help="Output folder; replaced only if graphpress wrote it.")],
     data: Data = None,
     images: Images = None,
@@ -242,22 +251,26 @@ def plan_apply(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one in full.")] = None, as_json: Json = False
+    name: Annotated[str | None, typer.Argument(help="Print this one in full.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the shipped recipes, or print one."""
     from graphpress.tools.cli import commands
 
-    _show(commands.recipes(name), as_json)
+    _show(commands.recipes(name, schema), as_json and not schema)
 
 
 @app.command("passes")
 def passes_(
-    name: Annotated[str | None, typer.Argument(help="Show the options of this one.")] = None, as_json: Json = False
+    name: Annotated[str | None, typer.Argument(help="Show the options of this one.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Show their values in this recipe as well.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """List all passes, or the options of one."""
+    """List all passes, or the options of one: what each takes, its default, what it means."""
     from graphpress.tools.cli import commands
 
-    _show(commands.passes(name), as_json)
+    _show(commands.passes(name, recipe), as_json)
 
 
 @app.command()
