@@ -31,7 +31,7 @@ def test_stages_of_a_small_network() -> None:
     assert found["parity"].ok and found["parity"].dB is not None and found["parity"].dB > 100
     assert found["ffn"].ok and found["ffn"].counts == {"blocks": 1, "of": 1}
     assert found["w8a8"].ok and found["w8a8"].dB is not None and 25 < found["w8a8"].dB < 70
-    assert found["w8a8"].counts == {"sites": 2, "rewritten": 2}
+    assert found["w8a8"].counts == {"sites": 2, "rewritten": 2, "samples": 16}
     assert not found["rot"].ok and found["rot"].counts["R1"] == found["rot"].counts["R1 of"] == 0
 
 
@@ -69,7 +69,7 @@ class Torn(nn.Module):
 def test_what_rounding_decides_is_no_fault_of_the_graph() -> None:
     def off(make: object) -> Entry:
         subject = Subject(small(make))
-        subject.__dict__["wanted"] = [-w for w in subject.wanted]
+        subject.__dict__["wanted"] = [[-w for w in draw] for draw in subject.wanted]
         return fill(subject, "parity")
 
     torn, plain = off(Torn), off(None)
