@@ -16,6 +16,7 @@ from graphpress.observe.sources.source import Source, missing, shares, spread, t
 _AT_ONCE = 64  # windows in memory
 _MOST = 16 << 20  # bytes of a file that are read
 _BYTES = 256
+_PIECE = 1 << 18  # characters that are encoded at a time
 _TOKENIZER = "tokenizer.json"
 _Row: TypeAlias = tuple[np.ndarray, np.ndarray]  # ids and mask of a sample, [length] each
 _IDS = ("input_ids", "ids", "tokens", "token_ids")
@@ -59,10 +60,9 @@ class Text(Source):
         encode = self._encoder(vocabulary, length)
         short = 0
         for most, file in shares(files, self.samples):
-            rows = encode(_read(file, notes))
+            rows = encode(_read(file, notes), most)
             short += not rows
             _known(rows, vocabulary, file)
-            rows = [rows[i] for i in spread(len(rows), most)]
             for i in range(0, len(rows), _AT_ONCE):
                 ids = np.stack([r for r, _ in rows[i : i + _AT_ONCE]])
                 mask = np.stack([m for _, m in rows[i : i + _AT_ONCE]])
@@ -73,8 +73,8 @@ class Text(Source):
         if short:
             notes.append(f"{short} of {len(files)} files are shorter than {length} tokens, and left out")
 
-    def _encoder(self, vocabulary: int | None, length: int) -> Callable[[str], list[_Row]]:
-        """What makes samples of a text."""
+    def _encoder(self, vocabulary: int | None, length: int) -> Callable[[str, int], list[_Row]]:
+        """What makes at most so many samples of a text."""
         folder = Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
         path = Path(self.tokenizer) if self.tokenizer else folder / _TOKENIZER
         if not self.tokenizer and not path.is_file():
@@ -84,20 +84,19 @@ class Text(Source):
                     f"the model reads {size}, and there is no {_TOKENIZER}", where=f"text {self.path}",
                     fix="Give that of the model: --text tokenizer=PATH (graphpress.Text(path, tokenizer=PATH)).",
                 )  # fmt: skip
-            return lambda text: _windows(np.frombuffer(text.encode(), np.uint8), length)
+            return lambda text, most: _windows(np.frombuffer(text.encode(), np.uint8), length, most)
         tokenizer = _tokenizer(path)
         if self.lines:
             known = (tokenizer.token_to_id(t) for t in ("[PAD]", "<pad>", "<|endoftext|>"))
             pad = (tokenizer.padding or {}).get("pad_id", next((i for i in known if i is not None), 0))
             tokenizer.enable_truncation(length)
             tokenizer.enable_padding(length=length, pad_id=pad)
-            return lambda text: [
-                (np.asarray(e.ids), np.asarray(e.attention_mask))
-                for e in tokenizer.encode_batch([line for line in text.splitlines() if line.strip()])
+            return lambda text, most: [
+                (np.asarray(e.ids), np.asarray(e.attention_mask)) for e in tokenizer.encode_batch(_lines(text, most))
             ]
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return lambda text: _windows(np.asarray(tokenizer.encode(text, add_special_tokens=False).ids), length)
+        return lambda text, most: _windows(_run(tokenizer, text), length, most)
 
 
 def _tokenizer(path: Path) -> Any:
@@ -132,9 +131,26 @@ def _read(path: Path, notes: list[str]) -> str:
         raise CalibrationError(what, where=str(path), fix="Convert it, or leave it out.") from e
 
 
-def _windows(ids: np.ndarray, length: int) -> list[_Row]:
-    count = len(ids) // length
-    return [(row, np.ones(length, np.int64)) for row in ids[: count * length].reshape(count, length)]
+def _lines(text: str, most: int) -> list[str]:
+    """Lines that hold something, evenly spread."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return [lines[i] for i in spread(len(lines), most)]
+
+
+def _run(tokenizer: Any, text: str) -> np.ndarray:
+    """Ids of a text, a piece of whole lines at a time: what the library notes of each token takes a hundred bytes."""
+    found, start = [np.zeros(0, np.int64)], 0
+    while start < len(text):
+        stop = text.rfind("\n", start, start + _PIECE) + 1 if start + _PIECE < len(text) else len(text)
+        stop = stop if stop > start else start + _PIECE
+        found.append(np.asarray(tokenizer.encode(text[start:stop], add_special_tokens=False).ids, np.int64))
+        start = stop
+    return np.concatenate(found)
+
+
+def _windows(ids: np.ndarray, length: int, most: int) -> list[_Row]:
+    rows = ids[: len(ids) // length * length].reshape(-1, length)
+    return [(rows[i], np.ones(length, np.int64)) for i in spread(len(rows), most)]
 
 
 def _known(rows: Sequence[_Row], vocabulary: int | None, file: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import graphpress as gp
 from graphpress.errors import CalibrationError, GraphpressError
+from graphpress.observe.sources import text
 from tests import kit
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "a", "b", "c", "d"]
@@ -47,9 +48,9 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 def test_a_model_of_bytes_gets_bytes(tmp_path: Path) -> None:
-    text = "".join(map(chr, range(32, 128))) + "äöü€"
-    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    raw = np.frombuffer(text.encode(), np.uint8)
+    written = "".join(map(chr, range(32, 128))) + "äöü€"
+    (tmp_path / "a.txt").write_text(written, encoding="utf-8")
+    raw = np.frombuffer(written.encode(), np.uint8)
     got = arrays(tmp_path, model("10"))["ids"]
     assert got.dtype == np.int64
     np.testing.assert_array_equal(got, raw[: len(raw) // 10 * 10].reshape(-1, 10))
@@ -71,6 +72,17 @@ def test_a_tokenizer_makes_one_run_of_tokens(tmp_path: Path, tokenizer: Path) ->
     assert got.tolist() == [[3, 4, 5, 6], [6, 5, 1, 3]]
     (tokenizer.parent / "a.txt").write_text("a b c d")
     assert arrays(tokenizer.parent, model("4", 7))["ids"].tolist() == [[3, 4, 5, 6]]  # it lies in the folder
+
+
+def test_a_long_text_is_encoded_in_pieces_of_whole_lines(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("a b c\nd\n" * 50 + "a " * 40)
+    source = gp.Text(tmp_path / "a.txt", tokenizer=str(tokenizer), length=4, samples=40)
+    whole = arrays(source, model(vocabulary=7))["ids"]
+    monkeypatch.setattr(text, "_PIECE", 21)
+    np.testing.assert_array_equal(arrays(source, model(vocabulary=7))["ids"], whole)
+    assert len(whole) == 40
 
 
 def test_lines_are_padded_and_the_mask_says_so(tmp_path: Path, tokenizer: Path) -> None:
@@ -120,9 +132,9 @@ def test_files_that_are_no_text_and_tokenizers_of_others_are_named(tmp_path: Pat
 
 @pytest.mark.zoo
 def test_the_code_model_reads_a_text_file(zoo: Path, tmp_path: Path) -> None:
-    text = Path(__file__).read_bytes()
-    (tmp_path / "code.txt").write_bytes(text)
+    written = Path(__file__).read_bytes()
+    (tmp_path / "code.txt").write_bytes(written)
     of = gp.load(zoo / "llm/codelm/codelm.onnx")
     got = arrays(gp.Text(tmp_path / "code.txt", length=64), of)["ids"]
-    np.testing.assert_array_equal(got.ravel(), np.frombuffer(text, np.uint8)[: got.size])
-    assert len(got) == len(text) // 64
+    np.testing.assert_array_equal(got.ravel(), np.frombuffer(written, np.uint8)[: got.size])
+    assert len(got) == len(written) // 64
