@@ -93,7 +93,7 @@ class Job:
     def __post_init__(self) -> None:
         self.engine = engine.of(self.target)
         self.float_runner: Runner | None = None
-        self.notes: list[str] = []  # on the data, for the report
+        self.odd = ""  # what the data looks like and should not
         self.right: tuple[np.ndarray, np.ndarray] | None = None  # how many labels of each sample the float model meets
 
     def take(self, data: CalibrationData | None, evaluate: EvaluateLike) -> None:
@@ -104,7 +104,7 @@ class Job:
         data = data.allow([*wanted.reads, *(name for step in self.recipe.passes for name in step.reads)])
         data.check(self.model)
         data = data.bind(self.model)
-        self.notes = [*data.notes, *filter(None, [looks.raw_pixels(self.model, next(data.batches(8), {}))])]
+        self.odd = looks.raw_pixels(self.model, next(data.batches(8), {}))
         exact = (data.binding.exact if data.binding else None) or 1  # a model may fix its batch: parts must fill it
         held = max(min(self.recipe.gate.samples, len(data) // 5) // exact, 1) * exact
         held = held if len(data) >= max(2 * exact, 5) else 0
@@ -235,9 +235,9 @@ class Job:
         report = compiled.report
         report.measured_by = getattr(self.evaluate, "title", "") or getattr(self.evaluate, "name", "")
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
-        for note in self.notes:
-            LOG.warning("data: %s", note)
-        report.idle += [*(Skip("data", note) for note in self.notes), *idle(self.recipe, report.passes)]
+        if self.odd:
+            LOG.warning("data: %s", self.odd)
+        report.idle += [*([Skip("data", self.odd)] if self.odd else []), *idle(self.recipe, report.passes)]
         report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
         report.half = _half(report.passes, compiled.lowered)
         report.ops = {"before": reports.histogram(self.model), "after": reports.histogram(compiled.lowered)}
@@ -253,6 +253,7 @@ class Job:
         if self.data is not None and self.held_out is not None:
             report.data = {"digest": self.data.digest(), "calibration": len(self.data), "held_out": len(self.held_out)}
             report.data |= {"made_by": self.made_by} if self.made_by else {}
+            report.data |= {"notes": list(self.data.notes)} if self.data.notes else {}
         if self.evaluate and compiled.metric is not None and "before" not in report.metric:
             report.metric |= {"before": self.evaluate(self.original()), "after": compiled.metric}
         if not report.gate.passed:

@@ -85,9 +85,9 @@ def before_after(report: Report) -> Table:
         counts = [sum(report.ops[k].values()) for k in ("before", "after")]
         rows.append(("operators", str(counts[0]), str(counts[1]), f"{counts[1] - counts[0]:+d}"))
     back = f"back in float to hold the budget: {', '.join(report.reverted)}" if report.reverted else ""
-    return Table(
-        "Before and after", ("", "before", "after", "change"), rows, ". ".join(filter(None, (back, report.half)))
-    )
+    data = "; ".join(report.data.get("notes", ()))
+    note = ". ".join(filter(None, (back, report.half, f"Data: {data}" if data else "")))
+    return Table("Before and after", ("", "before", "after", "change"), rows, note)
 
 
 def gate(report: Report) -> Table:
