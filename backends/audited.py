@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest
 from graphpress.keys import SPARSITY
+from graphpress.report.html import drawn
 from graphpress.report.tables import Table, percent, scheme
 
 
@@ -75,6 +76,9 @@ class Audit:
         if any(r.verdict == "untold" and r.macs for r in self.sites):
             return None
         return sum(r.macs for r in self.sites if r.verdict == "integer") / self.macs if self.macs else None
+
+    def _repr_html_(self) -> str:
+        return drawn(self.tables())
 
     def tables(self) -> list[Table]:
         """What a terminal shows: the sum, the sites, the conversions."""

@@ -21,6 +21,7 @@ from graphpress.backends.fx import dtypes
 from graphpress.backends.fx.kernels.base import Kernel
 from graphpress.backends.fx.lower import execute
 from graphpress.backends.fx.values import NODE, VALUE
+from graphpress.report.html import drawn
 from graphpress.report.tables import Table
 from graphpress.runner import Arrays
 from graphpress.target import Target
@@ -73,6 +74,9 @@ class Parity:
             "worst_step": self.worst_step,
             "rows": [dataclasses.asdict(r) for r in self.rows],
         }
+
+    def _repr_html_(self) -> str:
+        return drawn(self.tables())
 
     def tables(self) -> list[Table]:
         shown = [r for r in self.rows if r.kernel or r in self.codes]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from graphpress.errors import InvalidModel, VerifyError
 from graphpress.frontends import checks, finite, settle, stored, wire
@@ -16,7 +16,7 @@ from graphpress.frontends.save import save
 from graphpress.frontends.scrub import drop_undecodable
 from graphpress.graph import edit, names, verify
 
-__all__ = ["READS", "load", "save"]
+__all__ = ["READS", "load", "of_proto", "save"]
 
 READS = (".onnx",)  # the endings of files that ``load`` reads
 
@@ -58,23 +58,45 @@ def load(
         BadRequest: The file cannot be read.
     """
     path = Path(path)
-    data = stored.open_model(path)
-    store = stored.Store(data, path.parent)
+    how = freeze_inputs, allow_nonfinite, domains
+    return _loaded(stored.open_model(path), path.parent, str(path), *how)
+
+
+def of_proto(proto: onnx.ModelProto) -> ir.Model:
+    """A model in memory, checked as a file is. It is copied, so at most 2 GiB.
+
+    Raises:
+        InvalidModel: It cannot be compiled, is too large, or its weights lie in a file.
+    """
+    fix = "Give the path of its file."
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        raise InvalidModel("its weights lie in a file beside it", where="ModelProto", fix=fix)
+    try:
+        data = proto.SerializeToString()
+    except (ValueError, EncodeError) as e:
+        raise InvalidModel("is over 2 GiB", where="ModelProto", fix=fix) from e
+    return _loaded(memoryview(data), Path(), "ModelProto", None, False, ())
+
+
+def _loaded(
+    data: memoryview, folder: Path, where: str, freeze: bool | None, nonfinite: bool, domains: Collection[str]
+) -> ir.Model:
+    store = stored.Store(data, folder)
     try:
         proto = _parse(data)
         drop_undecodable(proto)
         checks.check_proto(proto, store, domains)
         model = _graph(proto, store)
         names.unique_names(model)
-        settle.freeze_inputs(model, freeze_inputs)
+        settle.freeze_inputs(model, freeze)
         _verify(model)
-        if not allow_nonfinite:
+        if not nonfinite:
             finite.check_finite(model)
     except InvalidModel as e:
-        where = f"{path}: {e.where}" if e.where else str(path)
-        raise InvalidModel(e.what, where=where, fix=e.fix or "Export the model anew.") from e
+        place = f"{where}: {e.where}" if e.where else where
+        raise InvalidModel(e.what, where=place, fix=e.fix or "Export the model anew.") from e
     except Exception as e:  # whatever a damaged file makes of the libraries that read it, it is the file's fault
-        raise InvalidModel(f"cannot be read as a graph: {_root(e)}", where=str(path), fix="Get the file again.") from e
+        raise InvalidModel(f"cannot be read as a graph: {_root(e)}", where=where, fix="Get the file again.") from e
     return model
 
 

@@ -32,7 +32,7 @@ def refusal(error: Exception, module: Any) -> GraphpressError:
         return own
     text, node = str(chain[-1]), _fx_node(chain)
     place = _place(chain, node, module)
-    if "data-dependent" in text:
+    if by_value(error):
         what = "what the program does depends on the values of a tensor"
         fix = f"Use torch.where or torch.cond, bound a size with torch._check, or {_OTHERWISE}."
     elif fixed := _FIXED.search(text):
@@ -59,6 +59,11 @@ def refusal(error: Exception, module: Any) -> GraphpressError:
     else:
         what, fix = _sentence(chain[-1]), f"Run it on these inputs to see whether it fails by itself, or {_OTHERWISE}."
     return Unsupported(f"cannot be traced: {what}", where=place or _type_name(module), fix=fix)
+
+
+def by_value(error: BaseException) -> bool:
+    """Whether the program would have to know the values of a tensor."""
+    return "data-dependent" in str(list(_chain(error))[-1])
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -18,6 +18,7 @@ from graphpress.frontends import (
     torch_batchnorm,
     torch_checks,
     torch_errors,
+    torch_fixed,
     torch_grouped,
     torch_names,
     torch_numbers,
@@ -28,6 +29,7 @@ from graphpress.frontends import (
     torch_squeeze,
     torch_tidy,
     torch_transformer,
+    torch_truth,
     torch_weights,
 )
 from graphpress.graph import edit, verify
@@ -99,7 +101,7 @@ def _exported(
 ) -> Any:
     """What torch's exporter makes, with forms of ours where it has none, or one that ONNX Runtime does not take."""
     found: dict[Any, Any] = {}
-    for room in (torch_attention, torch_squeeze, torch_grouped):
+    for room in (torch_attention, torch_squeeze, torch_grouped, torch_truth):
         found |= room.table(torch, opset)
 
     def export(translations: dict[Any, Any]) -> Any:
@@ -112,6 +114,9 @@ def _exported(
     try:
         return export(found)
     except Exception as e:
+        if torch_errors.by_value(e) and torch_fixed.fixed(torch, module):
+            with torch_fixed.numbers(torch, module):
+                return export(found)
         if not torch_numbers.refused(e):
             raise
     return export(found | torch_numbers.table(torch, opset))
@@ -201,7 +206,7 @@ def _evaluating(torch: Any, module: Any) -> Iterator[None]:
     try:
         for part in parts:
             part.training = False
-        with torch_transformer.traceable(torch, module):
+        with torch_transformer.traceable(torch, module), torch_fixed.in_place(torch):
             yield
     finally:
         for part, mode in zip(parts, modes, strict=True):

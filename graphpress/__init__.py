@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ _HOME = {
     "types": ("Granularity", "Plan", "Scheme", "Site"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until a program asks for records
 
 __all__ = sorted(_MODULE)  # noqa: PLE0605
 

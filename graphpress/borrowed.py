@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import onnx_ir as ir
 
+from graphpress import catalog
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import RecipeError, Unsupported
@@ -146,9 +147,9 @@ def _whole(cls: type[Pass], place: str) -> type[Pass]:
     return cls
 
 
-def known_as(step: Pass, catalog: Mapping[str, type[Pass]]) -> str:
+def known_as(step: Pass) -> str:
     """The name by which a recipe has a pass: that of the catalog, or ``module:Class``."""
-    if catalog.get(step.name) is type(step):
+    if catalog.pass_named(step.name) is type(step):
         return step.name
     if isinstance(step, OnnxIrPass | Rules):
         return step.source or step.name

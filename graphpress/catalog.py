@@ -19,6 +19,8 @@ import onnx_ir as ir
 from graphpress.contracts import Pass
 from graphpress.errors import GraphpressError
 
+_PASSES = "graphpress.passes"
+
 
 def _modules(package: str) -> Iterator[ModuleType]:
     root = importlib.import_module(package)
@@ -36,11 +38,29 @@ def _put(known: dict[str, Any], name: str, thing: Any) -> None:
 def passes() -> dict[str, type[Pass]]:
     """Every concrete pass under graphpress.passes by its name."""
     known: dict[str, type[Pass]] = {}
-    for module in _modules("graphpress.passes"):
-        for _, cls in inspect.getmembers(module, inspect.isclass):
-            if issubclass(cls, Pass) and not inspect.isabstract(cls) and cls.__module__ == module.__name__:
-                _put(known, cls.name, cls)
+    for module in _modules(_PASSES):
+        for cls in _passes_of(module):
+            _put(known, cls.name, cls)
     return known
+
+
+def _passes_of(module: ModuleType) -> Iterator[type[Pass]]:
+    for _, cls in inspect.getmembers(module, inspect.isclass):
+        if issubclass(cls, Pass) and not inspect.isabstract(cls) and cls.__module__ == module.__name__:
+            yield cls
+
+
+@functools.cache
+def pass_named(name: str) -> type[Pass] | None:
+    """The pass of that name, or None. Only its own file is imported, which is called after it: all take a second."""
+    stem = name.replace("-", "_")
+    for folder in importlib.import_module(_PASSES).__path__ if stem.isidentifier() else ():
+        for path in sorted(Path(folder).rglob(f"{stem}.py")):
+            module = importlib.import_module(".".join((_PASSES, *path.relative_to(folder).with_suffix("").parts)))
+            for cls in _passes_of(module):
+                if cls.name == name:
+                    return cls
+    return None
 
 
 def named(package: str, constant: str) -> dict[str, Any]:
@@ -69,6 +89,12 @@ def quantizers() -> dict[str, Any]:
 def adapters() -> dict[str, Any]:
     """Every trainable addition by its name: the ``ADAPTER`` of each file in graphpress.passes.recover.adapters."""
     return named("graphpress.passes.recover.adapters", "ADAPTER")
+
+
+@functools.cache
+def metrics() -> dict[str, type[Any]]:
+    """Every metric by its name: the ``METRIC`` of each file in graphpress.job.metrics."""
+    return named("graphpress.job.metrics", "METRIC")
 
 
 @functools.cache

@@ -35,6 +35,9 @@ def _own(module: ModuleType) -> Collection[str]:
 
 
 def _module(name: str, place: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        fix = "Name a module of the working folder, without .py, and what is in it: metrics:accuracy."
+        raise RecipeError(f"{name!r} is no name of a module", where=place, fix=fix)
     here = str(Path.cwd())
     if here not in sys.path:  # behind all that is installed, and for good: the module may import its neighbours later
         sys.path.append(here)
@@ -45,13 +48,18 @@ def _module(name: str, place: str) -> ModuleType:
         if isinstance(e, ModuleNotFoundError) and e.name is not None and f"{name}.".startswith(f"{e.name}."):
             fix = _nearby(name) or "Put its folder on PYTHONPATH, or run beside it."
             raise RecipeError(f"there is no module {name!r}", where=place, fix=fix) from e
-        raise RecipeError(f"{name} fails{_where(e)}: {_said(e)}", where=place) from e
+        raise RecipeError(f"{name} fails{failure(e)}", where=place) from e
 
 
 def _nearby(name: str) -> str:
     """An offer, where a file of the working folder has almost the name."""
     offer = nearest(name, (p.stem for p in Path().glob("*.py")))
     return offer if offer.startswith("Did") else ""
+
+
+def failure(e: BaseException) -> str:
+    """`` at file:line: Type: what it says``, of what went wrong in a user's module."""
+    return f"{_where(e)}: {_said(e)}"
 
 
 def _said(e: BaseException) -> str:

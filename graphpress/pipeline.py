@@ -6,6 +6,7 @@ leave a reproducer behind (the model before the guilty pass and the text of the 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from graphpress.keys import BY, STAGE
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
 
+LOG = logging.getLogger(__name__)
 # Largest deviation allowed, as a share of the output's RMS, for a pass that declares itself exact or close.
 TOLERANCE = {Numerics.EXACT: 1e-5, Numerics.CLOSE: 1e-3}
 # What constants that a pass rounds to half precision may add to it: so many units in the last place of 1.0.
@@ -91,12 +93,12 @@ class Pipeline:
         self._check_order(stage_of(work))
         self._check_ahead(ctx)
         oracle = _Oracle(ctx, self.check_numbers)
-        reports = []
+        reports, state = [], None
         for i, step in enumerate(ctx.progress(self.passes, "passes", len(self.passes))):
             before = work.clone() if self.dump else None
             teacher = work.clone() if ctx.teacher is None and step.numerics is Numerics.LOSSY else ctx.teacher
             try:
-                report = self._one(work, step, ctx, oracle)
+                report, state = self._one(work, step, ctx, oracle, state)
             except GraphpressError as e:
                 self._explain(e, i, before)
                 raise
@@ -107,26 +109,33 @@ class Pipeline:
                 oracle = _Oracle(ctx, self.check_numbers)
             if self.watch:
                 self.watch(work, report)
+                state = None  # who watches may write
         return work, reports
 
-    def _one(self, work: ir.Model, step: Pass, ctx: Context, oracle: _Oracle) -> PassReport:
+    def _one(
+        self, work: ir.Model, step: Pass, ctx: Context, oracle: _Oracle, state: list[object] | None
+    ) -> tuple[PassReport, list[object] | None]:
+        """Run a pass; ``state`` is the graph's (``text.state``), as the pass before left it, where that is known."""
         report = PassReport(name=step.name)
         known = {id(n) for n in edit.nodes(work)}
         edit.index(work)
-        before = text.state(work)
+        before = text.state(work) if state is None else state
         if step.numerics is not Numerics.LOSSY:
             oracle.remember(work)
         start = time.perf_counter()
         _run(work, step, ctx, report)
         report.seconds = time.perf_counter() - start
-        if text.state(work) != before:
+        if changed := text.state(work) != before:
             report.changed = max(report.changed, 1)
             _stamp(work, known, report.name)
             _check(work, report.name)
             report.checked = oracle.check(work, step)
+        LOG.info(
+            "pass %s: %d changed, %d skipped, %.3f s", step.name, report.changed, len(report.skips), report.seconds
+        )
         if step.gives is not None:
             STAGE.set(work, step.gives)
-        return report
+        return report, None if changed or step.gives is not None else before
 
     def _check_order(self, stage: Stage) -> None:
         for step in self.passes:

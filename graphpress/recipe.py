@@ -10,6 +10,13 @@
       - recipe: fold
     gate: {min_sqnr: 15}
     data: {path: photos, images: {mean: 0.5, std: 0.5}}
+
+or a change to another one::
+
+    base: w8a8
+    passes:
+      quantize: {observer: percentile}
+    gate: {min_sqnr: 20}
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ from graphpress.observe.sources import said
 from graphpress.observe.sources.source import Source
 from graphpress.typed import typed
 
-_KEYS = ("name", "summary", "passes", "gate", "data")
+_KEYS = ("name", "summary", "base", "passes", "gate", "data")
 MAX_BYTES = 1 << 20  # a recipe is a page of text
 
 
@@ -56,8 +63,7 @@ class Recipe:
         if isinstance(source, Mapping):
             return _from_mapping(source, "recipe")
         if isinstance(source, str | Path):
-            text, where = _read(source)
-            return _from_mapping(_yaml(text, where), where)
+            return _from_source(source)
         return cls("custom", tuple(borrowed.as_pass(item) for item in source))
 
     def set(self, assignments: Sequence[str]) -> Recipe:
@@ -68,26 +74,39 @@ class Recipe:
             owner, dot, option = key.rpartition(".")
             if not (eq and dot):
                 raise RecipeError(f"{text!r} is not PASS.OPTION=VALUE", where="--set")
-            named = [
-                (p.name, *item) for p, (item,) in zip(self.passes, (d.items() for d in data["passes"]), strict=True)
-            ]
-            slots = [data["gate"]] if owner == "gate" else [given for *names, given in named if owner in names]
-            if not slots:
-                raise RecipeError(
-                    f"no pass {owner!r} in it",
-                    where=f"recipe {self.name!r}",
-                    fix=nearest(owner, [p.name for p in self.passes]),
-                )
-            for slot in slots:
+            for slot in [data["gate"]] if owner == "gate" else self._slots(data, owner, f"recipe {self.name!r}"):
                 slot[option] = _yaml(value, f"--set {key}")
         return _from_mapping(data, f"recipe {self.name!r}")
+
+    def changed(self, options: Mapping[str, Any], where: str) -> tuple[Pass, ...]:
+        """The passes with options changed: those of each pass by its name.
+
+        Raises:
+            RecipeError: No such pass in it, or no such option, or a value of the wrong type.
+        """
+        data = self.to_json()
+        for owner, own in options.items():
+            if not isinstance(own, Mapping):
+                raise RecipeError(f"{owner!r} must have a mapping of options", where=where)
+            for slot in self._slots(data, str(owner), where):
+                slot |= own
+        return tuple(p for item in data["passes"] for p in _from_item(item, where))
+
+    def _slots(self, data: Mapping[str, Any], owner: str, where: str) -> list[dict[str, Any]]:
+        """The options, in ``data``, of the passes of a name."""
+        named = [(p.name, *item) for p, (item,) in zip(self.passes, (d.items() for d in data["passes"]), strict=True)]
+        slots = [given for *names, given in named if owner in names]
+        if not slots:
+            fix = nearest(owner, [p.name for p in self.passes])
+            raise RecipeError(f"no pass {owner!r} in it", where=where, fix=fix)
+        return slots
 
     def to_json(self) -> dict[str, Any]:
         """Fully resolved: every option with its value."""
         return {
             "name": self.name,
             "summary": self.summary,
-            "passes": [{borrowed.known_as(p, catalog.passes()): _plain(p.options())} for p in self.passes],
+            "passes": [{borrowed.known_as(p): _plain(p.options())} for p in self.passes],
             "gate": dataclasses.asdict(self.gate),
         } | ({} if self.data is None else {"data": said.to_json(self.data)})
 
@@ -135,38 +154,66 @@ def make_pass(name: str, options: Mapping[str, Any], where: str = "") -> Pass:
     Raises:
         RecipeError: No such pass or option (nearest name given), or a value of the wrong type.
     """
-    known = catalog.passes()
+    known = catalog.pass_named(name)
     place = f"{where}: pass {name!r}" if where else f"pass {name!r}"
-    if name not in known and ":" not in name:
-        raise RecipeError("there is no such pass", where=place, fix=nearest(name, known))
-    cls = known.get(name) or borrowed.made(name, options, place)
+    if known is None and ":" not in name:
+        raise RecipeError("there is no such pass", where=place, fix=nearest(name, catalog.passes()))
+    cls = known or borrowed.made(name, options, place)
     if isinstance(cls, Pass):
         return cls
     made: Pass = typed(cls, options, place, RecipeError)
     return made
 
 
-def _from_mapping(data: Any, where: str) -> Recipe:
+def _from_source(source: str | Path, above: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or file; ``above`` are those whose base it is."""
+    text, where = _read(source)
+    known = where if str(source) in shipped.recipes() else str(Path(source).resolve())
+    if known in above:
+        raise RecipeError("its bases go in a circle", where=where, fix="Name a shipped recipe as base.")
+    return _from_mapping(_yaml(text, where), where, (*above, known))
+
+
+def _from_mapping(data: Any, where: str, above: Sequence[str] = ()) -> Recipe:
     if not isinstance(data, Mapping):
         raise RecipeError("a recipe is a mapping with name, passes and gate", where=where)
     for key in data:
         if key not in _KEYS:
             raise RecipeError(f"unknown key {key!r}", where=where, fix=nearest(str(key), _KEYS))
-    passes = data.get("passes")
-    if not isinstance(passes, Sequence) or isinstance(passes, str) or not passes:
-        raise RecipeError("'passes' must be a list of at least one pass", where=where)
+    base = _base(data["base"], where, above) if data.get("base") is not None else None
     gate_fields = [f.name for f in dataclasses.fields(Gate)]
     gate = data.get("gate") or {}
     if not isinstance(gate, Mapping) or (unknown := [k for k in gate if k not in gate_fields]):
         bad = unknown[0] if isinstance(gate, Mapping) else "gate"
         raise RecipeError(f"the gate has no option {bad!r}", where=where, fix=nearest(str(bad), gate_fields))
+    samples = said.from_json(data.get("data"), f"{where}: data")
     return Recipe(
-        str(data.get("name", "custom")),
-        tuple(p for item in passes for p in _from_item(item, where)),
-        str(data.get("summary", "")),
-        typed(Gate, gate, f"{where}: gate", RecipeError),
-        said.from_json(data.get("data"), f"{where}: data"),
+        str(data.get("name", f"{base.name}, changed" if base else "custom")),
+        _passes(data.get("passes"), base, where),
+        str(data.get("summary", base.summary if base else "")),
+        typed(Gate, {**(dataclasses.asdict(base.gate) if base else {}), **gate}, f"{where}: gate", RecipeError),
+        base.data if samples is None and base else samples,
     )
+
+
+def _base(name: Any, where: str, above: Sequence[str]) -> Recipe:
+    """The recipe that another changes: shipped, or a file from the folder of that one."""
+    if not isinstance(name, str):
+        raise RecipeError(f"base is {name!r}, no name or file of a recipe", where=where)
+    beside = Path(above[-1]).parent / name if above else Path(name)
+    return _from_source(beside if name not in shipped.recipes() and beside.is_file() else name, above)
+
+
+def _passes(told: Any, base: Recipe | None, where: str) -> tuple[Pass, ...]:
+    """Those of a list, or those of the base with options changed."""
+    if base is not None:
+        if told is not None and not isinstance(told, Mapping):
+            what = "with a base, 'passes' is a mapping: pass -> options to change"
+            raise RecipeError(what, where=where, fix="To have other passes, leave base out.")
+        return base.changed(told, where) if told else base.passes
+    if not isinstance(told, Sequence) or isinstance(told, str) or not told:
+        raise RecipeError("'passes' must be a list of at least one pass", where=where)
+    return tuple(p for item in told for p in _from_item(item, where))
 
 
 def _from_item(item: Any, where: str) -> tuple[Pass, ...]:

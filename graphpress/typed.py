@@ -42,6 +42,11 @@ def typed(
         raise error(f"its options have types that no text can give: {said}", where=where) from e
 
 
+def schema(cls: Any) -> dict[str, Any]:
+    """The JSON schema of a dataclass's options."""
+    return _adapter(cls).json_schema()
+
+
 @functools.lru_cache(512)
 def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
     """Made once a class: it takes longer than a hundred checks."""

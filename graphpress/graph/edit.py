@@ -18,7 +18,7 @@ _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The bodies held by the attributes of one node (If, Loop, Scan)."""
-    for attr in node.attributes.values():
+    for attr in node.attributes.data.values():  # as UserDict has them: looked at for each node of each pass
         if attr.type in _GRAPHS and not attr.is_ref():
             yield from [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs()
 

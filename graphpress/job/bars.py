@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -42,7 +43,9 @@ class Gate:
                 raise BadRequest("must lie between 0 and 1", where=f"gate option {name!r}")
         for name in ("max_loss", "max_nats"):
             if not getattr(self, name) >= 0:
-                raise BadRequest("must not be negative", where=f"gate option {name!r}")
+                raise BadRequest("must be a number from 0 up", where=f"gate option {name!r}")
+        if math.isnan(self.min_sqnr):
+            raise BadRequest("must be a number of decibels", where="gate option 'min_sqnr'")
         for output, kind in self.outputs.items():
             if kind not in list(Kind):
                 where = f"gate option 'outputs', {output!r}"

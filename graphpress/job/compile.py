@@ -9,10 +9,10 @@ from typing import Any
 import onnx_ir as ir
 
 from graphpress.borrowed import Step
-from graphpress.errors import BadRequest
+from graphpress.errors import BadRequest, nearest
 from graphpress.job import budgets, hold_drop, remedy
+from graphpress.job.evaluated import EvaluateLike
 from graphpress.job.job import Clock, Compiled, Job
-from graphpress.job.metric import Evaluate
 from graphpress.job.models import ModelLike, as_model, as_target
 from graphpress.observe.memo import Recall
 from graphpress.observe.sources import said
@@ -32,7 +32,7 @@ def compile(
     target: str | Target = "ort-cpu",
     *,
     seed: int = 0,
-    evaluate: Evaluate | None = None,
+    evaluate: EvaluateLike = None,
     max_drop: float | None = None,
     max_latency: float | str | None = None,
     max_size: float | str | None = None,
@@ -47,10 +47,10 @@ def compile(
     Args:
         model: What ``as_model`` takes, such as the path of an ONNX file; never changed.
         recipe: Name of a shipped recipe, file, mapping, or passes: ours, your own, of onnx_ir, rules of onnxscript.
-        data: What ``graphpress.calibration_data`` takes: arrays by input name, samples first, a DataLoader, a
-            generator, a list, a path; None: as the recipe says, if it does. A part is held out for the gate.
+        data: What ``graphpress.calibration_data`` takes, a part of which is held out for the gate; None: the recipe's.
         target, seed: Name of a target, and the seed of everything random.
-        evaluate: Your metric on a runner, higher is better. Without it, labels in the data give top-1 in percent.
+        evaluate: What ``evaluated.asked`` takes: your metric of a runner, higher is better, or the name of one; None:
+            labels give top-1 in percent.
         max_drop: How much of the metric may be lost: see ``hold_drop.hold_drop``, or the pass that searches within it.
         max_latency, max_size: Shares of the float model's (``0.6x``), or milliseconds and bytes (``budgets``).
         state: A file that keeps calibration's state every few seconds, and beside it GPTQ's and trainings'
@@ -67,6 +67,8 @@ def compile(
         GraphpressError: Anything wrong with the request, the model or the data.
     """
     clock = Clock()
+    if seed < 0:
+        raise BadRequest(f"{seed} is no seed", where="seed", fix="Give a whole number from 0 up.")
     with clock.phase("load"):
         loaded = as_model(model)
         source = Path(model).name if isinstance(model, str | Path) else (loaded.graph.name or "model")
@@ -102,6 +104,11 @@ def _told(job: Job, compiled: Compiled, source: str, *, gate: bool, prove: bool)
 def _fitting(model: ir.Model, source: Any) -> Recipe:
     """The recipe. One that goes on from where another ends says so by its name, not by that of a pass in it."""
     recipe, stage = Recipe.load(source), stage_of(model)
+    outputs = [v.name or "" for v in model.graph.outputs]
+    for name in recipe.gate.outputs:
+        if name not in outputs:
+            where = f"gate option 'outputs', {name!r}"
+            raise BadRequest("the model has no such output", where=where, fix=nearest(name, outputs))
     for step in recipe.passes:
         if stage not in step.needs:
             what = f"it is for a model at stage {' or '.join(step.needs)}, and this one is {stage}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from graphpress.errors import BadRequest
 from graphpress.graph import file_size, half, half_storage, widening
 from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
+from graphpress.job.evaluated import EvaluateLike, asked
 from graphpress.job.gate import GateResult, compare_outputs, judge, told
 from graphpress.job.metric import Evaluate, Top1, check_labels, labelled
 from graphpress.observe import looks
@@ -36,6 +38,7 @@ from graphpress.runner import Progress, Runner, quiet
 from graphpress.target import Target
 from graphpress.types import Numerics
 
+LOG = logging.getLogger(__name__)
 GATE_BATCH = 16
 SITE_SAMPLES = 4  # samples for the per-site SQNR: a diagnosis, not a verdict
 
@@ -63,7 +66,9 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            took = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
+            LOG.info("%s: %.3f s", name, took)
 
 
 @dataclass
@@ -91,11 +96,12 @@ class Job:
         self.notes: list[str] = []  # on the data, for the report
         self.right: tuple[np.ndarray, np.ndarray] | None = None  # how many labels of each sample the float model meets
 
-    def take(self, data: CalibrationData | None, evaluate: Evaluate | None) -> None:
-        self.evaluate = evaluate
+    def take(self, data: CalibrationData | None, evaluate: EvaluateLike) -> None:
+        wanted = asked(evaluate)
         if data is None:
+            self.evaluate = wanted.on(None)
             return
-        data = data.allow(name for step in self.recipe.passes for name in step.reads)
+        data = data.allow([*wanted.reads, *(name for step in self.recipe.passes for name in step.reads)])
         data.check(self.model)
         data = data.bind(self.model)
         self.notes = [*data.notes, *filter(None, [looks.raw_pixels(self.model, next(data.batches(8), {}))])]
@@ -103,6 +109,7 @@ class Job:
         held = max(min(self.recipe.gate.samples, len(data) // 5) // exact, 1) * exact
         held = held if len(data) >= max(2 * exact, 5) else 0
         self.data, self.held_out = data.split(held, self.seed) if held else (data, data)
+        self.evaluate = wanted.on(self.held_out)
         named = {value.name for value in self.model.graph.inputs}
         if evaluate is None and LABELS not in named and (labels := data.labels) is not None:
             check_labels(labels, self.model)
@@ -156,8 +163,10 @@ class Job:
 
     def widening(self) -> tuple[Pass, ...]:
         """What comes before all else where the model is in half precision, which other passes do not know."""
+        if not half.found(self.model):
+            return ()
         known = catalog.passes()
-        return (known["infer-shapes"](), known["widen-half"]()) if half.found(self.model) else ()
+        return known["infer-shapes"](), known["widen-half"]()
 
     def tidy(self, passes: tuple[Pass, ...]) -> tuple[ir.Model, list[PassReport]]:
         """The float graph after the passes that keep its function; run once however often sites are taken back."""
@@ -224,7 +233,10 @@ class Job:
 
     def report(self, compiled: Compiled, source: str) -> Report:
         report = compiled.report
+        report.measured_by = getattr(self.evaluate, "title", "") or getattr(self.evaluate, "name", "")
         report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
+        for note in self.notes:
+            LOG.warning("data: %s", note)
         report.idle += [*(Skip("data", note) for note in self.notes), *idle(self.recipe, report.passes)]
         report.sites = reports.site_rows(compiled.clean, compiled.portable, report.passes)
         report.half = _half(report.passes, compiled.lowered)

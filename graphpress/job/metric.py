@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-from graphpress.errors import CalibrationError
+from graphpress.errors import BadRequest, CalibrationError
 from graphpress.job import chance
 from graphpress.job.measures import FEW, Figure
 from graphpress.observe.binding import LABELS
@@ -34,7 +34,27 @@ class Top1:
     """
 
     data: CalibrationData
-    classes: int = 0
+    classes: int = field(default=0, init=False)
+
+    name: ClassVar[str] = "top-1"
+    title: ClassVar[str] = "top-1 %"
+    best: ClassVar[int] = 1  # a label is met where it is among so many largest scores
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def on(cls, data: CalibrationData, options: Mapping[str, Any]) -> Top1:
+        """One for these samples.
+
+        Raises:
+            BadRequest: It has no options.
+            CalibrationError: There are no labels.
+        """
+        if options:
+            raise BadRequest("has no options", where=f"metric {cls.name!r}")
+        if data.labels is None:
+            fix = f"Add an array {LABELS!r}: the number of the class of each sample."
+            raise CalibrationError(f"metric {cls.name!r} needs labels", where="data", fix=fix)
+        return cls(data)
 
     def __call__(self, runner: Runner) -> float:
         """Of what a runner gives.
@@ -54,10 +74,19 @@ class Top1:
             start = sum(map(len, counted))
             given = labels[start : start + len(scores)]
             axis, self.classes = _fit(given, scores.shape)
-            found = scores.reshape(len(scores), -1).argmax(1) if axis is None else scores.argmax(axis)
-            right.append((found.reshape(given.shape) == given).reshape(len(given), -1).sum(1))
+            right.append(_met(scores, given, axis, self.best).reshape(len(given), -1).sum(1))
             counted.append((given >= 0).reshape(len(given), -1).sum(1))
         return np.concatenate(right), np.concatenate(counted)
+
+
+def _met(scores: np.ndarray, labels: np.ndarray, axis: int | None, best: int) -> np.ndarray:
+    """Whether each label is among the ``best`` largest scores, in the shape of the labels."""
+    scores = scores.reshape(len(scores), -1) if axis is None else np.moveaxis(scores, axis, -1)
+    if best == 1:
+        return np.asarray(scores.argmax(-1).reshape(labels.shape) == labels)
+    few = min(best, scores.shape[-1])
+    largest = np.argpartition(scores, -few, axis=-1)[..., -few:].reshape(*labels.shape, few)
+    return np.asarray((largest == labels[..., None]).any(-1))
 
 
 @dataclass(frozen=True)
@@ -97,11 +126,11 @@ def labelled(
     mine, its = 100 * a[0][seen] / a[1][seen], 100 * b[0][seen] / b[1][seen]
     low, high = chance.mean_loss(mine - its, 100 * change)
     lost = float((mine - its).mean()) if seen.any() else 0.0
-    figure = Figure("points of top-1 lost", lost, low, high, most, chance.at_most(lost, low, high, most))
+    figure = Figure(f"points of {metric.name} lost", lost, low, high, most, chance.at_most(lost, low, high, most))
     n = max(int(seen.sum()), 1)
     errors = [float(x.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf for x in (mine, its)]
     before, after = (100.0 * float(right.sum()) / max(float(counted.sum()), 1.0) for right, counted in (a, b))
-    no_better = n >= FEW and chance.mean(mine)[0] <= 100 / max(metric.classes, 1)
+    no_better = n >= FEW and chance.mean(mine)[0] <= 100 * metric.best / max(metric.classes, 1)
     return Labelled(before, after, (errors[0], errors[1]), n, figure, no_better)
 
 

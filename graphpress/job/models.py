@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import onnx
 import onnx_ir as ir
 
 from graphpress.errors import BadRequest
@@ -14,7 +15,7 @@ from graphpress.job import engine, student
 from graphpress.runner import Arrays
 from graphpress.target import Target
 
-ModelLike: TypeAlias = ir.Model | str | Path
+ModelLike: TypeAlias = ir.Model | onnx.ModelProto | str | Path
 
 
 def load(path: str | Path) -> ir.Model:
@@ -40,17 +41,32 @@ def trace(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
-    **options: Any,
+    *,
+    fold_batchnorm: bool = True,
+    opset: int = 23,
 ) -> ir.Model:
-    """A torch module, ExportedProgram or fx.GraphModule as a model (see ``frontends.torch_export.trace``).
+    """A torch module as a graph of inference, under the names it has in torch (see ``frontends.torch_export.trace``).
 
-    What ``to_torch`` made gives its graph back, Q/DQ and all, as by ``from_torch``.
+    Args:
+        module: An nn.Module (an fx.GraphModule is one), or an ExportedProgram. What ``to_torch`` made gives its graph
+            back, Q/DQ and all, as by ``from_torch``; nothing is traced then, and the other arguments do not count.
+        args: Example inputs: positional arguments of ``forward``; a tensor alone is the only one.
+        kwargs: Its keyword arguments.
+        dynamic_shapes: Which dimensions vary, as torch.export takes them: by argument name or position,
+            ``{"x": {0: torch.export.Dim("batch")}}``.
+        fold_batchnorm: Fold BatchNormalization into the convolution or linear layer before it.
+        opset: ONNX opset of the graph; below 23, attention and RMS norm come as the many operators they consist of.
+
+    Raises:
+        Unsupported: The module cannot be traced or has an operator without a form in ONNX; names the module's path
+            and the line of its source.
+        BadRequest: The arguments do not fit the module.
     """
     from graphpress.frontends import torch_export
 
     if student.is_student(module):
         return student.restored(module)
-    return torch_export.trace(module, args, kwargs, dynamic_shapes, **options)
+    return torch_export.trace(module, args, kwargs, dynamic_shapes, fold_batchnorm=fold_batchnorm, opset=opset)
 
 
 def lower(model: ModelLike, target: str | Target = "ort-cpu") -> Any:
@@ -80,7 +96,8 @@ def audit(model: ModelLike, target: str | Target = "ort-cpu", feeds: Arrays | No
 
 
 def as_model(model: ModelLike) -> ir.Model:
-    """The model itself, a copy with names and types where it leaves them out, the file of that path, or a student's.
+    """The model itself, a copy with names and types where it leaves them out, the file of that path, the graph of a
+    ModelProto, or a student's.
 
     Raises:
         BadRequest: It is neither.
@@ -90,10 +107,14 @@ def as_model(model: ModelLike) -> ir.Model:
         return model if _complete(model) else _completed(model)
     if isinstance(model, str | Path):
         return load(model)
+    if isinstance(model, onnx.ModelProto):
+        from graphpress.frontends import onnx_file
+
+        return onnx_file.of_proto(model)
     if student.is_student(model):
         return student.restored(model)
     raise BadRequest(
-        f"a model is an onnx_ir.Model or the path of an ONNX file, not a {type(model).__name__}",
+        f"a model is an onnx_ir.Model, an onnx.ModelProto or the path of an ONNX file, not a {type(model).__name__}",
         where="model",
         fix="Bring a torch module in with graphpress.trace(module, args).",
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.graph.movement import TABLE, Way
 
@@ -45,6 +46,13 @@ _NAMED = {
         ("embedding", "embeddings", "sentence_embedding", "pooler_output", "image_embeds", "text_embeds", "features"),
         Kind.EMBEDDING,
     ),
+}
+
+
+_WANTED = {
+    Kind.CLASSES: "scores of classes stand along an axis of two and more, behind that of the samples",
+    Kind.EMBEDDING: "an embedding is one vector a sample",
+    Kind.BOXES: f"a detector has {_ROWS} rows and more of four numbers and scores from 0 to 1, nearly all of them low",
 }
 
 
@@ -83,6 +91,9 @@ def find(model: ir.Model, seen: Mapping[str, np.ndarray], said: Mapping[str, str
         model: The float model.
         seen: What it gives for some samples, samples first.
         said: What the user says of some outputs: a ``Kind`` each.
+
+    Raises:
+        BadRequest: An output cannot be what is said of it.
     """
     values = {v.name or "": v for v in model.graph.outputs}
     floats = {n: a for n, a in seen.items() if a.dtype.kind in "fV" or a.dtype.name == "bfloat16"}
@@ -94,14 +105,25 @@ def find(model: ir.Model, seen: Mapping[str, np.ndarray], said: Mapping[str, str
             found.setdefault(corners, Nature(Kind.BOXES, arrays[corners].ndim - 1, boxes=""))
     for name, array in arrays.items():
         if name in said and name not in found:
-            found[name] = _as_told(Kind(said[name]), array)
+            found[name] = _as_told(Kind(said[name]), array, name)
         elif name not in found:
             found[name] = _alone(model, values[name], array)
     return found
 
 
-def _as_told(kind: Kind, array: np.ndarray) -> Nature:
+def _as_told(kind: Kind, array: np.ndarray, name: str) -> Nature:
     axis = class_axis(array) if kind is Kind.CLASSES else array.ndim - 1
+    columns = _grid(array) if kind is Kind.BOXES and array.size else None
+    fits = {
+        Kind.CLASSES: array.ndim > 1 and array.size > 0 and array.shape[axis] > 1,
+        Kind.EMBEDDING: array.ndim == 2 and array.size > 0,
+        Kind.BOXES: columns is not None,
+    }
+    if not fits.get(kind, True):
+        what = f"it has shape {array.shape}, and {_WANTED[kind]}"
+        raise BadRequest(what, where=f"gate option 'outputs', {name!r}: {kind}", fix="Leave it out, or say: values.")
+    if columns is not None:
+        return Nature(kind, columns, boxes=name)
     return Nature(kind, axis, form(array, axis) if kind is Kind.CLASSES else Form.LOGITS, "")
 
 

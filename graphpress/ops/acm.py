@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ACTIVATIONS = (
-    "identity", "relu", "silu", "gelu", "gelu-tanh", "quick-gelu", "relu-squared", "tanh", "sigmoid",
+    "identity", "relu", "silu", "gelu", "gelu-tanh", "quick-gelu", "relu-squared", "tanh", "sigmoid", "hard-swish",
 )  # fmt: skip
 INPUTS = ("x", "gate", "gate_bias", "price", "w1", "b1", "w2", "b2")
 _RANKS = {"gate": 2, "gate_bias": 1, "price": 0, "w1": 3, "b1": 2, "w2": 3, "b2": 1}
@@ -77,6 +77,8 @@ def ACM(  # noqa: N802, C901 (a case an activation: functions of a body cannot c
             a = op.Tanh(left)
         if op.Equal(kind, op.Constant(value_string="sigmoid")):
             a = op.Sigmoid(left)
+        if op.Equal(kind, op.Constant(value_string="hard-swish")):
+            a = op.HardSwish(left)
         if op.Cast(op.Constant(value_int=gated), to=9):
             a = op.Mul(a, right)
         if op.Cast(op.Constant(value_int=int8), to=9):

@@ -97,6 +97,8 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
             return x.tanh()
         case "sigmoid":
             return x.sigmoid()
+        case "hard-swish":
+            return F.hardswish(x)
     return x
 
 

@@ -15,6 +15,7 @@ from graphpress.keys import SCHEME, SCOPE, TARGET
 from graphpress.passes.structure.layers.overview import Overview
 from graphpress.pipeline import stage_of
 from graphpress.report import report as reports
+from graphpress.report.html import drawn
 from graphpress.report.tables import Table, scheme, size
 
 
@@ -47,6 +48,9 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def _repr_html_(self) -> str:
+        return drawn(self.tables())
 
     def tables(self) -> list[Table]:
         head = [("stage", self.stage), ("target", self.target or "-"), ("IR version", str(self.ir_version))]
@@ -161,6 +165,9 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def _repr_html_(self) -> str:
+        return drawn(self.tables())
 
     def tables(self) -> list[Table]:
         return [

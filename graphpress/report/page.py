@@ -66,7 +66,7 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     if report.metric:
         gain = report.metric["after"] - report.metric["before"]
         error = f" ± {report.metric['after_error']:.2f}" if "after_error" in report.metric else ""
-        label = "top-1 %" if "samples" in report.metric else "metric"
+        label = report.measured_by or "metric"
         cards.append((f"{label} ({gain:+.2f})", f"{report.metric['after']:.2f}{error}", "plain"))
     coverage = report.coverage()
     if coverage.macs is not None:

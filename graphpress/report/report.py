@@ -16,6 +16,7 @@ from graphpress.graph import edit, half_storage, quantized
 from graphpress.graph.movement import rearranges
 from graphpress.job.gate import GateResult
 from graphpress.keys import SCHEME
+from graphpress.report import html
 from graphpress.types import Plan
 
 # Operators that hold the weights and do the multiply-adds: what compression is about. MatMul and Attention also
@@ -82,6 +83,7 @@ class Report:
     plan: Plan | None = None
     gate: GateResult = field(default_factory=GateResult)
     metric: dict[str, float] = field(default_factory=dict)  # before, after, allowed: of the user's evaluation
+    measured_by: str = ""  # its name, where it has one
     idle: list[Skip] = field(default_factory=list)  # what the recipe is for and did not do: report.idle
     reverted: list[str] = field(default_factory=list)  # nodes put back to float to hold max_drop
     sites: list[SiteRow] = field(default_factory=list)
@@ -126,6 +128,23 @@ class Report:
             amounts = {"sites": len(mine), "weights": sum(s.weights for s in mine), "macs": sum(s.macs for s in mine)}
             found[kind] = {what: amounts[what] / total for what, total in totals.items() if total}
         return found
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict and the figures; ``report.page`` draws all of it."""
+        a, b = self.size.get("file_before", 0), self.size.get("file_after", 0)
+        share = self.coverage()
+        rows = [
+            ("model, recipe, target", ", ".join(filter(None, (self.model, self.recipe, self.target)))),
+            ("gate", self.gate.verdict if not self.gate.left_out else f"{self.gate.verdict}: {self.gate.left_out}"),
+            ("file", f"{a:,} -> {b:,} bytes ({b / a:.2f}x)" if a and b else ""),
+            ("latency", f"{self.latency['ratio']:.2f}x" if self.latency else ""),
+            (self.measured_by or "metric", "{before:.4g} -> {after:.4g}".format(**self.metric) if self.metric else ""),
+            *((f"SQNR of {o.name}", f"{o.sqnr:.1f} dB") for o in self.gate.outputs),
+            ("rewritten", f"{100 * share.sites:.1f} % of sites, {100 * share.weights:.1f} % of weights"),
+            *(("warning", f"{w.where}: {w.why}") for w in self.warnings),
+            *(("below the gate", said) for said in self.gate.failures),
+        ]
+        return html.drawn([html.Drawn("graphpress", ("", ""), [row for row in rows if row[1]])])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; infinite figures become None."""

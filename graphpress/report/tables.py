@@ -79,7 +79,7 @@ def before_after(report: Report) -> Table:
         a, b = report.metric["before"], report.metric["after"]
         errors = (report.metric.get("before_error"), report.metric.get("after_error"))
         said = [f"{x:.2f}" + (f" ± {e:.2f}" if e is not None else "") for x, e in zip((a, b), errors, strict=True)]
-        name = "top-1 %, standard error" if "samples" in report.metric else "metric"
+        name = f"{report.measured_by or 'metric'}{', standard error' * ('samples' in report.metric)}"
         rows.append((name, *said, f"{b - a:+.2f}"))
     if report.ops:
         counts = [sum(report.ops[k].values()) for k in ("before", "after")]

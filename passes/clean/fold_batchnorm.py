@@ -55,14 +55,18 @@ def _fold_batchnorm(node: ir.Node) -> str | None:
     if isinstance(found, str):
         return found
     (scale, shift), seen = found
-    adds = _bias_add(node.inputs[0])
-    target = scale_shift.linear(adds.inputs[0] if adds is not None else node.inputs[0])
+    rows = _as_rows(node.inputs[0])
+    source = rows.inputs[0] if rows is not None else node.inputs[0]
+    adds = _bias_add(source)
+    target = scale_shift.linear(adds.inputs[0] if adds is not None else source)
     if isinstance(target, str):
         return target
     if len(scale) != target.channels or (target.channel_axis == -1 and not _is_matrix(node.inputs[0])):
         return f"its channels are not those of {target.node.name!r}"
+    if rows is not None and not can_replace(node.outputs[0], rows.outputs[0]):
+        return "its output is a graph output of another graph"
     if target.node.op_type == "MatMul":
-        return _fold_into_matmul(node, target, adds, scale, shift)
+        return _fold_into_matmul(node, target, (adds, rows), scale, shift)
     if not can_replace(node.outputs[0], target.node.outputs[0]):
         return "its output is a graph output of another graph"
     why_not = scale_shift.fold(target, scale, shift)
@@ -88,6 +92,21 @@ def _batchnorm(node: ir.Node) -> tuple[_Affine, _Affine] | str:
     return (scale, beta - mean * scale), (beta, std)
 
 
+def _as_rows(value: ir.Value | None) -> ir.Node | None:
+    """The Reshape that makes one axis of all but the last of what a MatMul gives, with a bias or without."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.op_type != "Reshape" or node.inputs[0] is None:
+        return None
+    source = node.inputs[0]
+    before, after = source.shape, value.shape
+    alone = all(len(v.uses()) == 1 and not v.is_graph_output() for v in (value, source))
+    if not alone or before is None or after is None or len(after) != 2 or not isinstance(after[-1], int):
+        return None
+    adds = _bias_add(source)
+    maker = (adds.inputs[0] if adds is not None else source).producer()
+    return node if before[-1] == after[-1] and maker is not None and maker.op_type == "MatMul" else None
+
+
 def _bias_add(value: ir.Value | None) -> ir.Node | None:
     """The Add of a constant between a MatMul and ``value``."""
     node = value.producer() if value is not None else None
@@ -98,9 +117,21 @@ def _bias_add(value: ir.Value | None) -> ir.Node | None:
 
 
 def _fold_into_matmul(
-    node: ir.Node, target: AffineLayer, adds: ir.Node | None, scale: np.ndarray, shift: np.ndarray
+    node: ir.Node,
+    target: AffineLayer,
+    between: tuple[ir.Node | None, ir.Node | None],
+    scale: np.ndarray,
+    shift: np.ndarray,
 ) -> str | None:
-    """A MatMul has no bias: the shift goes into the Add after it, which is made if there is none."""
+    """A MatMul has no bias: the shift goes into the Add after it, which is made if there is none.
+
+    Args:
+        node: The BatchNormalization.
+        target: The MatMul.
+        between: The Add of a bias and the Reshape to rows between the two, where they are there.
+        scale, shift: What it does to each channel.
+    """
+    adds, rows = between
     weight = edit.constant_tensor(target.node.inputs[1])
     assert weight is not None and isinstance(node.graph, ir.Graph)
     if adds is not None:
@@ -113,9 +144,14 @@ def _fold_into_matmul(
     if why_not is not None:
         return why_not
     bias = edit.add_const(node.graph, shift.astype(weight.numpy().dtype), f"{node.name}.bias")
-    made = edit.new_node("Add", [target.node.outputs[0], bias], before=node, origin=adds or node)
-    forward_to = edit.like(made.outputs[0], node.outputs[0])
-    forward(node, forward_to)
+    made = edit.new_node("Add", [target.node.outputs[0], bias], before=rows or node, origin=adds or node)
+    if rows is None:
+        forward(node, edit.like(made.outputs[0], node.outputs[0]))
+    else:
+        source = rows.inputs[0]
+        assert source is not None
+        edit.set_input(rows, 0, edit.like(made.outputs[0], source))
+        forward(node, rows.outputs[0])
     return None
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import onnx_ir as ir
 from pydantic import BeforeValidator
 
-from graphpress import keys
+from graphpress import keys, plan_file
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest, StaleSite, nearest
@@ -32,9 +32,9 @@ def _given(plan: object) -> object:
     if not isinstance(plan, Mapping) or isinstance(plan, Plan):
         return plan
     try:
-        return Plan.from_json(plan)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"not a plan: {e}") from e
+        return plan_file.read(plan, "plan")
+    except BadRequest as e:
+        raise ValueError(str(e)) from e
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class ApplyPlan(Pass):
 
 def _load(path: str) -> Plan:
     try:
-        return Plan.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        return plan_file.read(json.loads(Path(path).read_text(encoding="utf-8")), path)
     except OSError as e:
         raise BadRequest(e.strerror or "cannot be read", where=f"plan {path!r}") from e
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except ValueError as e:
         raise BadRequest(f"not a plan: {e}", where=f"plan {path!r}", fix="Write it with Plan.to_json.") from e
 
 

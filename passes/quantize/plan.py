@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphpress.contracts import Skip
 from graphpress.graph import edit, selectors
-from graphpress.keys import SCHEME
+from graphpress.keys import SCHEME, TURNS
 from graphpress.passes.quantize import operators
 from graphpress.passes.quantize.joining import Joining, of_constant
 from graphpress.passes.quantize.kernels import refusal
@@ -98,6 +98,8 @@ class _Planner:
             self._skip(node, "ignored on request")
         elif SCHEME in node.metadata_props:
             self._skip(node, "it is quantized already")
+        elif TURNS in node.metadata_props:
+            self._skip(node, "it changes the basis of a residual stream: rounded, it would cost more than all layers")
         else:
             return True
         return False

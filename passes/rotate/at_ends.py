@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
+from graphpress.keys import TURNS
 from graphpress.passes.structure.channels.ends import End
 
 
@@ -17,6 +18,8 @@ def insert(end: End, op: str, constant: np.ndarray, name: str) -> ir.Node:
     held = edit.add_const(graph, constant.astype(value.dtype.numpy()), f"{value.name}_{name}")
     made = edit.new_node(op, [value, held], after=anchor, name=f"{value.name}_{name}")
     edit.like(made.outputs[0], value)
+    if op == "MatMul":
+        made.metadata_props[TURNS] = "back"
     if end.node is not None:
         edit.set_input(end.node, end.slot, made.outputs[0])
         return made

@@ -26,9 +26,9 @@ def centre(model: ir.Model, graph: ir.Graph, ledger: Ledger, report: PassReport)
         if norm in done or not norm.centred:
             continue
         carried = follow(found, norm.input)
-        class_ = list(carried.norms)
+        class_ = [n for n, ports in carried.norms.items() if "input" in ports]
         done.update(class_)
-        if why := _obstacle(carried) or _raise_opset(model, class_):
+        if why := kept(carried) or _raise_opset(model, class_):
             report.skip(norm.node, f"stays LayerNormalization: {why}")
             continue
         change = on_runs(_centred, carried.extent)
@@ -45,18 +45,24 @@ def _centred(array: np.ndarray) -> np.ndarray:
     return np.asarray(array - array.mean(-1, keepdims=True))
 
 
-def _obstacle(carried: Carried) -> str:
+def kept(carried: Carried, *, folded: bool = False) -> str:
+    """Why the LayerNormalizations of a class stay what they are, or "".
+
+    Args:
+        carried: What moves with the input of one of them.
+        folded: Whether to take it that the norms have neither gain nor bias.
+    """
     if carried.blocks:
         block = carried.blocks[0]
         return f"{block.where}: {block.why}"
     if carried.readers:
         return f"{carried.readers[0].name} reads the stream with its mean"
     for norm, ports in carried.norms.items():
-        if "output" in ports:
+        if "output" in ports and not (norm.centred and norm.uniform()):
             return f"{norm.name} writes the stream, and its gain is not folded"
         if not norm.centred:
             return f"{norm.name} is an RMSNormalization of the same stream"
-        if (bias := norm.bias_array()) is not None and bias.any():
+        if not folded and (bias := norm.bias_array()) is not None and bias.any():
             return f"{norm.name} keeps its bias"
     return ""
 

@@ -12,6 +12,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.passes.rotate.at_ends import insert
+from graphpress.passes.rotate.at_starts import begin, turnable
 from graphpress.passes.rotate.centre import centre
 from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.ends import End, ends
@@ -22,6 +23,7 @@ from graphpress.passes.structure.channels.moves import Holder, Move
 from graphpress.passes.structure.channels.survey import Survey
 from graphpress.passes.structure.layers.linear import Linear, layers, linear
 from graphpress.passes.structure.layers.norms import Norm, find_norms
+from graphpress.passes.structure.layers.streams import find_streams
 from graphpress.types import Numerics, Stage
 
 
@@ -36,6 +38,8 @@ class FoldNorms(Pass):
 
     Attributes:
         centre: Make RMSNormalization of LayerNormalization; may raise the opset to 23.
+        starts: Where a stream begins behind a norm (of the embedding), put a product there that takes up the gain, if
+            that is cheap and the stream can change basis then.
     """
 
     name: ClassVar[str] = "fold-norms"
@@ -43,6 +47,7 @@ class FoldNorms(Pass):
     needs: ClassVar[tuple[Stage, ...]] = (Stage.FLOAT,)
 
     centre: bool = True
+    starts: bool = True
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         untied = 0
@@ -50,10 +55,13 @@ class FoldNorms(Pass):
             scales, ledger = Ledger(), Ledger()
             report.changed += _fold_scales(graph, scales)
             scales.write()
+            if self.starts:
+                begin(graph, _gain_kept, report)
             norms = find_norms(graph)
             found = survey(graph, Move.ROTATE, by_node(norms))
+            last = _last(graph, norms, found)
             for norm in norms:
-                _fold(norm, found, ledger, report)
+                _fold(norm, found, ledger, report, norm in last)
             if self.centre:
                 centre(model, graph, ledger, report)
             ledger.write()
@@ -62,14 +70,14 @@ class FoldNorms(Pass):
             report.metrics["untied weights"] = untied
 
 
-def _fold(norm: Norm, found: Survey, ledger: Ledger, report: PassReport) -> None:
+def _fold(norm: Norm, found: Survey, ledger: Ledger, report: PassReport, last: bool) -> None:
     gain, bias = norm.gain_array(), norm.bias_array()
     plain = gain is None or bool((gain == 1).all())
     if plain and (bias is None or not bias.any()):
         return
     carried = follow(found, norm.output)
     leaves = ends(carried)
-    if why := _obstacle(norm, carried, bias, bool(leaves)):
+    if why := _obstacle(norm, carried, bias, bool(leaves) and (last or bool(carried.readers))):
         if not norm.uniform():
             report.skip(norm.node, f"keeps its gain: {why}")
         return
@@ -86,6 +94,19 @@ def _fold(norm: Norm, found: Survey, ledger: Ledger, report: PassReport) -> None
     report.metrics["norms folded"] = float(report.metrics.get("norms folded", 0)) + 1
 
 
+def _last(graph: ir.Graph, norms: list[Norm], found: Survey) -> set[Norm]:
+    """Norms that no layer reads, of streams that can change basis once the gain is put where they leave."""
+    ones = {n for n in norms if not n.uniform() and not follow(found, n.output).readers}
+    streams = find_streams(graph, by_node(norms)) if ones else []
+    return {n for s in streams if ones & set(s.norms) and turnable(s, found, _gain_kept) for n in s.norms} & ones
+
+
+def _gain_kept(norm: Norm, found: Survey) -> str:
+    """Why a norm of a stream keeps its gain, or ""."""
+    carried = follow(found, norm.output)
+    return _obstacle(norm, carried, norm.bias_array(), bool(ends(carried)))
+
+
 def _apply(end: End, gain: np.ndarray | None, bias: np.ndarray | None) -> None:
     """Give gain and bias to one reader of what the norm gives."""
     for op, array, name in (("Mul", gain, "gain"), ("Add", bias, "bias")):
@@ -95,7 +116,7 @@ def _apply(end: End, gain: np.ndarray | None, bias: np.ndarray | None) -> None:
 
 
 def _obstacle(norm: Norm, carried: Carried, bias: np.ndarray | None, leaves: bool) -> str:
-    if carried.blocks and not (leaves and carried.readers):
+    if carried.blocks and not leaves:
         block = carried.blocks[0]
         return f"{block.where}: {block.why}"
     if set(carried.norms) != {norm} or carried.norms[norm] != {"output"}:

@@ -211,8 +211,8 @@ def _fixed(carried: Carried, turned: set[ir.Value]) -> str:
 
 
 def _prove(before: ir.Model, model: ir.Model, job: _Rotation, ctx: Context) -> None:
-    turned = {v.name for v in job.turned}
-    inner = {o.name for n in model.graph for o in n.outputs if o.name in job.witnesses} - turned
+    turned, known = {v.name for v in job.turned}, {o.name for n in before.graph for o in n.outputs}
+    inner = {o.name for n in model.graph for o in n.outputs if o.name in job.witnesses} & known - turned
     outputs = [o.name or "" for o in model.graph.outputs]
     names = list(dict.fromkeys([*(n for n in job.witnesses if n in inner), *outputs]))
     found = witness(before, model, names, ctx)

@@ -145,3 +145,13 @@ def _same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], most: f
     assert list(found) == list(expected)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=0, atol=most * max(1, np.abs(value).max()), err_msg=place)
+
+
+@pytest.mark.parametrize("name", sorted(PASSES))
+def test_a_pass_is_found_by_the_name_of_its_file(name: str) -> None:
+    assert catalog.pass_named(name) is PASSES[name]
+
+
+@pytest.mark.parametrize("name", ["", "no-such-pass", "../errors", "base", "a.b"])
+def test_what_is_no_pass_is_not_found(name: str) -> None:
+    assert catalog.pass_named(name) is None

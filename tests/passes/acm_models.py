@@ -24,6 +24,7 @@ ACTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "relu-squared": lambda a: np.maximum(a, 0) ** 2,
     "tanh": np.tanh,
     "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
+    "hard-swish": lambda a: np.where(a <= -3, 0, np.where(a >= 3, a, a * (a + 3) / 6)),
 }
 
 

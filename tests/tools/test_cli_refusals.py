@@ -389,11 +389,3 @@ def test_a_refusal_in_a_real_process(here: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"graphpress: m\.onnx: [^\n]+\n", done.stderr), done.stderr
     assert not Path("out").exists()
-
-
-def test_options_of_files_that_are_no_arrays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--images and --text: exclude each other" in compile_(capsys, "--images", "scale=1", "--text", "length=4")
-    assert "--images: says how files become samples" in compile_(capsys, "--images", "scale=1", data=None)
-    assert "'scale' is not option=value" in compile_(capsys, "--images", "scale")
-    assert "no option 'sise'. Did you mean 'size'" in compile_(capsys, "--images", "sise=4")
-    assert "d.npz: not a readable picture" in compile_(capsys, "--images", "scale=1")

@@ -19,7 +19,7 @@ INTERRUPTED = 130  # also what typer makes of a KeyboardInterrupt
 app = typer.Typer(
     help="A compiler for model compression: rewrites a model by a recipe and proves what really runs.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -27,6 +27,13 @@ app = typer.Typer(
 
 plan = typer.Typer(help="Look at plans, compare them, write one into a model.", no_args_is_help=True)
 app.add_typer(plan, name="plan")
+
+
+def _recipes() -> list[str]:
+    from graphpress import shipped
+
+    return list(shipped.recipes())
+
 
 Plan = Annotated[
     Path,
@@ -61,7 +68,9 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
 @app.command("compile")
 def compile_(
     model: Model,
-    recipe: Annotated[str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML or JSON file.")],
+    recipe: Annotated[
+        str, typer.Option(help="Name of a shipped recipe, or a YAML or JSON file.", autocompletion=_recipes)
+    ],
     out: Annotated[Path, typer.Option("--out", help="Output folder; replaced only if graphpress wrote it.")],
     data: Data = None,
     images: Images = None,
@@ -69,12 +78,18 @@ def compile_(
     audio: Audio = None,
     target: Target = "ort-cpu",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change an option: PASS.OPTION=VALUE.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 (by labels) that may be lost.")] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric, higher is better: module:function of a runner, or top-1, top-5, perplexity, wer, map."
+        ),
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option(help="How much of the metric may be lost.")] = None,
     max_latency: Annotated[
         str | None, typer.Option(help="0.6x of the float model's, or ms; recipe mixed and the like.")
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(help="0.3x of the float weights, or bytes; recipe mixed and the like.")
+        str | None, typer.Option(help="0.3x of the float file, or bytes; recipe mixed and the like.")
     ] = None,
     state: Annotated[
         Path | None,
@@ -94,9 +109,9 @@ def compile_(
     samples = _given(data, images, text, audio)
     raise typer.Exit(
         commands.compile_to(
-            model, recipe, out, data=samples, target=target, assignments=set_ or [], max_drop=max_drop,
-            max_latency=max_latency, max_size=max_size, state=state, seed=seed, external=external, keep=keep,
-            as_json=as_json, verbose=verbose,
+            model, recipe, out, data=samples, target=target, assignments=set_ or [], evaluate=evaluate,
+            max_drop=max_drop, max_latency=max_latency, max_size=max_size, state=state, seed=seed, external=external,
+            keep=keep, as_json=as_json, verbose=verbose,
         )
     )  # fmt: skip
 
@@ -237,22 +252,26 @@ def plan_apply(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one in full.")] = None, as_json: Json = False
+    name: Annotated[str | None, typer.Argument(help="Print this one in full.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the shipped recipes, or print one."""
     from graphpress.tools.cli import commands
 
-    _show(commands.recipes(name), as_json)
+    _show(commands.recipes(name, schema), as_json and not schema)
 
 
 @app.command("passes")
 def passes_(
-    name: Annotated[str | None, typer.Argument(help="Show the options of this one.")] = None, as_json: Json = False
+    name: Annotated[str | None, typer.Argument(help="Show the options of this one.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Show their values in this recipe as well.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """List all passes, or the options of one."""
+    """List all passes, or the options of one: what each takes, its default, what it means."""
     from graphpress.tools.cli import commands
 
-    _show(commands.passes(name), as_json)
+    _show(commands.passes(name, recipe), as_json)
 
 
 @app.command()

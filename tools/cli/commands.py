@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from importlib import resources
@@ -13,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 import graphpress as gp
-from graphpress import catalog, shipped
+from graphpress import catalog, options, shipped
 from graphpress.errors import BadRequest, GateError, RecipeError, nearest
 from graphpress.frontends import stored, wire
 from graphpress.graph import text
@@ -21,6 +20,7 @@ from graphpress.job import budgets, bundle
 from graphpress.job.job import context
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
+from graphpress.recipe_schema import recipe_schema
 from graphpress.report.view import library
 from graphpress.target import Target
 from graphpress.tools.cli import terminal
@@ -35,6 +35,7 @@ def compile_to(
     data: Given,
     target: str,
     assignments: list[str],
+    evaluate: str | None = None,
     max_drop: float | None,
     max_latency: str | None = None,
     max_size: str | None = None,
@@ -53,8 +54,8 @@ def compile_to(
         with terminal.progress() as progress:
             try:
                 compiled, report = gp.compile(
-                    model, resolved, data, target, seed=seed, max_drop=max_drop, max_latency=max_latency,
-                    max_size=max_size, state=state, progress=progress,
+                    model, resolved, data, target, seed=seed, evaluate=evaluate, max_drop=max_drop,
+                    max_latency=max_latency, max_size=max_size, state=state, progress=progress,
                 )  # fmt: skip
             except GateError as e:
                 if e.report is None:
@@ -143,32 +144,48 @@ def opt(model: Path, passes: str, out: Path, *, data: Given, target: str, seed: 
     return {"out": str(out), "passes": done} | ({"diff": text.diff(loaded, result).splitlines()} if show else {})
 
 
-def recipes(name: str | None) -> Any:
-    """All recipes with their summaries, or one as YAML with every option."""
+def recipes(name: str | None, schema: bool = False) -> Any:
+    """All recipes with their summaries, one as YAML with every option, or the JSON schema of all."""
+    if schema:
+        return json.dumps(recipe_schema(), indent=1)
     if name is not None:
         return Recipe.load(name).dump()
     return {n: Recipe.load(n).summary for n in shipped.recipes()}
 
 
-def passes(name: str | None) -> dict[str, Any]:
-    """All passes with the first line of their docstring, or the options of one with their defaults.
+def passes(name: str | None, recipe: str | None = None) -> dict[str, Any]:
+    """All passes with the first line of their docstring, or what is to be known of the options of one.
+
+    Args:
+        name: Of the pass.
+        recipe: One that has it: the options show their values there beside the defaults.
 
     Raises:
-        RecipeError: There is no such pass.
+        RecipeError: There is no such pass, or not in the recipe.
     """
     known = catalog.passes()
     if name is None:
+        if recipe is not None:
+            raise BadRequest("shows the options of one pass in it", where="--recipe", fix="Name a pass.")
         return {n: (c.__doc__ or "").strip().splitlines()[0] for n, c in sorted(known.items())}
     if name not in known:
         raise RecipeError("there is no such pass", where=f"pass {name!r}", fix=nearest(name, known))
-    options = {f.name: f"{f.type}, default {_default(f)}" for f in dataclasses.fields(known[name])}  # type: ignore[arg-type]
-    return {"pass": name, "about": (known[name].__doc__ or "").strip(), "options": options}
+    there = _values(name, recipe) if recipe is not None else {}
+    rows = []
+    for o in options.options_of(known[name]):
+        own = {"in the recipe": there[o.name]} if there else {}
+        rows.append({"option": o.name, "takes": o.takes, "default": o.default, **own, "meaning": o.meaning})
+    return {"pass": name, "about": options.parts(known[name])[0], "options": rows}
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return repr(field.default)
-    return repr(field.default_factory()) if field.default_factory is not dataclasses.MISSING else "none"
+def _values(name: str, recipe: str) -> dict[str, str]:
+    """What each option of a pass is in a recipe; of all where it has the pass more than once."""
+    loaded = Recipe.load(recipe)
+    found = [p.options() for p in loaded.passes if p.name == name]
+    if not found:
+        fix = nearest(name, [p.name for p in loaded.passes])
+        raise RecipeError(f"no pass {name!r} in it", where=f"recipe {recipe!r}", fix=fix)
+    return {o: " / ".join(dict.fromkeys(repr(f[o]) for f in found)) for o in found[0]}
 
 
 def conformance(backend: str, op: str | None, kinds: list[str]) -> Any:

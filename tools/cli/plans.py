@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 import graphpress as gp
-from graphpress import keys
+from graphpress import keys, plan_file
 from graphpress.errors import BadRequest, GraphpressError
 from graphpress.graph import edit
 from graphpress.job import bundle
@@ -105,7 +105,10 @@ def read(source: Path) -> Plan:
         plan = data.get("plan", data) if isinstance(data, dict) else data
         if plan is None:
             raise BadRequest("the report holds no plan", where=str(path), fix="Its recipe quantizes nothing.")
-        return Plan.from_json(plan)
+        if not isinstance(plan, dict) or "sites" not in plan:
+            fix = "Write one with `graphpress plan show MODEL --json`."
+            raise BadRequest("is neither a plan nor a report", where=str(path), fix=fix)
+        return plan_file.read(plan, str(path))
     except OSError as e:
         fix = "Give a plan, the report of a compilation or its folder, or a quantized ONNX file."
         raise BadRequest(e.strerror or "cannot be read", where=str(path), fix=fix) from e

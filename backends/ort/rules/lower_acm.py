@@ -217,6 +217,8 @@ class _Emitter:
                 return self.op("Tanh", x)
             case "sigmoid":
                 return self.op("Sigmoid", x)
+            case "hard-swish":
+                return self.op("HardSwish", x)
         return x
 
     def operand(self, x: ir.Value) -> _Rows:

@@ -26,7 +26,8 @@ class Activated:
 
 
 def activated(value: ir.Value | None) -> Activated | None:
-    """The activation that gives ``value``: relu, relu-squared, gelu, gelu-tanh, quick-gelu, silu, tanh or sigmoid.
+    """The activation that gives ``value``: relu, relu-squared, gelu, gelu-tanh, quick-gelu, silu, tanh, sigmoid,
+    or hard-swish.
 
     By values: the one function of x that a tree of pointwise operators computes is compared on a few points.
     """
@@ -53,6 +54,7 @@ def _functions(x: np.ndarray) -> dict[str, np.ndarray]:
         "silu": x * _sigmoid(x),
         "tanh": np.tanh(x),
         "sigmoid": _sigmoid(x),
+        "hard-swish": _hard_swish(x),
     }
 
 
@@ -68,6 +70,10 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     return np.asarray(x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
+def _hard_swish(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x * np.clip(x / 6 + 0.5, 0, 1))
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.asarray(1 / (1 + np.exp(-x)))
 
@@ -75,11 +81,12 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 _PLAIN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Erf": _erf, "Tanh": np.tanh, "Sigmoid": _sigmoid, "Relu": lambda v: np.maximum(v, 0), "Exp": np.exp,
     "Neg": np.negative, "Reciprocal": lambda v: 1 / v, "Identity": np.copy, "Dropout": np.copy,
+    "HardSwish": _hard_swish,
 }  # fmt: skip
 _PAIRS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "Mul": np.multiply, "Div": np.divide, "Add": np.add, "Sub": np.subtract, "Pow": np.power, "Max": np.maximum,
 }  # fmt: skip
-_ONE = (*_PLAIN, "Gelu", "Swish")
+_ONE = (*_PLAIN, "Gelu", "Swish", "HardSigmoid")
 _TWO = (*_PAIRS, "Clip")
 _CONTRIB = ("Gelu", "FastGelu", "QuickGelu")
 
@@ -161,6 +168,8 @@ def _of_one(node: ir.Node, a: np.ndarray) -> np.ndarray:
             return _gelu_tanh(a) if edit.attribute(node, "approximate", "none") == "tanh" else _gelu(a)
         case "FastGelu":
             return _gelu_tanh(a)
+        case "HardSigmoid":
+            return np.clip(edit.attribute(node, "alpha", 0.2) * a + edit.attribute(node, "beta", 0.5), 0, 1)
         case "QuickGelu":
             return a * _sigmoid(edit.attribute(node, "alpha", 1.702) * a)
         case "Swish":

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graphpress.graph import edit
 from graphpress.passes.structure.layers.linear import Linear, linear
+from graphpress.passes.structure.layers.norms import find_norms
 
 BENDS = (
     "Relu", "Gelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid", "Swish",
@@ -37,11 +38,14 @@ class MlpPair:
 
 
 def find_pairs(nodes: Iterable[ir.Node]) -> list[MlpPair]:
-    """The pairs among some nodes, in the order of their layers."""
+    """The pairs among some nodes, in the order of their layers. What a norm gives is none, whatever spells it out."""
+    nodes = list(nodes)
+    norms = {node for norm in find_norms(nodes) for node in norm.nodes}
     found: dict[ir.Value, tuple[ir.Node, list[Linear]]] = {}
     for node in nodes:
         view = linear(node) if node.op_type in ("MatMul", "Gemm") else ""
-        if isinstance(view, Linear) and (bent := _bent(view.input)) is not None:
+        bent = _bent(view.input) if isinstance(view, Linear) else None
+        if isinstance(view, Linear) and bent is not None and bent not in norms:
             found.setdefault(view.input, (bent, []))[1].append(view)
     return [MlpPair(bent, value, tuple(down)) for value, (bent, down) in found.items()]
 

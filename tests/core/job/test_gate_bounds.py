@@ -9,12 +9,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import graphpress as gp
 from graphpress.errors import BadRequest
 from graphpress.job.bars import Gate
 from graphpress.job.chance import Verdict
 from graphpress.job.gate import GateResult, OutputCheck, compare_outputs, judge, sqnr, told
 from graphpress.job.measures import Figure
-from graphpress.job.natures import Kind, Nature
+from graphpress.job.natures import Kind, Nature, find
+from tests import kit
 
 
 def runner(*outputs: np.ndarray):
@@ -44,6 +46,32 @@ def test_the_ends_of_an_option_are_allowed_and_nothing_beyond(name: str) -> None
         with pytest.raises(BadRequest, match=name):
             Gate(**{name: value})
     assert Gate(samples=1).samples == 1
+
+
+def test_what_is_no_number_is_no_bar() -> None:
+    for name in ("min_sqnr", "min_cosine", "max_loss", "max_nats"):
+        with pytest.raises(BadRequest, match=name):
+            Gate(**{name: math.nan})
+
+
+@pytest.mark.parametrize(("kind", "shape"), [
+    ("classes", (20,)), ("classes", (20, 1)), ("classes", (20, 0)), ("embedding", (20,)), ("embedding", (20, 5, 8)),
+    ("boxes", (20, 8)), ("boxes", (2, 60, 9)),
+])  # fmt: skip
+def test_an_output_that_cannot_be_what_is_said_of_it_is_refused(kind: str, shape: tuple[int, ...]) -> None:
+    dims = ", ".join(map(str, ("N", *shape[1:])))
+    model = kit.parse(f"g (float[{dims}] x) => (float[{dims}] y) {{ y = Identity(x) }}")
+    with pytest.raises(BadRequest, match=rf"'y': {kind}: it has shape"):
+        find(model, {"y": np.random.default_rng(0).normal(size=shape)}, {"y": kind})
+
+
+def test_outputs_that_are_not_there_and_seeds_below_zero_are_refused_first() -> None:
+    model = kit.parse("g (float[N, 8] x) => (float[N, 8] y) { y = Relu(x) }")
+    recipe = gp.Recipe.load("clean").set(["gate.outputs={z: classes}"])
+    with pytest.raises(BadRequest, match=r"'z': the model has no such output. Known: y"):
+        gp.compile(model, recipe)
+    with pytest.raises(BadRequest, match="seed: -1 is no seed"):
+        gp.compile(model, "clean", seed=-1)
 
 
 def test_one_bad_batch_breaks_an_output_for_good() -> None:

@@ -104,6 +104,8 @@ def test_what_the_user_says_comes_first() -> None:
     assert nature("y = MatMul(x, x)", logits(16, 10), said="values") == Nature(Kind.VALUES)
     assert nature("y = Relu(x)", logits(4, 9, 30), said="classes") == Nature(Kind.CLASSES, 2)
     assert nature("y = Relu(x)", logits(16, 30), said="embedding").kind is Kind.EMBEDDING
+    table = np.concatenate([320 * boxes(2, 400), np.full((2, 400, 3), 0.02)], -1)
+    assert nature("y = Relu(x)", table, said="boxes") == Nature(Kind.BOXES, 2, boxes="y")
 
 
 def boxes(samples: int, rows: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from graphpress.passes.acm.acm import Acm
 from graphpress.passes.acm.quantize_learners import QuantizeLearners
 from graphpress.passes.acm.usage import Usage, exhibit
 from graphpress.passes.fold.fold_weights import FoldWeights
-from graphpress.passes.recover.acm_phases import TrainAcm
+from graphpress.passes.recover.train_acm import TrainAcm
 from graphpress.report import page
 from graphpress.report.report import Report
 from tests import kit

@@ -42,6 +42,7 @@ PARAMETERS = "float[4] gamma, float[4] beta, float[4] mean, float[4] var"
 BATCHNORM = "y = BatchNormalization<epsilon=0.001>(h, gamma, beta, mean, var)"
 IMAGE = f"f (float[2,4,5,5] x, float[a,b,3,3] w, float[4] b, {PARAMETERS}) => (float[n,4,h,w] y)"
 MATRIX = f"f (float[3,6] x, float[a,b] w, float[c] b, {PARAMETERS}) => (float[3,4] y)"
+ROWS = f"f (float[2,3,6] x, float[a,b] w, float[c] b, {PARAMETERS}) => (float[6,4] y)"
 LINEAR = {
     "conv": (IMAGE, "h = Conv(x, w, b)", (4, 4, 3, 3)),
     "conv without bias": (IMAGE, "h = Conv<pads=[1,1,1,1]>(x, w)", (4, 4, 3, 3)),
@@ -53,6 +54,12 @@ LINEAR = {
     "transposed gemm": (MATRIX, "h = Gemm<transB=1>(x, w)", (4, 6)),
     "matmul": (MATRIX, "h = MatMul(x, w)", (6, 4)),
     "matmul and add": (MATRIX, "g = MatMul(x, w) h = Add(g, b)", (6, 4)),
+    "matmul of rows": (ROWS, "r = Constant<value_ints=[6,4]>() g = MatMul(x, w) h = Reshape(g, r)", (6, 4)),
+    "matmul and add of rows": (
+        ROWS,
+        "r = Constant<value_ints=[6,4]>() g = MatMul(x, w) a = Add(g, b) h = Reshape(a, r)",
+        (6, 4),
+    ),
 }
 
 
@@ -69,7 +76,8 @@ def test_folded_batchnorm_is_the_same_function(kind: str, seed: int) -> None:
     model = model_of(f"{head} {{ {linear} {BATCHNORM} }}", constants)
     after, reports = kit.apply(model, InferShapes(), FoldBatchnorm())
     assert "BatchNormalization" not in kit.ops(after), [s.why for s in reports[-1].skips]
-    feeds = {"x": rng.normal(size=(2, 4, 5, 5) if head is IMAGE else (3, 6)).astype(np.float32)}
+    size = {IMAGE: (2, 4, 5, 5), MATRIX: (3, 6), ROWS: (2, 3, 6)}[head]
+    feeds = {"x": rng.normal(size=size).astype(np.float32)}
     got = kit.run(after, feeds)["y"]
     wanted = in_float64(model, constants, feeds)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())

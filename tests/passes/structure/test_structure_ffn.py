@@ -45,6 +45,8 @@ ACTIVATIONS = {
     "squared relu, power": ("r = Relu(h) a = Pow(r, two)", "relu-squared"),
     "plain tanh": ("a = Tanh(h)", "tanh"),
     "plain sigmoid": ("a = Sigmoid(h)", "sigmoid"),
+    "hard swish": ("a = HardSwish(h)", "hard-swish"),
+    "hard swish, spelled out": ("s = HardSigmoid <alpha = 0.16666667> (h) a = Mul(h, s)", "hard-swish"),
     "dropout": ("r = Relu(h) d = Dropout(r) a = Identity(d)", "relu"),
 }
 NUMBERS = {

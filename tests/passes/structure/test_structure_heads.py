@@ -24,6 +24,8 @@ SIZES = """
     each = Constant <value_ints = [2, 4, 3, 2]> () two = Constant <value_ints = [2]> ()
     rows = Constant <value_ints = [2, 3, 4, 6]> () third = Constant <value_ints = [2, 2, 2]> ()
 """
+NORMED = """last = Constant <value_ints = [-1]> () s = Mul(x, x) m = ReduceMean(s, last) r = Sqrt(m)
+    i = Reciprocal(r) n = Mul(x, i) y = MatMul(n, wq)"""
 PROJECT = f"""{SIZES}
     q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
     q1 = Reshape(q0, many) k1 = Reshape(k0, few) v1 = Reshape(v0, few)
@@ -114,6 +116,7 @@ def test_products_without_softmax_are_no_heads(body: str) -> None:
         ("h = MatMul(x, wq) s = Sigmoid(h) a = Mul(h, s) g = MatMul(x, wo) b = Mul(a, g) y = MatMul(b, wv)", [8]),
         ("h = MatMul(x, wq) a = Gelu(h) c = Identity(a) m = MatMul(c, wo) n = MatMul(c, wk) y = Sum(m, m)", [8]),
         ("h = MatMul(x, wq) y = MatMul(h, wo)", []),
+        (NORMED, []),
         ("h = MatMul(x, wq) a = Add(h, x) y = MatMul(a, wo)", []),
     ],
 )

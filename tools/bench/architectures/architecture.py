@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_SPREAD = 0.1  # of what is added to gains and biases
+
 
 @dataclass
 class Draw:
@@ -51,7 +53,8 @@ class Architecture:
         make: The module; drawn with a seed of its own.
         inputs: Keyword arguments of ``forward``.
         prenorm: Whether it is a transformer with a residual stream that each block normalizes before it reads it.
-        ffn: Whether it has feed-forward blocks of two linear layers or three, with an activation between them.
+        ffn: Feed-forward blocks of its layers: two linear layers or three with an activation, and nothing else, between
+            them. Poolers and heads may be found beside them.
     """
 
     name: str
@@ -59,12 +62,16 @@ class Architecture:
     make: Callable[[], nn.Module]
     inputs: Callable[[Draw], Mapping[str, Any]]
     prenorm: bool = False
-    ffn: bool = False
+    ffn: int = 0
 
     def module(self) -> nn.Module:
-        """The module in evaluation mode, the same each time."""
+        """The module in evaluation mode, the same each time; gains and biases are no longer ones and zeros."""
         torch.manual_seed(0)
-        return self.make().eval()
+        made, generator = self.make().eval(), torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for vector in (p for p in made.parameters() if p.ndim == 1 and p.is_floating_point()):
+                vector += _SPREAD * torch.randn(vector.shape, generator=generator)
+        return made
 
     def draw(self, batch: int, seed: int) -> dict[str, Any]:
         """Keyword arguments."""

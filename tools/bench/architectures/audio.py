@@ -17,14 +17,14 @@ _SPEECH: Mapping[str, Any] = {
     "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "pad_token_id": 0,
     "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
 }  # fmt: skip
-# model class -> (options, prenorm, ffn)
-_BY_WAVE: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
-    "Wav2Vec2ForCTC": (_WAVES, False, True),
-    "HubertModel": (_WAVES, False, True),
-    "WavLMModel": ({**_WAVES, "num_buckets": 32, "max_bucket_distance": 64}, False, True),
-    "UniSpeechSatModel": (_WAVES, False, True),
-    "Wav2Vec2ConformerModel": ({**_WAVES, "conv_depthwise_kernel_size": 7}, True, True),
-    "SEWModel": (_WAVES, False, True),
+# model class -> (options, prenorm, feed-forward blocks)
+_BY_WAVE: dict[str, tuple[Mapping[str, Any], bool, int]] = {
+    "Wav2Vec2ForCTC": (_WAVES, False, 2),
+    "HubertModel": (_WAVES, False, 2),
+    "WavLMModel": ({**_WAVES, "num_buckets": 32, "max_bucket_distance": 64}, False, 2),
+    "UniSpeechSatModel": (_WAVES, False, 2),
+    "Wav2Vec2ConformerModel": ({**_WAVES, "conv_depthwise_kernel_size": 7}, True, 4),
+    "SEWModel": (_WAVES, False, 2),
 }
 
 
@@ -44,29 +44,29 @@ def _speech_to_text(draw: Draw) -> dict[str, Any]:
     return {"input_features": draw.floats(64, 16), "attention_mask": draw.ones(64), "decoder_input_ids": draw.ids(6)}
 
 
-# model class -> (options, inputs, whether it is a pre-norm transformer)
-_OTHERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], bool]] = {
+# model class -> (options, inputs, prenorm, feed-forward blocks)
+_OTHERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], bool, int]] = {
     "WhisperForConditionalGeneration": (
         {**_SPEECH, "num_mel_bins": 16, "max_source_positions": 32, "max_target_positions": 32, "max_length": 32,
-         "suppress_tokens": [], "begin_suppress_tokens": []}, _whisper, True,
+         "suppress_tokens": [], "begin_suppress_tokens": []}, _whisper, True, 4,
     ),
     "Speech2TextForConditionalGeneration": (
         {**_SPEECH, "input_feat_per_channel": 16, "max_source_positions": 64, "max_target_positions": 32,
-         "conv_channels": 64}, _speech_to_text, True,
+         "conv_channels": 64}, _speech_to_text, True, 4,
     ),
     "MoonshineForConditionalGeneration": (
         {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "encoder_num_hidden_layers": 2,
          "decoder_num_hidden_layers": 2, "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4,
-         "max_position_embeddings": 32}, _moonshine, True,
+         "max_position_embeddings": 32}, _moonshine, True, 4,
     ),
     "ASTForAudioClassification": (
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
-         "max_length": 64, "num_mel_bins": 32}, lambda draw: {"input_values": draw.floats(64, 32)}, True,
+         "max_length": 64, "num_mel_bins": 32}, lambda draw: {"input_values": draw.floats(64, 32)}, True, 2,
     ),
     "VitsModel": (
         {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64,
          "flow_size": 32, "spectrogram_bins": 33, "upsample_initial_channel": 32, "prior_encoder_num_flows": 2,
-         "posterior_encoder_num_wavenet_layers": 2}, lambda draw: {"input_ids": draw.ids(8, 40)}, False,
+         "posterior_encoder_num_wavenet_layers": 2}, lambda draw: {"input_ids": draw.ids(8, 40)}, False, 0,
     ),
 }  # fmt: skip
 
@@ -75,8 +75,8 @@ def architectures() -> Iterator[Architecture]:
     """Speech encoders, speech to text, codecs."""
     for kind, (options, prenorm, ffn) in _BY_WAVE.items():
         yield Architecture(kind, "speech", of_transformers(kind, options), _wave(2000), prenorm, ffn)
-    for kind, (options, inputs, transformer) in _OTHERS.items():
-        yield Architecture(kind, "speech", of_transformers(kind, options), inputs, transformer, transformer)
+    for kind, (options, inputs, prenorm, ffn) in _OTHERS.items():
+        yield Architecture(kind, "speech", of_transformers(kind, options), inputs, prenorm, ffn)
     codecs: dict[str, Mapping[str, Any]] = {
         "EncodecModel": {"num_filters": 8, "hidden_size": 32, "codebook_dim": 32, "codebook_size": 64,
                          "upsampling_ratios": [4, 2], "num_lstm_layers": 1},

@@ -69,70 +69,70 @@ def _prior(draw: Draw) -> dict[str, Any]:
             "encoder_hidden_states": draw.floats(6, 32)}  # fmt: skip
 
 
-# diffusers' class -> (options, inputs)
-_NETS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]]]] = {
+# diffusers' class -> (options, inputs, feed-forward blocks)
+_NETS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], int]] = {
     "UNet2DModel": (
         {"sample_size": 16, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
-         "attention_head_dim": 8, "down_block_types": _DOWN, "up_block_types": _UP}, _timed(3, 16),
+         "attention_head_dim": 8, "down_block_types": _DOWN, "up_block_types": _UP}, _timed(3, 16), 0,
     ),
     "UNet2DConditionModel": ({**_CROSS, "out_channels": 4, "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")},
-                             _told),
-    "ControlNetModel": ({k: v for k, v in _CROSS.items() if k != "sample_size"}, _controlled),
+                             _told, 4),
+    "ControlNetModel": ({k: v for k, v in _CROSS.items() if k != "sample_size"}, _controlled, 2),
     "UNet1DModel": (
         {"sample_size": 64, "in_channels": 2, "out_channels": 2, "extra_in_channels": 64,
          "block_out_channels": (32, 64), "layers_per_block": 1,
          "down_block_types": ("DownBlock1DNoSkip", "AttnDownBlock1D"),
          "up_block_types": ("AttnUpBlock1D", "UpBlock1DNoSkip")},
-        lambda draw: {"sample": draw.floats(2, 64), "timestep": draw.steps()},
+        lambda draw: {"sample": draw.floats(2, 64), "timestep": draw.steps()}, 0,
     ),
     "UNet3DConditionModel": (
         {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
          "cross_attention_dim": 32, "attention_head_dim": 8, "down_block_types": ("CrossAttnDownBlock3D",
-         "DownBlock3D"), "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D")}, _video(4, "sample"),
+         "DownBlock3D"), "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D")}, _video(4, "sample"), 9,
     ),
 }  # fmt: skip
-_TRANSFORMERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], bool]] = {
+_TRANSFORMERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], int]] = {
     "DiTTransformer2DModel": (
         {"num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 2,
-         "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10}, _dit, True,
+         "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10}, _dit, 2,
     ),
     "PixArtTransformer2DModel": (
         {"num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 2,
          "sample_size": 8, "patch_size": 2, "cross_attention_dim": 64, "caption_channels": 32,
-         "use_additional_conditions": False}, _pixart, True,
+         "use_additional_conditions": False}, _pixart, 2,
     ),
     "SD3Transformer2DModel": (
         {"sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 2, "attention_head_dim": 16,
          "num_attention_heads": 4, "joint_attention_dim": 32, "caption_projection_dim": 64,
-         "pooled_projection_dim": 32, "out_channels": 4, "pos_embed_max_size": 8}, _sd3, True,
+         "pooled_projection_dim": 32, "out_channels": 4, "pos_embed_max_size": 8}, _sd3, 3,
     ),
     "FluxTransformer2DModel": (
         {"in_channels": 8, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 4,
-         "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 4, 8)}, _flux, True,
+         "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 4, 8)}, _flux, 2,
     ),
     "AuraFlowTransformer2DModel": (
         {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1,
          "attention_head_dim": 16, "num_attention_heads": 4, "joint_attention_dim": 32, "caption_projection_dim": 64,
-         "pos_embed_max_size": 16}, _pixart, True,
+         "pos_embed_max_size": 16}, _pixart, 3,
     ),
     "SanaTransformer2DModel": (
         {"in_channels": 4, "out_channels": 4, "num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 16,
          "num_cross_attention_heads": 4, "cross_attention_head_dim": 16, "cross_attention_dim": 64,
-         "caption_channels": 32, "sample_size": 8, "patch_size": 1}, _pixart, True,
+         "caption_channels": 32, "sample_size": 8, "patch_size": 1}, _pixart, 0,
     ),
     "CogVideoXTransformer3DModel": (
         {"num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "num_layers": 2,
          "text_embed_dim": 32, "time_embed_dim": 32, "sample_width": 8, "sample_height": 8, "sample_frames": 5,
-         "max_text_seq_length": 6}, _cog, True,
+         "max_text_seq_length": 6}, _cog, 2,
     ),
     "WanTransformer3DModel": (
         {"patch_size": (1, 2, 2), "num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4,
          "out_channels": 4, "text_dim": 32, "freq_dim": 32, "ffn_dim": 64, "num_layers": 2, "rope_max_seq_len": 16},
-        _video(4), True,
+        _video(4), 2,
     ),
     "PriorTransformer": (
         {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2, "embedding_dim": 32,
-         "num_embeddings": 6, "additional_embeddings": 4}, _prior, True,
+         "num_embeddings": 6, "additional_embeddings": 4}, _prior, 2,
     ),
 }  # fmt: skip
 _CODERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]]]] = {
@@ -167,8 +167,8 @@ def _make(kind: str, options: Mapping[str, Any]) -> Callable[[], Any]:
 
 def architectures() -> Iterator[Architecture]:
     """U-Nets, transformers, autoencoders."""
-    for kind, (options, inputs) in _NETS.items():
-        yield Architecture(kind, "diffusion U-Net", _make(kind, options), inputs)
+    for kind, (options, inputs, ffn) in _NETS.items():
+        yield Architecture(kind, "diffusion U-Net", _make(kind, options), inputs, False, ffn)
     for kind, (options, inputs, ffn) in _TRANSFORMERS.items():
         yield Architecture(kind, "diffusion transformer", _make(kind, options), inputs, True, ffn)
     for kind, (options, inputs) in _CODERS.items():

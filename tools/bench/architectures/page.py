@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from graphpress.tools.bench.architectures.architecture import Architecture
-from graphpress.tools.bench.architectures.stages import EQUAL, STAGES, Entry
+from graphpress.tools.bench.architectures.stages import BATCH, DRAWS, EQUAL, STAGES, Entry
 
 _PATH = re.compile(r"(?:/[\w.+-]+)+/((?:[\w.+-]+/)?[\w.+-]+\.py)")  # of this machine
 Key: TypeAlias = tuple[str, str]  # architecture, stage
@@ -18,19 +18,24 @@ _HEAD = """# Architectures
 
 Written by `python -m graphpress.tools.bench.architectures --out FILE --page docs/figures/architectures.md` (extra
 `models`), at quick settings: {count} models of transformers, diffusers and timm in their default configurations but for
-their size (two layers, width 16 to 64), with random weights, each in a process of its own.
+their size (two layers, width 16 to 64), with random weights, gains and biases, each in a process of its own.
 
-A figure is the SQNR in dB of the first output against the module in torch. trace: the number of nodes; parity: the
-worst of all outputs in float32, from {equal:g} dB on `yes`; rot: what was turned of what was found, of residual streams
-(R1), values of attention (R2), hidden values of MLPs (R4), in float32; smooth: in brackets the difference to w8a8; acm:
-feed-forward blocks that were replaced. `-`: there is nothing that the recipe is for; `no`: refused, failed, or, for a
-residual stream of a pre-norm transformer, not turned; empty: not run.
+A figure is the SQNR in dB of the first output against the module in torch, of {samples} samples{but}. trace: the
+number of nodes; parity: the worst of all outputs in float32, from {equal:g} dB on `yes`, below also where torch itself
+is as far apart in float32 and in float64 (`own`: it chooses between near ties); ffn: the feed-forward blocks of linear
+layers that were found, of those its layers have (poolers and heads are found as well); rot: what was turned of what was
+found, of residual streams (R1), values of attention (R2), hidden values of MLPs (R4), in float32; smooth: in brackets
+the difference to w8a8; acm: feed-forward blocks that were replaced. `-`: there is nothing that the recipe is for; `no`:
+refused, failed, not all found, or, for a residual stream of a pre-norm transformer, not turned; empty: not run.
 """
 
 
 def render(found: Mapping[Key, Entry], wanted: Sequence[Architecture]) -> str:
     """The page."""
-    parts = [_HEAD.format(count=len({k[0] for k in found}), equal=EQUAL), *_bars(found, wanted)]
+    few = {k[0] for k, e in found.items() if "sites" in e.counts and e.counts.get("samples") != BATCH * DRAWS}
+    but = f" (but for {len(few)} models, of {BATCH})" if few else ""
+    head = _HEAD.format(count=len({k[0] for k in found}), equal=EQUAL, samples=BATCH * DRAWS, but=but)
+    parts = [head, *_bars(found, wanted)]
     numbers: dict[str, int] = {}
     for family in dict.fromkeys(a.family for a in wanted):
         models = [a for a in wanted if a.family == family and any((a.name, s) in found for s in STAGES)]
@@ -60,12 +65,14 @@ def _said(entry: Entry, plain: Entry | None) -> str:
     if entry.recipe == "rot" and counts:
         turned = ", ".join(f"{r} {counts[r]}/{counts[f'{r} of']}" for r in ("R1", "R2", "R4"))
         return turned if entry.ok else f"no, {turned}"
+    if entry.recipe == "ffn" and counts:
+        return f"{counts['blocks']}/{counts['of']}" if counts["blocks"] or counts["of"] else "-"
     if not entry.ok:
         return "no" if entry.crash or entry.dB is None or entry.recipe == "parity" else "-"
     if entry.recipe == "trace":
         return str(counts["nodes"])
     if entry.recipe == "parity":
-        return "yes"
+        return f"yes ({entry.dB:.0f}, own {entry.counts['own']:.0f})" if "own" in counts else "yes"
     figure = "exact" if entry.dB is None or math.isinf(entry.dB) else f"{entry.dB:.1f}"
     if entry.recipe == "smooth" and plain is not None and plain.dB is not None and entry.dB is not None:
         return f"{figure} ({entry.dB - plain.dB:+.1f})"
@@ -105,8 +112,8 @@ def _counted(
     both = [n for n in of("smooth", traced) if found.get((n, "w8a8"), Entry("", "", False)).ok]
     near = [n for n in both if _gap(found, n) >= -SMOOTH_LOSS]
     yield f"SmoothQuant at most {SMOOTH_LOSS} dB below w8a8", 1.0, near, both
-    forward = of("acm", [a.name for a in wanted if a.ffn and a.name in traced])
-    yield "feed-forward blocks found where there are any", 1.0, good("acm", forward), forward
+    forward = of("ffn", [a.name for a in wanted if a.ffn and a.name in traced])
+    yield "all feed-forward blocks found, where there are any", 1.0, good("ffn", forward), forward
 
 
 def _gap(found: Mapping[Key, Entry], name: str) -> float:

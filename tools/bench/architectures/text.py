@@ -24,108 +24,108 @@ _T5: Mapping[str, Any] = {
 }  # fmt: skip
 _EXPERTS: Mapping[str, Any] = {**_GROUPED, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
-# model class -> (what differs from _SMALL, prenorm, ffn)
-_ENCODERS: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
-    "BertModel": ({}, False, True),
-    "BertForSequenceClassification": ({}, False, True),
-    "RobertaForMaskedLM": ({}, False, True),
-    "DistilBertModel": ({"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}, False, True),
-    "AlbertModel": ({"embedding_size": 32}, False, True),
-    "ElectraForTokenClassification": ({"embedding_size": 32}, False, True),
+# model class -> (what differs from _SMALL, prenorm, feed-forward blocks)
+_ENCODERS: dict[str, tuple[Mapping[str, Any], bool, int]] = {
+    "BertModel": ({}, False, 2),
+    "BertForSequenceClassification": ({}, False, 2),
+    "RobertaForMaskedLM": ({}, False, 2),
+    "DistilBertModel": ({"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}, False, 2),
+    "AlbertModel": ({"embedding_size": 32}, False, 2),
+    "ElectraForTokenClassification": ({"embedding_size": 32}, False, 2),
     "DebertaV2Model": (
-        {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]}, False, True
+        {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]}, False, 2
     ),
-    "MPNetModel": ({}, False, True),
+    "MPNetModel": ({}, False, 2),
     "ModernBertModel": ({"global_attn_every_n_layers": 2, "local_attention": 8, "cls_token_id": 1, "sep_token_id": 2},
-                        True, True),
-    "RoFormerModel": ({}, False, True),
-    "MobileBertModel": ({"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}, False, True),
-    "SqueezeBertModel": ({"embedding_size": 64}, False, True),
-    "FNetModel": ({"tpu_short_seq_length": 12}, False, True),
-    "ConvBertModel": ({"embedding_size": 32}, False, True),
-    "XLMRobertaXLModel": ({}, True, True),
-    "EsmModel": ({"mask_token_id": 3}, True, True),
-    "LayoutLMModel": ({}, False, True),
+                        True, 2),
+    "RoFormerModel": ({}, False, 2),
+    "MobileBertModel": ({"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}, False, 8),
+    "SqueezeBertModel": ({"embedding_size": 64}, False, 0),
+    "FNetModel": ({"tpu_short_seq_length": 12}, False, 2),
+    "ConvBertModel": ({"embedding_size": 32}, False, 2),
+    "XLMRobertaXLModel": ({}, True, 2),
+    "EsmModel": ({"mask_token_id": 3}, True, 2),
+    "LayoutLMModel": ({}, False, 2),
 }  # fmt: skip
-_DECODERS: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
-    "GPT2LMHeadModel": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}, True, True),
+_DECODERS: dict[str, tuple[Mapping[str, Any], bool, int]] = {
+    "GPT2LMHeadModel": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}, True, 2),
     "GPTNeoForCausalLM": (
-        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8}, True, True
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8}, True, 2
     ),
-    "GPTNeoXForCausalLM": ({}, True, True),
-    "GPTJForCausalLM": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8}, True, True),
-    "CodeGenForCausalLM": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8}, True, True),
-    "OPTForCausalLM": ({"ffn_dim": 128, "word_embed_proj_dim": 64}, True, True),
-    "BloomForCausalLM": ({"n_layer": 2, "n_head": 4}, True, True),
-    "MptForCausalLM": ({"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}, True, True),
-    "FalconForCausalLM": ({"n_layer": 2}, True, True),
-    "LlamaForCausalLM": (_GROUPED, True, True),
-    "MistralForCausalLM": ({**_GROUPED, "sliding_window": 8, "head_dim": 16}, True, True),
-    "GemmaForCausalLM": ({**_GROUPED, "head_dim": 16, "num_key_value_heads": 1}, True, True),
-    "Gemma2ForCausalLM": ({**_GROUPED, "head_dim": 16, "sliding_window": 8}, True, True),
-    "Gemma3ForCausalLM": ({**_GROUPED, "head_dim": 16, "sliding_window": 8}, True, True),
-    "Qwen2ForCausalLM": (_GROUPED, True, True),
-    "Qwen3ForCausalLM": ({**_GROUPED, "head_dim": 16}, True, True),
-    "PhiForCausalLM": ({}, True, True),
-    "Phi3ForCausalLM": (_GROUPED, True, True),
-    "StableLmForCausalLM": (_GROUPED, True, True),
-    "CohereForCausalLM": (_GROUPED, True, True),
-    "OlmoForCausalLM": (_GROUPED, True, True),
-    "Olmo2ForCausalLM": (_GROUPED, False, True),
-    "GraniteForCausalLM": (_GROUPED, True, True),
-    "SmolLM3ForCausalLM": (_GROUPED, True, True),
-    "Starcoder2ForCausalLM": (_GROUPED, True, True),
-    "GPTBigCodeForCausalLM": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}, True, True),
-    "GlmForCausalLM": ({**_GROUPED, "head_dim": 16}, True, True),
-    "HeliumForCausalLM": ({**_GROUPED, "head_dim": 16}, True, True),
-    "NemotronForCausalLM": (_GROUPED, True, True),
-    "XGLMForCausalLM": ({"d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4}, True, True),
+    "GPTNeoXForCausalLM": ({}, True, 2),
+    "GPTJForCausalLM": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8}, True, 2),
+    "CodeGenForCausalLM": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8}, True, 2),
+    "OPTForCausalLM": ({"ffn_dim": 128, "word_embed_proj_dim": 64}, True, 2),
+    "BloomForCausalLM": ({"n_layer": 2, "n_head": 4}, True, 2),
+    "MptForCausalLM": ({"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}, True, 2),
+    "FalconForCausalLM": ({"n_layer": 2}, True, 2),
+    "LlamaForCausalLM": (_GROUPED, True, 2),
+    "MistralForCausalLM": ({**_GROUPED, "sliding_window": 8, "head_dim": 16}, True, 2),
+    "GemmaForCausalLM": ({**_GROUPED, "head_dim": 16, "num_key_value_heads": 1}, True, 2),
+    "Gemma2ForCausalLM": ({**_GROUPED, "head_dim": 16, "sliding_window": 8}, True, 2),
+    "Gemma3ForCausalLM": ({**_GROUPED, "head_dim": 16, "sliding_window": 8}, True, 2),
+    "Qwen2ForCausalLM": (_GROUPED, True, 2),
+    "Qwen3ForCausalLM": ({**_GROUPED, "head_dim": 16}, True, 2),
+    "PhiForCausalLM": ({}, True, 2),
+    "Phi3ForCausalLM": (_GROUPED, True, 2),
+    "StableLmForCausalLM": (_GROUPED, True, 2),
+    "CohereForCausalLM": (_GROUPED, True, 2),
+    "OlmoForCausalLM": (_GROUPED, True, 2),
+    "Olmo2ForCausalLM": (_GROUPED, False, 2),
+    "GraniteForCausalLM": (_GROUPED, True, 2),
+    "SmolLM3ForCausalLM": (_GROUPED, True, 2),
+    "Starcoder2ForCausalLM": (_GROUPED, True, 2),
+    "GPTBigCodeForCausalLM": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}, True, 2),
+    "GlmForCausalLM": ({**_GROUPED, "head_dim": 16}, True, 2),
+    "HeliumForCausalLM": ({**_GROUPED, "head_dim": 16}, True, 2),
+    "NemotronForCausalLM": (_GROUPED, True, 2),
+    "XGLMForCausalLM": ({"d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4}, True, 2),
 }  # fmt: skip
-_MIXTURES: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
-    "MixtralForCausalLM": ({**_EXPERTS, "num_local_experts": 4}, True, False),
-    "Qwen2MoeForCausalLM": ({**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 64}, True, True),
-    "Qwen3MoeForCausalLM": ({**_EXPERTS, "num_experts": 4, "head_dim": 16}, True, False),
-    "OlmoeForCausalLM": ({**_EXPERTS, "num_experts": 4}, True, False),
+_MIXTURES: dict[str, tuple[Mapping[str, Any], bool, int]] = {
+    "MixtralForCausalLM": ({**_EXPERTS, "num_local_experts": 4}, True, 0),
+    "Qwen2MoeForCausalLM": ({**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 64}, True, 2),
+    "Qwen3MoeForCausalLM": ({**_EXPERTS, "num_experts": 4, "head_dim": 16}, True, 0),
+    "OlmoeForCausalLM": ({**_EXPERTS, "num_experts": 4}, True, 0),
     "DeepseekV3ForCausalLM": ({
         **_EXPERTS, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 1,
         "first_k_dense_replace": 1, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
         "qk_nope_head_dim": 16, "v_head_dim": 16,
-    }, True, True),
-    "GptOssForCausalLM": ({**_EXPERTS, "num_local_experts": 4, "head_dim": 16, "sliding_window": 8}, True, False),
-    "GraniteMoeForCausalLM": ({**_EXPERTS, "num_local_experts": 4}, True, False),
+    }, True, 2),
+    "GptOssForCausalLM": ({**_EXPERTS, "num_local_experts": 4, "head_dim": 16, "sliding_window": 8}, True, 0),
+    "GraniteMoeForCausalLM": ({**_EXPERTS, "num_local_experts": 4}, True, 0),
     "SwitchTransformersForConditionalGeneration": (
         {**_T5, "num_experts": 4, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1,
-         "num_sparse_decoder_layers": 1, "expert_capacity": 24}, True, True,
+         "num_sparse_decoder_layers": 1, "expert_capacity": 24}, True, 2,
     ),
 }  # fmt: skip
-_STATES: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
-    "MambaForCausalLM": ({"state_size": 8}, False, False),
-    "FalconMambaForCausalLM": ({"state_size": 8}, False, False),
+_STATES: dict[str, tuple[Mapping[str, Any], bool, int]] = {
+    "MambaForCausalLM": ({"state_size": 8}, False, 0),
+    "FalconMambaForCausalLM": ({"state_size": 8}, False, 0),
     "Mamba2ForCausalLM": (
-        {"state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 8}, False, False
+        {"state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 8}, False, 0
     ),
     "RecurrentGemmaForCausalLM": (
-        {**_GROUPED, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 8, "head_dim": 16}, True, True
+        {**_GROUPED, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 8, "head_dim": 16}, True, 3
     ),
-    "RwkvForCausalLM": ({"attention_hidden_size": 64, "context_length": 64}, False, False),
+    "RwkvForCausalLM": ({"attention_hidden_size": 64, "context_length": 64}, False, 2),
     "JambaForCausalLM": (
         {**_GROUPED, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
-         "expert_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False}, True, True,
+         "expert_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False}, True, 1,
     ),
 }  # fmt: skip
-_SEQUENCES: dict[str, tuple[Mapping[str, Any], bool, bool]] = {
-    "T5ForConditionalGeneration": (_T5, True, True),
-    "UMT5ForConditionalGeneration": (_T5, True, True),
-    "LongT5ForConditionalGeneration": ({**_T5, "local_radius": 4}, True, True),
-    "BartForConditionalGeneration": (_SEQ2SEQ, False, True),
-    "MBartForConditionalGeneration": (_SEQ2SEQ, True, True),
-    "MarianMTModel": (_SEQ2SEQ, False, True),
-    "PegasusForConditionalGeneration": (_SEQ2SEQ, True, True),
-    "M2M100ForConditionalGeneration": (_SEQ2SEQ, True, True),
-    "BlenderbotSmallForConditionalGeneration": (_SEQ2SEQ, False, True),
+_SEQUENCES: dict[str, tuple[Mapping[str, Any], bool, int]] = {
+    "T5ForConditionalGeneration": (_T5, True, 4),
+    "UMT5ForConditionalGeneration": (_T5, True, 4),
+    "LongT5ForConditionalGeneration": ({**_T5, "local_radius": 4}, True, 4),
+    "BartForConditionalGeneration": (_SEQ2SEQ, False, 4),
+    "MBartForConditionalGeneration": (_SEQ2SEQ, True, 4),
+    "MarianMTModel": (_SEQ2SEQ, False, 4),
+    "PegasusForConditionalGeneration": (_SEQ2SEQ, True, 4),
+    "M2M100ForConditionalGeneration": (_SEQ2SEQ, True, 4),
+    "BlenderbotSmallForConditionalGeneration": (_SEQ2SEQ, False, 4),
     "ProphetNetForConditionalGeneration": (
         {"hidden_size": 64, "num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 4,
-         "num_decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "ngram": 2}, False, True,
+         "num_decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "ngram": 2}, False, 4,
     ),
 }  # fmt: skip
 

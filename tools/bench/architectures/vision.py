@@ -24,42 +24,42 @@ _TOWER: Mapping[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
 }  # fmt: skip
 
-# transformers' model class -> (options, pixels of a side, prenorm, ffn)
-_TRANSFORMERS: dict[str, tuple[Mapping[str, Any], int, bool, bool]] = {
-    "ViTForImageClassification": (_SMALL, 32, True, True),
-    "DeiTForImageClassification": (_SMALL, 32, True, True),
-    "BeitForImageClassification": (_SMALL, 32, True, True),
-    "Dinov2ForImageClassification": ({**_SMALL, "mlp_ratio": 2}, 32, True, True),
-    "ViTMSNModel": (_SMALL, 32, True, True),
-    "SwinForImageClassification": ({**_STAGES, "image_size": 32, "patch_size": 4}, 32, True, True),
-    "Swinv2ForImageClassification": ({**_STAGES, "image_size": 32, "patch_size": 4}, 32, False, True),
+# transformers' model class -> (options, pixels of a side, prenorm, feed-forward blocks)
+_TRANSFORMERS: dict[str, tuple[Mapping[str, Any], int, bool, int]] = {
+    "ViTForImageClassification": (_SMALL, 32, True, 2),
+    "DeiTForImageClassification": (_SMALL, 32, True, 2),
+    "BeitForImageClassification": (_SMALL, 32, True, 2),
+    "Dinov2ForImageClassification": ({**_SMALL, "mlp_ratio": 2}, 32, True, 2),
+    "ViTMSNModel": (_SMALL, 32, True, 2),
+    "SwinForImageClassification": ({**_STAGES, "image_size": 32, "patch_size": 4}, 32, True, 2),
+    "Swinv2ForImageClassification": ({**_STAGES, "image_size": 32, "patch_size": 4}, 32, False, 2),
     "SegformerForSemanticSegmentation": (
         {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 4],
-         "decoder_hidden_size": 32}, 64, True, True,
+         "decoder_hidden_size": 32}, 64, True, 0,
     ),
     "MobileViTForImageClassification": (
         {"hidden_sizes": [32, 48, 64], "neck_hidden_sizes": [8, 16, 24, 32, 40, 48, 64], "image_size": 64},
-        64, True, True,
+        64, True, 9,
     ),
     "PvtForImageClassification": (
         {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 4],
-         "image_size": 64}, 64, True, True,
+         "image_size": 64}, 64, True, 4,
     ),
     "LevitForImageClassification": (
         {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1], "key_dim": [8, 8, 8],
-         "image_size": 64}, 64, False, True,
+         "image_size": 64}, 64, False, 2,
     ),
-    "PoolFormerForImageClassification": ({"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, 64, True, False),
+    "PoolFormerForImageClassification": ({"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, 64, True, 0),
 }  # fmt: skip
-_DETECTORS: dict[str, tuple[Mapping[str, Any], int, bool, bool]] = {
-    "YolosForObjectDetection": ({**_SMALL, "num_detection_tokens": 8, "image_size": [32, 32]}, 32, True, True),
-    "DetrForObjectDetection": (_DETR, 64, False, True),
-    "ConditionalDetrForObjectDetection": (_DETR, 64, False, True),
-    "DeformableDetrForObjectDetection": ({**_DETR, "num_feature_levels": 2}, 64, False, True),
+_DETECTORS: dict[str, tuple[Mapping[str, Any], int, bool, int]] = {
+    "YolosForObjectDetection": ({**_SMALL, "num_detection_tokens": 8, "image_size": [32, 32]}, 32, True, 2),
+    "DetrForObjectDetection": (_DETR, 64, False, 3),
+    "ConditionalDetrForObjectDetection": (_DETR, 64, False, 3),
+    "DeformableDetrForObjectDetection": ({**_DETR, "num_feature_levels": 2}, 64, False, 3),
     "RTDetrForObjectDetection": (
         {"d_model": 32, "encoder_hidden_dim": 32, "encoder_in_channels": [32, 48, 64], "encoder_ffn_dim": 64,
          "encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_layers": 2, "decoder_ffn_dim": 64,
-         "num_queries": 12, "decoder_in_channels": [32, 32, 32]}, 64, False, True,
+         "num_queries": 12, "decoder_in_channels": [32, 32, 32]}, 64, False, 3,
     ),
 }  # fmt: skip
 # transformers' model class -> options
@@ -70,29 +70,29 @@ _CONVOLUTIONAL: dict[str, Mapping[str, Any]] = {
                                      "groups_width": 16},
     "MobileNetV2ForImageClassification": {"depth_multiplier": 0.35},
 }  # fmt: skip
-# timm's name -> (options, pixels of a side, family, prenorm, ffn)
+# timm's name -> (options, pixels of a side, family, prenorm, feed-forward blocks)
 _CNN, _VIT = "convolutional", "vision transformer"
-_TIMM: dict[str, tuple[Mapping[str, Any], int, str, bool, bool]] = {
-    "resnet18": ({}, 32, _CNN, False, False),
-    "mobilenetv3_small_050": ({}, 32, _CNN, False, False),
-    "efficientnet_lite0": ({}, 32, _CNN, False, False),
-    "regnety_002": ({}, 32, _CNN, False, False),
-    "densenet121": ({"growth_rate": 8, "block_config": (2, 2, 2, 2)}, 64, _CNN, False, False),
-    "convnext_atto": ({"depths": (1, 1, 1, 1), "dims": (16, 32, 48, 64)}, 64, _CNN, False, False),
-    "repvgg_a0": ({}, 32, _CNN, False, False),
-    "ghostnet_050": ({}, 64, _CNN, False, False),
-    "nf_regnet_b0": ({}, 64, _CNN, False, False),
-    "hgnetv2_b0": ({}, 64, _CNN, False, False),
-    "fastvit_t8": ({}, 64, _CNN, False, False),
-    "vit_tiny_patch16_224": ({"depth": 2, "img_size": 64}, 64, _VIT, True, True),
-    "eva02_tiny_patch14_224": ({"depth": 2, "img_size": 56}, 56, _VIT, True, True),
-    "mixer_s32_224": ({"img_size": 64}, 64, _VIT, True, True),
-    "gmlp_ti16_224": ({"img_size": 64}, 64, _VIT, True, False),
-    "cait_xxs24_224": ({"depth": 2, "img_size": 64}, 64, _VIT, True, True),
-    "xcit_nano_12_p16_224": ({"depth": 2, "img_size": 64}, 64, _VIT, True, True),
-    "maxvit_rmlp_pico_rw_256": ({"img_size": 64}, 64, _VIT, True, True),
-    "efficientformer_l1": ({"depths": (1, 1, 1, 2)}, 224, _VIT, False, True),
-    "edgenext_xx_small": ({"depths": (1, 1, 1, 1)}, 64, _VIT, True, True),
+_TIMM: dict[str, tuple[Mapping[str, Any], int, str, bool, int]] = {
+    "resnet18": ({}, 32, _CNN, False, 0),
+    "mobilenetv3_small_050": ({}, 32, _CNN, False, 0),
+    "efficientnet_lite0": ({}, 32, _CNN, False, 0),
+    "regnety_002": ({}, 32, _CNN, False, 0),
+    "densenet121": ({"growth_rate": 8, "block_config": (2, 2, 2, 2)}, 64, _CNN, False, 0),
+    "convnext_atto": ({"depths": (1, 1, 1, 1), "dims": (16, 32, 48, 64)}, 64, _CNN, False, 0),
+    "repvgg_a0": ({}, 32, _CNN, False, 0),
+    "ghostnet_050": ({}, 64, _CNN, False, 0),
+    "nf_regnet_b0": ({}, 64, _CNN, False, 0),
+    "hgnetv2_b0": ({}, 64, _CNN, False, 0),
+    "fastvit_t8": ({}, 64, _CNN, False, 0),
+    "vit_tiny_patch16_224": ({"depth": 2, "img_size": 64}, 64, _VIT, True, 2),
+    "eva02_tiny_patch14_224": ({"depth": 2, "img_size": 56}, 56, _VIT, True, 2),
+    "mixer_s32_224": ({"img_size": 64}, 64, _VIT, True, 16),
+    "gmlp_ti16_224": ({"img_size": 64}, 64, _VIT, True, 0),
+    "cait_xxs24_224": ({"depth": 2, "img_size": 64}, 64, _VIT, True, 4),
+    "xcit_nano_12_p16_224": ({"depth": 2, "img_size": 64}, 64, _VIT, True, 4),
+    "maxvit_rmlp_pico_rw_256": ({"img_size": 64}, 64, _VIT, True, 22),
+    "efficientformer_l1": ({"depths": (1, 1, 1, 2)}, 224, _VIT, False, 1),
+    "edgenext_xx_small": ({"depths": (1, 1, 1, 1)}, 64, _VIT, True, 4),
 }  # fmt: skip
 
 
@@ -162,4 +162,4 @@ def architectures() -> Iterator[Architecture]:
         yield Architecture(f"timm {name}", family, _timm(name, options), _pixels(side, "x"), prenorm, ffn)
     for kind in ("CLIPModel", "SiglipModel"):
         inputs = _both if kind == "CLIPModel" else _pictures_and_ids
-        yield Architecture(kind, "pictures and text", _towers(kind), inputs, True, True)
+        yield Architecture(kind, "pictures and text", _towers(kind), inputs, True, 4)

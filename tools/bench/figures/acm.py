@@ -21,7 +21,7 @@ from graphpress.observe.data import CalibrationData
 from graphpress.ops.acm_price import price_at
 from graphpress.passes.acm import site, usage
 from graphpress.passes.acm.acm import Acm
-from graphpress.passes.recover.acm_phases import TrainAcm
+from graphpress.passes.recover.train_acm import TrainAcm
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.runner import Progress, Runner, quiet
