@@ -37,6 +37,8 @@ from graphpress.graph import edit, verify
 if TYPE_CHECKING:
     import torch
 
+_DRAWN = 21  # the last at which ONNX Runtime 1.32 has kernels of these
+_DRAWING = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 OPSET = 23  # the first that has attention and RMS norm as single operators
 
 
@@ -69,6 +71,7 @@ def trace(
         fold_batchnorm: Fold BatchNormalization into the convolution or linear layer before it, which keeps a note of
             its statistics for data-free methods.
         opset: ONNX opset of the graph; below 23, attention and RMS norm come as the many operators they consist of.
+            A module that draws random numbers gets 21 at most: ONNX Runtime draws none at 22 and 23.
 
     Raises:
         Unsupported: The module cannot be traced or has an operator without a form in ONNX; names the module's path
@@ -82,6 +85,8 @@ def trace(
     with _quiet(), torch_registry.kept(), _evaluating(torch, module), torch.no_grad(), plain as constants:
         try:
             program = _exported(torch, module, args, kwargs, dynamic_shapes, opset)
+            if opset > _DRAWN and any(n.op_type in _DRAWING for n in edit.nodes(program.model)):
+                program = _exported(torch, module, args, kwargs, dynamic_shapes, _DRAWN)
         except Exception as e:
             raise torch_errors.refusal(e, module) from e
         model = program.model

@@ -37,7 +37,7 @@ class Context:
 
     Attributes:
         target: Where the result will run; its capabilities steer decisions.
-        data: Calibration data, or None.
+        data: Calibration data, or None. A Pipeline makes it of what else ``graphpress.calibration_data`` takes.
         run: Executes a model fast, on one thread for each run (calibration runs several at a time); None where nothing
             may be executed.
         oracle: Executes a model without any runtime optimisation: the reference semantics.

@@ -22,6 +22,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, PassError, VerifyError
 from graphpress.graph import edit, half, names, quantized, text, verify, widening
 from graphpress.keys import BY, STAGE
+from graphpress.observe.sources.taken import calibration_data
 from graphpress.runner import Arrays, Runner
 from graphpress.types import Numerics, Stage
 
@@ -84,10 +85,10 @@ class Pipeline:
             GraphpressError: Bad input or a request that cannot be met, as the pass raised it.
         """
         ctx = ctx or Context()
-        if ctx.data is not None:
-            reads = (name for step in self.passes if isinstance(step, Pass) for name in step.reads)
-            ctx = replace(ctx, data=ctx.data.allow(reads))
         work = model.clone() if isinstance(model, ir.Model) else catalog.reader(model)(model)
+        if (data := calibration_data(ctx.data, work)) is not None:
+            reads = (name for step in self.passes if isinstance(step, Pass) for name in step.reads)
+            ctx = replace(ctx, data=data.allow(reads))
         names.unique_values(work)  # two branches of an If may use one name
         verify.check(work)
         self._check_order(stage_of(work))

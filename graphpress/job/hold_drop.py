@@ -26,7 +26,9 @@ def check_measurable(evaluate: Evaluate | None, max_drop: float) -> None:
     if not 0 <= max_drop < math.inf:
         raise BadRequest(f"{max_drop:g} is no budget", where="max_drop", fix="Give a number from 0 up.")
     if evaluate is None:
-        raise BadRequest("there is no metric", where="max_drop", fix="Put labels into the data, or give evaluate=.")
+        raise BadRequest(
+            "there is no metric", where="max_drop", fix="Put labels into the data, or give evaluate= (--evaluate)."
+        )
 
 
 def hold_drop(job: Job, compiled: Compiled, max_drop: float) -> Compiled:

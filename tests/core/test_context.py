@@ -37,4 +37,4 @@ def test_need_says_why_and_what_else_could_be_done() -> None:
 
 def test_all_that_may_be_none_can_be_needed() -> None:
     optional = {f.name for f in dataclasses.fields(Context) if f.default is None}
-    assert optional - {"calibrate", "lower"} == set(NEEDED)  # without these two there is another way
+    assert optional - {"calibrate", "lower", "state"} == set(NEEDED)  # without these there is another way

@@ -28,7 +28,7 @@ schemes = st.builds(
 sites = st.builds(Site, st.sampled_from(["a", "b/c", "d[0]"]), st.integers(0, 3), st.sampled_from(list(Role)))
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.dictionaries(sites, schemes, max_size=6))
 def test_what_a_plan_says_of_itself_is_read_again(known: dict[Site, Scheme]) -> None:
     plan = Plan(known, (frozenset(known),) if len(known) > 1 else ())

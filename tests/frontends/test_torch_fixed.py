@@ -1,4 +1,4 @@
-"""Numbers that modules keep as buffers, layers that are moved to where they are, checks of values."""
+"""Numbers that modules keep as buffers, layers that are moved to where they are, checks of values, random numbers."""
 
 from __future__ import annotations
 
@@ -78,3 +78,17 @@ def test_a_layer_moved_to_where_it_is_and_what_all_or_any_say() -> None:
             np.testing.assert_allclose(made[0], module(full)[0].numpy(), atol=1e-6)
         assert [made[1].item(), made[2].item()] == [every, some]
     assert [o.dtype for o in model.graph.outputs] == [ir.DataType.FLOAT, ir.DataType.BOOL, ir.DataType.BOOL]
+
+
+class Noisy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.randn_like(x) * torch.rand(x.shape)
+
+
+def test_random_numbers_are_drawn() -> None:
+    """ONNX Runtime has no kernel of them at opset 22 or 23."""
+    x = torch.zeros(50, 40)
+    model = torch_export.trace(Noisy(), (x,))
+    assert model.opset_imports[""] == 21
+    (y,) = kit.run(model, {"x": x.numpy()}).values()
+    assert abs(y.mean()) < 0.1 and abs((y**2).mean() - 1 / 3) < 0.1  # the mean of u^2, times 1

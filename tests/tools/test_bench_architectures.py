@@ -79,7 +79,7 @@ def test_what_rounding_decides_is_no_fault_of_the_graph() -> None:
 
 def test_outputs_that_differ_and_modules_that_cannot_be_traced() -> None:
     found = fill(Subject(small(Counting)), "parity")
-    assert not found.ok and found.dB is not None and found.dB < 20 and not found.crash
+    assert not found.ok and "two calls of the module" in found.why and not found.crash
     found = fill(Subject(small(Refused)), "trace")
     assert not found.ok and "depends on the values" in found.why and not found.crash
 

@@ -30,6 +30,7 @@ class Images(Source):
 
     What pixels become must be said: by ``mean`` and ``std``, by ``scale``, or by a preprocessor_config.json, which is
     also found in the folder; options go before it. A model that takes uint8 gets them as they are.
+    As in torchvision and transformers, a picture is not turned as its camera noted.
     If all pictures lie in folders, and these can be the classes of the model, their names give the labels.
 
     Attributes:

@@ -27,9 +27,10 @@ def calibration_data(given: DataLike, model: ir.Model) -> CalibrationData | None
 
     Args:
         given: Arrays by input name, samples first; one array or tensor for a model of one input; a tuple of arrays in
-            the order of the inputs; anything to iterate (a DataLoader, a generator, a list, a dataset) that gives
-            dicts, tuples or arrays, batches or single samples; a path of .npz, .npy or .safetensors or of a folder of
-            them; ``Images(path, ...)`` and its like, or the path alone where a file beside says how to prepare them.
+            the order of the inputs; anything to iterate (a DataLoader, a generator, a list, a dataset, a reader of
+            ONNX Runtime's quantizer) that gives dicts, tuples or arrays, batches or single samples; a path of .npz,
+            .npy or .safetensors or of a folder of them; ``Images(path, ...)`` and its like, or the path alone where a
+            file beside says how to prepare them.
             An array called ``labels``, or one integer array behind the inputs, is for a metric.
             What does not say how long it is is read up to 4096 samples or 2 GiB.
         model: Its inputs are what data is for.
@@ -53,10 +54,20 @@ def calibration_data(given: DataLike, model: ir.Model) -> CalibrationData | None
         return _of_element(given, known)
     if isinstance(given, tuple) and given and all(map(is_array, given)):
         return _of_element(given, known)
+    given = _iterable(given)
     if isinstance(given, Iterable) or hasattr(given, "__getitem__"):
         return _of_iterable(given, known)
     fix = "Call it: give what it returns." if callable(given) else _FORMS
     raise CalibrationError(f"a {type(given).__name__} is no calibration data", where="data", fix=fix)
+
+
+def _iterable(given: Any) -> Any:
+    """The elements of a reader of ONNX Runtime's quantizer or of a dataset of NNCF; anything else as it is."""
+    if hasattr(given, "get_inference_data"):
+        return given.get_inference_data()
+    if hasattr(given, "get_next") and not isinstance(given, Iterable):
+        return iter(given.get_next, None)
+    return given
 
 
 def _of_mapping(given: Mapping[str, Any]) -> CalibrationData:

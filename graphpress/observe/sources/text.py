@@ -43,7 +43,7 @@ class Text(Source):
     input: str = field(default="", kw_only=True)
 
     name: ClassVar[str] = "text"
-    endings: ClassVar[tuple[str, ...]] = (".txt", ".text", ".md")
+    endings: ClassVar[tuple[str, ...]] = (".txt", ".text")
 
     def batches(self, model: ir.Model, files: Sequence[Path], notes: list[str]) -> Iterator[dict[str, np.ndarray]]:
         """Windows of each file, at most 64 at a time.

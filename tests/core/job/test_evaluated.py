@@ -174,7 +174,7 @@ def test_perplexity_without_labels_is_that_of_the_next_token() -> None:
         measured("perplexity", samples(3), runner(scores))
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from("abc"), max_size=5), st.lists(st.sampled_from("abc"), max_size=5))
 def test_word_distance_is_the_least_number_of_edits(a: list[str], b: list[str]) -> None:
     @functools.cache

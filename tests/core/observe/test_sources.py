@@ -64,7 +64,26 @@ class Columns:
         return {"text": "a", "k": int(K[i]), "label": i, "x": [float(v) for v in X[i]]}
 
 
+class Reader:
+    """As users of ONNX Runtime's quantizer write it: ``get_next`` gives a feed, and None at the end."""
+
+    def __init__(self) -> None:
+        self.left = list(X)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return {"x": self.left.pop(0)[None]} if self.left else None
+
+
+class Dataset:
+    """As NNCF's: a source and a function that makes inputs of an item."""
+
+    def get_inference_data(self) -> Iterator[np.ndarray]:
+        return iter(X)
+
+
 FORMS: dict[str, Callable[[], Any]] = {
+    "a reader of ONNX Runtime": Reader,
+    "a dataset of NNCF": Dataset,
     "an array": lambda: X,
     "a tensor that wants gradients": lambda: torch.from_numpy(X).requires_grad_(),
     "a mapping of tensors": lambda: {"x": torch.from_numpy(X)},
@@ -106,7 +125,7 @@ def test_tuples_go_by_the_order_of_the_inputs() -> None:
     assert take([(X, K, K)], TWO).digest() == digest(x=X, k=K, labels=K)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.lists(st.one_of(st.none(), st.integers(1, 80)), min_size=1, max_size=6))
 def test_samples_keep_their_order_however_they_come(pieces: list[int | None]) -> None:
     """None stands for one sample without the axis of samples."""

@@ -96,3 +96,12 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(
     model = kit.parse(f"g ({shape} x) => ({shape} y) {{ y = Identity(x) }}")
     with pytest.raises(BadRequest, match=rf"{source.name}: {name} is not installed. Install it: pip install '"):
         gp.calibration_data(source, model)
+
+
+def test_a_pipeline_of_ones_own_takes_the_same(tmp_path: Path) -> None:
+    model = kit.parse("g (float[N,3] x) => (float[N,3] y) { a = Relu(x) y = Identity(a) }")
+    oracle = kit.run
+    for data in (np.ones((2, 3), np.float32), [{"x": np.ones((2, 3), np.float32)}]):
+        steps = gp.Pipeline(gp.Recipe.load("clean").passes)
+        _, reports = steps.run(model, gp.Context(data=data, oracle=lambda m: lambda f: oracle(m, f)))  # type: ignore[arg-type]
+        assert any(r.changed and r.checked.startswith("exact") for r in reports)

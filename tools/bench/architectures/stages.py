@@ -131,6 +131,9 @@ def _trace(subject: Subject, entry: Entry) -> None:
 
 def _parity(subject: Subject, entry: Entry) -> None:
     """Every output, floats within rounding, all else equal; or no farther than rounding alone moves the module."""
+    if _drawn(subject):
+        entry.ok, entry.why = False, "it draws random numbers: two calls of the module give different outputs"
+        return
     (given,), wanted = subject.run(subject.model, Target.load("ort-cpu"), 1), subject.wanted[0]
     kinds = [a.dtype.kind for a in wanted]
     if len(given) != len(wanted):
@@ -147,6 +150,13 @@ def _parity(subject: Subject, entry: Entry) -> None:
         entry.counts = {"own": _own(subject)}
         entry.ok = worst >= entry.counts["own"] - _LIKE_OWN
     entry.why = "" if entry.ok else f"worst of {len(kinds)} outputs"
+
+
+def _drawn(subject: Subject) -> bool:
+    """Whether the module gives something else at each call."""
+    once, again = (_called(subject.module, subject.architecture.draw(BATCH, 2)) for _ in range(2))
+    pairs = zip(once, again, strict=True)
+    return any(a.shape != b.shape or not np.array_equal(a, b, equal_nan=a.dtype.kind in "fc") for a, b in pairs)
 
 
 def _own(subject: Subject) -> float:
