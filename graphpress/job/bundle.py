@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import hashlib
 import importlib.metadata
@@ -99,8 +100,25 @@ def publish(draft: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write(draft: Path, model: ir.Model | None, report: Report, recipe: Recipe, external: bool | None = None) -> None:
-    """Write all files into ``draft``; without a model where the gate failed."""
+def write(
+    draft: Path,
+    model: ir.Model | None,
+    report: Report,
+    recipe: Recipe,
+    external: bool | None = None,
+    *,
+    view: bool = False,
+) -> None:
+    """Write all files into ``draft``; without a model where the gate failed.
+
+    Args:
+        draft: An empty folder.
+        model: What the target runs.
+        report: Of the compilation.
+        recipe: Resolved.
+        external: Weights in a file beside the model.
+        view: Whether somebody draws the graph beside it, for the report to point to.
+    """
     from graphpress.frontends import onnx_file
     from graphpress.report import explorer, page
 
@@ -111,8 +129,18 @@ def write(draft: Path, model: ir.Model | None, report: Report, recipe: Recipe, e
             _dump(draft / f"explorer.{stem}.json", data)
     (draft / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
     _dump(draft / "report.json", report.to_json())
-    (draft / "report.html").write_text(page.render(report), encoding="utf-8")
+    (draft / "report.html").write_text(page.render(report, page.Made(made(report), view)), encoding="utf-8")
     _dump(draft / MANIFEST, manifest(draft, report, recipe))
+
+
+def made(report: Report) -> list[str]:
+    """Versions, machine and date, a line each."""
+    isa = report.audit.get("isa") or platform.machine()
+    now = datetime.datetime.now(datetime.UTC)
+    return [
+        ", ".join(f"{name} {version}" for name, version in versions().items()),
+        f"{platform.system()} {isa}, {os.cpu_count()} processors; {now:%Y-%m-%d %H:%M} UTC",
+    ]
 
 
 def manifest(draft: Path, report: Report, recipe: Recipe) -> dict[str, Any]:

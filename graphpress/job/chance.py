@@ -70,7 +70,7 @@ def mean_loss(values: np.ndarray, most: float) -> tuple[float, float]:
         most: What a sample can lose.
     """
     low, high = mean(values)
-    return low, max(high, mean(np.append(values, most))[1]) if len(values) > 1 else high
+    return low, max(high, mean(np.append(values, most))[1])
 
 
 def at_least(value: float, low: float, high: float, bar: float) -> Verdict:

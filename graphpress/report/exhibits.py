@@ -1,8 +1,9 @@
 """What passes put on show (``contracts.Exhibit``), made ready for the page by kind. Nothing here knows an algorithm.
 
 scatter
-    ``across`` (name of the axis), ``whole`` (ticks are shares of it), ``note``, ``points``: each ``x``, ``y`` (drawn on
-    a logarithmic scale), ``look`` (predicted: small, on one line; measured: large; taken: filled) and ``text``.
+    ``across`` (name of the axis), ``up`` (of the other), ``whole`` (ticks are shares of it), ``asked`` (budgets: ``x``,
+    ``y``), ``note``, ``points``: each ``x``, ``y`` (on a logarithmic scale), ``look`` (predicted: small, on
+    one line; measured: large; taken: filled) and ``text``.
 levels
     How many of N each of many takes. ``columns`` (four headings), ``parts``: each ``name`` and, a row a place,
     ``names``, ``counts`` (of 0..N) and ``strips`` (how many each of a sequence took).

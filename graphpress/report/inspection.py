@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphpress.graph import edit, text
+from graphpress.graph import text
 from graphpress.job.models import ModelLike, as_model
 from graphpress.keys import SCHEME, SCOPE, TARGET
 from graphpress.passes.structure.layers.overview import Overview
@@ -140,7 +140,7 @@ def _sites(model: ir.Model) -> list[SiteInfo]:
             reports.weights(n),
             n.metadata_props.get(SCHEME, ""),
         )
-        for n in edit.nodes(model)
+        for n in reports.operators(model)
         if reports.heavy(n) or SCHEME in n.metadata_props
     ]
 

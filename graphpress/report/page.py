@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import jinja2
 
 from graphpress.job.chance import Verdict
-from graphpress.report import exhibits, tables
-from graphpress.report.report import Report, SiteRow
+from graphpress.report import charts, exhibits, tables
+from graphpress.report.next_step import next_steps
+from graphpress.report.report import Report
 
 WORST = 8  # sites whose histograms are drawn
 
 
-def render(report: Report) -> str:
+@dataclass(frozen=True)
+class Made:
+    """Where and when a report was made, ready to be read.
+
+    Attributes:
+        lines: Versions, machine, date.
+        view: The page of the rewritten graph lies beside it, as ``view.html``.
+    """
+
+    lines: Sequence[str] = ()
+    view: bool = False
+
+
+def render(report: Report, made: Made | None = None) -> str:
     """The page as text."""
     source = resources.files("graphpress.report").joinpath("templates/report.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     return template.render(
         report=report,
+        made=made or Made(),
         cards=_cards(report),
-        head=[tables.before_after(report), tables.gate(report), tables.coverage(report)],
+        steps=next_steps(report),
+        head=[tables.before_after(report), tables.coverage(report), tables.gate(report)],
         warnings=tables.warnings(report),
         sites=tables.sites(report),
         tail=[tables.passes(report), tables.skips(report), tables.histogram(report)],
-        bars=_bars(report),
+        times=charts.times(report),
+        sizes=charts.sizes(report),
+        noise=charts.noise(report),
         exhibits=exhibits.drawn(report),
-        histograms=[_histogram(n, h) for n, h in list(report.histograms.items())[:WORST]],
+        histograms=[charts.histogram(n, h) for n, h in list(report.histograms.items())[:WORST]],
     )
 
 
@@ -43,40 +62,24 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     if size is not None:
         cards.append(("size", f"{size:.2f}x", "good" if size < 1 else "bad"))
     if report.latency:
-        ratio = report.latency["ratio"]
-        cards.append(("latency", f"{ratio:.2f}x", "good" if ratio < 1 else "bad"))
+        cards.append(_latency(report.latency))
     if report.metric:
         gain = report.metric["after"] - report.metric["before"]
-        cards.append(("metric", f"{report.metric['after']:.2f} ({gain:+.2f})", "plain"))
-    macs = report.coverage().macs
-    if macs is not None:
-        cards.append(("multiply-adds on low-bit kernels", tables.percent(macs), "good" if macs > 0.9 else "plain"))
+        error = f" ± {report.metric['after_error']:.2f}" if "after_error" in report.metric else ""
+        label = report.measured_by or "metric"
+        cards.append((f"{label} ({gain:+.2f})", f"{report.metric['after']:.2f}{error}", "plain"))
+    coverage = report.coverage()
+    if coverage.macs is not None:
+        shares = {kind: of.get("macs", 0.0) for kind, of in coverage.kinds.items()}
+        most = max(shares, key=lambda kind: shares[kind])
+        cards.append((f"multiply-adds: {most}", tables.percent(shares[most]), "plain" if most == "float" else "good"))
     return cards
 
 
-def _bars(report: Report) -> list[dict[str, Any]]:
-    """The sites that take most of the time, as shares of the slowest."""
-    timed: list[SiteRow] = sorted((s for s in report.sites if s.microseconds), key=lambda s: -s.microseconds)[:15]
-    most = timed[0].microseconds if timed else 1.0
-    return [
-        {
-            "name": s.node,
-            "width": 100 * s.microseconds / most,
-            "value": f"{s.microseconds:.0f} µs",
-            "verdict": s.verdict,
-        }
-        for s in timed
-    ]
-
-
-def _histogram(name: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Bars of one histogram in a 300 x 80 box, and where the chosen range ends."""
-    counts = data["counts"]
-    top = max(counts, default=0) or 1
-    step = 300 / max(len(counts), 1)
-    width = len(counts) * data["width"] or 1.0
-    marks = [300 * (data[k] - data["start"]) / width for k in ("lo", "hi")]
-    bars = [
-        {"x": i * step, "h": 80 * (c / top) ** 0.5, "y": 80 - 80 * (c / top) ** 0.5} for i, c in enumerate(counts) if c
-    ]
-    return {"name": name, "bars": bars, "step": step, "marks": [m for m in marks if 0 <= m <= 300], **data}
+def _latency(latency: dict[str, float]) -> tuple[str, str, str]:
+    """Good and bad only where the runs agree that it is."""
+    low, high = latency.get("ratio_low", latency["ratio"]), latency.get("ratio_high", latency["ratio"])
+    tone = "good" if high < 1 else "bad" if low > 1 else "plain"
+    if latency.get("busy"):
+        return "latency: machine was busy", f"{latency['ratio']:.2f}x ?", "plain"
+    return f"latency ({low:.2f}x to {high:.2f}x)" if low < high else "latency", f"{latency['ratio']:.2f}x", tone

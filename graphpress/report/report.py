@@ -49,14 +49,26 @@ class SiteRow:
     added: float = 0.0
     unmeasured: str = ""
 
+    @property
+    def kind(self) -> str:
+        """integer, weight-only or float: how it runs, or without an audit how its scheme means it to."""
+        if self.verdict:
+            return self.verdict if self.verdict in ("integer", "weight-only") else "float"
+        return ("integer" if "activation[" in self.scheme else "weight-only") if self.scheme else "float"
+
 
 @dataclass(frozen=True)
 class Coverage:
-    """Shares between 0 and 1 of what was reached; ``macs`` is None without an audit."""
+    """Shares between 0 and 1 of what was reached; ``macs`` is None without an audit.
+
+    ``kinds`` holds those of integer, weight-only and float sites apart: of ``sites``, ``weights`` and ``macs``, as far
+    as there are any. What fell back counts as float; without an audit a site counts as its scheme means it.
+    """
 
     sites: float
     weights: float
     macs: float | None
+    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -103,7 +115,19 @@ class Report:
             len(reached) / max(len(self.sites), 1),
             sum(s.weights for s in reached) / max(sum(s.weights for s in self.sites), 1),
             on_integers / macs if macs else None,
+            self._kinds(),
         )
+
+    def _kinds(self) -> dict[str, dict[str, float]]:
+        totals = {"sites": len(self.sites)} | {
+            what: sum(getattr(s, what) for s in self.sites) for what in ("weights", "macs")
+        }
+        found = {}
+        for kind in ("integer", "weight-only", "float") if self.sites else ():
+            mine = [s for s in self.sites if s.kind == kind]
+            amounts = {"sites": len(mine), "weights": sum(s.weights for s in mine), "macs": sum(s.macs for s in mine)}
+            found[kind] = {what: amounts[what] / total for what, total in totals.items() if total}
+        return found
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict and the figures; ``report.page`` draws all of it."""
@@ -192,11 +216,29 @@ def site_rows(before: ir.Model, after: ir.Model, passes: list[PassReport]) -> li
     schemes = {n.name: s for n in edit.nodes(after) if (s := n.metadata_props.get(SCHEME))}
     skips = {s.where: s.why for p in passes if p.plan is not None for s in p.skips}
     rows = []
-    for node in edit.nodes(before):
+    for node in operators(before):
         name = node.name or ""
         if heavy(node) or name in schemes:
-            rows.append(SiteRow(name, node.op_type, schemes.get(name, ""), skips.get(name, ""), weights(node)))
+            held, scheme = weights(node), schemes.get(name, "")
+            why = skips.get(name, "") or ("" if scheme else _left_alone(node, held))
+            rows.append(SiteRow(name, node.op_type, scheme, why, held))
     return rows
+
+
+def operators(model: ir.Model) -> Iterator[ir.Node]:
+    """All nodes but those in the bodies of the dialect's operators, which are drawn, counted and named as one."""
+    own = [f for f in model.functions.values() if f.domain == "graphpress"]
+    within = {n for f in own for scope in edit.scopes(f) for n in scope}
+    yield from (n for n in edit.nodes(model) if n not in within)
+
+
+def _left_alone(node: ir.Node, held: int) -> str:
+    """Why a site that no pass decided about stays in float."""
+    if node.op_type == "Gather":
+        return "an embedding: its rows are looked up, and no pass of the recipe stores them in fewer bits"
+    if not held:
+        return "it multiplies two computed values, and no pass of the recipe quantizes those"
+    return "no pass of the recipe quantizes it"
 
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:

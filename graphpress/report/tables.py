@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +84,20 @@ def before_after(report: Report) -> Table:
     if report.ops:
         counts = [sum(report.ops[k].values()) for k in ("before", "after")]
         rows.append(("operators", str(counts[0]), str(counts[1]), f"{counts[1] - counts[0]:+d}"))
+    sure = spread(report.latency)
+    sure = f"Latency with a chance of 95 %: {sure}" if sure else ""
     back = f"back in float to hold the budget: {', '.join(report.reverted)}" if report.reverted else ""
     data = "; ".join(report.data.get("notes", ()))
-    note = ". ".join(filter(None, (back, report.half, f"Data: {data}" if data else "")))
+    note = ". ".join(filter(None, (back, report.half, sure, f"Data: {data}" if data else "")))
     return Table("Before and after", ("", "before", "after", "change"), rows, note)
+
+
+def spread(latency: Mapping[str, float]) -> str:
+    """Where the true ratio lies: ``0.50x to 0.55x of 40 pairs of runs``, and whether the machine was busy."""
+    if "ratio_low" not in latency:
+        return ""
+    said = f"{latency['ratio_low']:.2f}x to {latency['ratio_high']:.2f}x of {latency['runs']:.0f} pairs of runs"
+    return said + ("; the machine was busy" if latency.get("busy") else "")
 
 
 def gate(report: Report) -> Table:
@@ -112,15 +122,15 @@ def _worst(sample: tuple[int, float] | None) -> str:
 
 
 def coverage(report: Report) -> Table:
-    """Shares reached."""
+    """Shares on integers, with weights in few bits alone, and in float."""
     c = report.coverage()
-    rows = [
-        ("sites", percent(c.sites)),
-        ("weights", percent(c.weights)),
-        ("multiply-adds on low-bit kernels", percent(c.macs)),
-    ]
-    note = f"not audited: {report.audit['left_out']}" if "left_out" in report.audit else ""
-    return Table("Coverage", ("of", "reached"), rows, note)
+    rows = [(kind, *(percent(of.get(what)) for what in ("sites", "weights", "macs"))) for kind, of in c.kinds.items()]
+    note = f"{percent(c.sites)} of the sites have a scheme" if rows else ""
+    if not any(s.verdict for s in report.sites) and rows:
+        note += (
+            f"; not audited{': ' + report.audit['left_out'] if 'left_out' in report.audit else ''}: as schemes mean it"
+        )
+    return Table("Coverage", ("runs as", "sites", "weights", "multiply-adds"), rows, note)
 
 
 def sites(report: Report) -> Table:

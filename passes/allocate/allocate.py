@@ -16,7 +16,7 @@ from graphpress.passes.allocate import amounts
 from graphpress.passes.allocate import model as tables
 from graphpress.passes.allocate.choose import Goal, choose
 from graphpress.passes.allocate.edges import Probe
-from graphpress.passes.allocate.formats import DEFAULT
+from graphpress.passes.allocate.formats import DEFAULT, FLOAT
 from graphpress.passes.allocate.meter import LatencyMeter, Times, alternate
 from graphpress.passes.allocate.parts import Parts
 from graphpress.passes.allocate.picture import picture
@@ -32,6 +32,8 @@ from graphpress.passes.quantize.wide_range import find
 from graphpress.types import Numerics, Stage
 
 CHECKED = 256  # samples that compiled plans are compared on: they are few, and what was searched on flatters them
+
+_SERVES = "of the formats tried float serves the budget best"
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,16 @@ class Allocate(Pass, HoldsBudgets, Ignores):
             *space.skips,
             *watched.left_out,
             *(Skip(n, f"{f}: {why}") for (n, f), why in found.refused.items()),
+            *(Skip(n, _SERVES) for n, f in taken.formats.items() if f == FLOAT),
         ]
         ApplyPlan(taken.plan).run(model, ctx, report)
         report.warnings += [*said, *self._unmet(goal, taken, problem)]
         report.metrics |= _metrics(problem, taken, bench, found, space)
         if not self.asked:
             report.metrics["budget"] = f"max_size {self.usual_size}, the recipe's own: nobody gave one"
-        report.exhibits.append(picture(bench.problem, bench, taken, "latency" if timed else "size"))
+        cost = "latency" if timed else "size"
+        asked = {"x": goal.budgets.get(cost), "y": None if goal.points else goal.drop}
+        report.exhibits.append(picture(bench.problem, bench, taken, cost, asked))
 
     def with_budgets(self, max_latency: Budget, max_size: Budget, max_drop: float | None) -> Allocate:
         """The pass with these budgets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ MOST = 150  # points of the front in the report
 _THINNED = "The front was thinned out on the way: its points are near the best ones."
 
 
-def picture(problem: Problem, bench: Bench, taken: Trial, cost: str) -> Exhibit:
+def picture(problem: Problem, bench: Bench, taken: Trial, cost: str, asked: Mapping[str, float | None]) -> Exhibit:
     """``cost`` (latency in ms or size in bytes) against the loss: the predicted front, and what was compiled.
 
     Each point also says ``drop``, ``size``, ``latency``, ``formats`` (how many operators have each), and, of those that
-    were compiled, what was ``predicted`` and what the metric ``lost``.
+    were compiled, what was ``predicted`` and what the metric ``lost``. ``asked`` are the budgets: ``x``, ``y``.
     """
     front = pareto(problem, cost)
     step = np.linspace(0, len(front.points) - 1, min(MOST, len(front.points))).astype(int)
@@ -32,7 +33,14 @@ def picture(problem: Problem, bench: Bench, taken: Trial, cost: str) -> Exhibit:
     whole = getattr(problem, cost) or 1.0
     for p in points:
         p |= {"x": p[cost], "y": p["drop"], "text": _said(p, cost, whole)}
-    data = {"across": cost, "whole": whole, "points": points, "note": "" if front.exact else _THINNED}
+    data = {
+        "across": cost,
+        "whole": whole,
+        "points": points,
+        "asked": dict(asked),
+        "up": "loss: divergence of the outputs",
+        "note": "" if front.exact else _THINNED,
+    }
     return Exhibit("scatter", f"{cost} against loss", data)
 
 

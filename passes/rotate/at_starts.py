@@ -40,7 +40,7 @@ def begin(graph: ir.Graph, gain_kept: GainKept, report: PassReport) -> None:
         report: Gets how many there are, or why there is none.
     """
     norms = by_node(find_norms(graph))
-    if not any(_beside_layers(norm) for norm in norms.values()):
+    if not any(beside_layers(norm) for norm in norms.values()):
         return
     found = survey(graph, Move.ROTATE, norms)
     for stream in find_streams(graph, norms):
@@ -72,7 +72,7 @@ def turnable(stream: ResidualStream, found: Survey, gain_kept: GainKept) -> bool
     return True
 
 
-def _beside_layers(norm: Norm) -> list[ir.Usage]:
+def beside_layers(norm: Norm) -> list[ir.Usage]:
     """Who reads a norm that has a gain or bias of its own, but for layers."""
     return [] if norm.uniform() else [u for u in norm.output.uses() if u.node.op_type not in _LAYERS]
 
@@ -81,7 +81,7 @@ def _starts(stream: ResidualStream, found: Survey) -> dict[Norm, list[ir.Usage]]
     """Norms whose output is added to the stream, or read by a norm again, and by whom."""
     starts = {}
     for norm in stream.norms:
-        uses = [u for u in _beside_layers(norm) if u.node.graph is norm.node.graph]
+        uses = [u for u in beside_layers(norm) if u.node.graph is norm.node.graph]
         carried = follow(found, norm.output) if uses else None
         if carried is not None and (carried.writers or set(carried.norms) != {norm}):
             starts[norm] = uses

@@ -12,7 +12,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit
 from graphpress.passes.rotate.at_ends import insert
-from graphpress.passes.rotate.at_starts import begin, turnable
+from graphpress.passes.rotate.at_starts import begin, beside_layers, turnable
 from graphpress.passes.rotate.centre import centre
 from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.ends import End, ends
@@ -96,7 +96,8 @@ def _fold(norm: Norm, found: Survey, ledger: Ledger, report: PassReport, last: b
 
 def _last(graph: ir.Graph, norms: list[Norm], found: Survey) -> set[Norm]:
     """Norms that no layer reads, of streams that can change basis once the gain is put where they leave."""
-    ones = {n for n in norms if not n.uniform() and not follow(found, n.output).readers}
+    leaving = [n for n in norms if beside_layers(n) or (n.output.is_graph_output() and not n.uniform())]
+    ones = {n for n in leaving if not follow(found, n.output).readers}
     streams = find_streams(graph, by_node(norms)) if ones else []
     return {n for s in streams if ones & set(s.norms) and turnable(s, found, _gain_kept) for n in s.norms} & ones
 

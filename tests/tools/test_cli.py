@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 import graphpress as gp
+from graphpress.report.view import library
 from graphpress.tools.cli.app import app, guarded
 from tests import warm
 
@@ -50,7 +51,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compile_writes_the_whole_folder(compiled: Path) -> None:
     names = {p.name for p in compiled.iterdir()}
     explorer = {f"explorer.{k}.json" for k in ("bits", "sqnr", "time")}
-    assert names == {"model.onnx", "report.json", "report.html", "recipe.yaml", "manifest.json"} | explorer
+    drawn = {"view.html"} if library.available() else set()
+    assert names == {"model.onnx", "report.json", "report.html", "recipe.yaml", "manifest.json"} | explorer | drawn
+    assert ('href="view.html"' in (compiled / "report.html").read_text(encoding="utf-8")) == bool(drawn)
     report = json.loads((compiled / "report.json").read_text())
     assert report["gate"]["passed"]
     assert report["size"]["file_before"] == Path(MODEL).stat().st_size
@@ -177,7 +180,8 @@ def test_a_pipe_is_quiet(tmp_path: Path) -> None:
     arguments = ["compile", MODEL, "--recipe", "w8a8", "--data", DATA, "--out", str(tmp_path / "o")]
     done = warm.graphpress(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Before and after" in done.stdout
+    assert done.stdout.startswith("digits.onnx, recipe w8a8, target ort-cpu\n")
+    assert done.stdout.count("\n") <= 20
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
     assert done.stdout.rstrip().endswith("report.html)")

@@ -100,6 +100,7 @@ def compile_(
         bool | None, typer.Option("--external/--no-external", help="Weights in one file beside the model.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Write the model even when it fails the gate.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the tables, not only the summary.")] = False,
     as_json: Json = False,
 ) -> None:
     """Rewrite MODEL by a recipe; write model, report, resolved recipe and manifest to a folder."""
@@ -110,7 +111,7 @@ def compile_(
         commands.compile_to(
             model, recipe, out, data=samples, target=target, assignments=set_ or [], evaluate=evaluate,
             max_drop=max_drop, max_latency=max_latency, max_size=max_size, state=state, seed=seed, external=external,
-            keep=keep, as_json=as_json,
+            keep=keep, as_json=as_json, verbose=verbose,
         )
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from graphpress.job.job import context
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
 from graphpress.recipe_schema import recipe_schema
+from graphpress.report.view import library
 from graphpress.target import Target
 from graphpress.tools.cli import terminal
 from graphpress.tools.cli.given import Given, path_of
@@ -43,6 +44,7 @@ def compile_to(
     external: bool | None,
     keep: bool,
     as_json: bool,
+    verbose: bool = False,
 ) -> int:
     """Compile and write the folder: 0, or 1 where the gate failed (then the model is written only on ``keep``)."""
     bundle.spare(out, model, path_of(data))
@@ -60,13 +62,18 @@ def compile_to(
                     raise
                 failure, compiled, report = e, e.model, e.report  # type: ignore[assignment]
             report.size["file_before"] = _on_disk(model)
-            bundle.write(draft, compiled if failure is None or keep else None, report, resolved, external)
+            kept = compiled if failure is None or keep else None
+            drawn = kept is not None and library.available()
+            bundle.write(draft, kept, report, resolved, external, view=drawn)
+            if drawn:
+                gp.view(kept, model, report=report, out=draft / "view.html")
         bundle.publish(draft, out)
     if as_json:
         print(json.dumps(report.to_json(), indent=1))
     else:
-        terminal.show(report)
-        terminal.note(f"written to {out} (open {out / 'report.html'})")
+        terminal.show(report, verbose)
+        more = "" if verbose else "-v prints its tables, "
+        terminal.note(f"written to {out} ({more}open {out / 'report.html'})")
     if failure is not None:
         print(f"graphpress: {failure}", file=sys.stderr)
         return 1

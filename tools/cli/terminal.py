@@ -13,6 +13,7 @@ from rich.table import Table as Drawn
 
 from graphpress.report import tables
 from graphpress.report.report import Report
+from graphpress.report.summary import summary
 from graphpress.runner import Progress as Show
 from graphpress.runner import quiet
 
@@ -39,13 +40,16 @@ def note(line: str) -> None:
     print(line)
 
 
-def show(result: Any) -> None:
-    """Draw a result: text, a mapping, a report, or anything with ``tables()``."""
+def show(result: Any, verbose: bool = False) -> None:
+    """Draw a result: text, a mapping, a report (in short, or all tables of it), or anything with ``tables()``."""
     if isinstance(result, str):
         print(result)
     elif isinstance(result, dict):
         _mapping(result)
     elif isinstance(result, Report):
+        if not verbose:
+            print(summary(result))
+            return
         wanted = (tables.before_after, tables.gate, tables.warnings, tables.coverage, tables.sites, tables.passes)
         _draw([table(result) for table in wanted])
     else:

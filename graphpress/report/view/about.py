@@ -16,7 +16,7 @@ from graphpress.graph.grid import grid_of, is_dequantize, is_quantize
 from graphpress.report import tables
 
 _BINS = 48
-_MOST = 1 << 18  # elements that a histogram is made of; of larger weights every n-th
+_MOST = 1 << 16  # elements that a histogram is made of; of larger weights every n-th
 
 
 def node(of: ir.Node) -> dict[str, Any]:

@@ -57,3 +57,12 @@ def test_a_scatter_spans_its_box_and_ticks_are_shares_of_the_whole() -> None:
 def test_what_is_handed_to_later_passes_stays_out_of_the_json() -> None:
     text = json.dumps(Report(passes=[PassReport(name="mine", handed={"data": object()})]).to_json())
     assert "handed" not in text
+
+
+def test_budgets_that_were_asked_for_are_lines_within_the_box() -> None:
+    asked = {"x": 5.0, "y": 1e-4}
+    drawn = scatter({**KINDS["scatter"], "asked": asked, "up": "divergence"})
+    assert drawn.asked == [("x", 74.0, "asked: 0.25x"), ("y", 280.0, "asked: 0.0001")]
+    assert [t for _, t in drawn.up] == ["1e-4", "1e-3", "1e-2", "1e-1"]
+    assert (drawn.title, drawn.label) == ("divergence", "size")
+    assert scatter({**KINDS["scatter"], "asked": {"x": None, "y": None}}).asked == []

@@ -13,7 +13,7 @@ import pytest
 
 from graphpress.contracts import PassReport, Skip
 from graphpress.job.gate import GateResult, OutputCheck
-from graphpress.report import page
+from graphpress.report import charts, page
 from graphpress.report.report import Report, SiteRow
 
 HOSTILE = "\"><img src=x onerror=alert(1)><script>alert('{{7*7}}')</script>&amp;'"
@@ -95,7 +95,7 @@ def test_flat_histograms_draw(counts: list[int]) -> None:
 
 
 def test_the_marks_stand_where_the_range_ends() -> None:
-    drawn = page._histogram("a", report("a").histograms["a[0]"])
+    drawn = charts.histogram("a", report("a").histograms["a[0]"])
     assert drawn["marks"] == pytest.approx([300 * 0.6 / 3, 300 * 2.5 / 3])
     assert [b["x"] for b in drawn["bars"]] == [0, 200]
 

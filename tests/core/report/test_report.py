@@ -107,3 +107,34 @@ def test_the_gate_blames_the_site_that_fails_it(fragile: str, seed: int) -> None
     with pytest.raises(gp.GateError, match=rf"Sites most to blame: {fragile} \(") as caught:
         gp.compile(made, recipe, {"x": rng.normal(size=(50, 8)).astype(np.float32)}, prove=False)
     assert caught.value.report.gate.blame[0][0] == fragile
+
+
+def test_coverage_counts_integer_weight_only_and_float_apart() -> None:
+    rows = [
+        SiteRow("a", "Conv", "weight[1] int8", weights=30, verdict="integer", macs=70),
+        SiteRow("b", "Conv", "weight[1] int8", weights=10, verdict="fallback", macs=20),
+        SiteRow("c", "Gather", "weight[1] int8", weights=60, verdict="weight-only", macs=10),
+    ]
+    assert Report(sites=rows).coverage().kinds == {
+        "integer": {"sites": 1 / 3, "weights": 0.3, "macs": 0.7},
+        "weight-only": {"sites": 1 / 3, "weights": 0.6, "macs": 0.1},
+        "float": {"sites": 1 / 3, "weights": 0.1, "macs": 0.2},
+    }
+    meant = [SiteRow("a", "Conv", "activation[0] uint8; weight[1] int8"), SiteRow("b", "Conv", "weight[1] int8")]
+    assert [s.kind for s in (*meant, SiteRow("c", "Conv"))] == ["integer", "weight-only", "float"]
+
+
+def test_a_site_that_no_pass_decided_about_says_why_and_bodies_of_the_dialect_are_no_sites() -> None:
+    made = kit.parse(
+        """<ir_version: 10, opset_import: ["" : 21, "graphpress" : 1]>
+        g (int64[2] i, float[2,2] x) => (float[2,2] y, float[2,300] e) <float[9,300] t = {0.5}> {
+            [scores] m = MatMul(x, x) [turn] y = graphpress.Turn(m) [embed] e = Gather(t, i)
+        }
+        <domain: "graphpress", opset_import: ["" : 21]> Turn (a) => (b) { [inner] b = MatMul(a, a) }""".replace(
+            "{0.5}", "{" + ",".join(["0.5"] * 2700) + "}"
+        )
+    )
+    rows = {r.node: r.skip for r in reports.site_rows(made, made, [])}
+    assert set(rows) == {"scores", "embed"}
+    assert "two computed values" in rows["scores"]
+    assert "an embedding" in rows["embed"]
