@@ -29,11 +29,14 @@ def _said(report: Report) -> Iterator[tuple[str, str]]:
     for row in tables.before_after(report).rows:
         label = row[0].partition(",")[0]
         spread = tables.spread(report.latency) if label == "latency" else ""
-        yield label, f"{row[1]} -> {row[2]}   {row[3]}{f' ({spread})' if spread else ''}"
+        own = f"{label}: " if len(label) >= _LABEL else ""  # the name of a metric of one's own
+        yield "metric" if own else label, f"{own}{row[1]} -> {row[2]}   {row[3]}{f' ({spread})' if spread else ''}"
     for label, what in (("weights on", "weights"), ("work on", "macs")):
         kinds = {kind: of[what] for kind, of in report.coverage().kinds.items() if of.get(what)}
         if kinds:
             yield label, ", ".join(f"{kind} {tables.percent(share)}" for kind, share in kinds.items())
+    for note in report.data.get("notes", ()):
+        yield "data", note
     yield "gate", tables.gate(report).note
     if report.reverted:
         yield "reverted", f"{len(report.reverted)} sites are back in float to hold the budget"

@@ -61,7 +61,7 @@ def test_pictures_are_data_and_folders_labels(here: Path, capsys: pytest.Capture
 def test_a_metric_of_the_working_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("own_cli_metric.py").write_text("def twelve(run):\n    return 12\n")
     said = run(capsys, "--evaluate", "own_cli_metric:twelve")
-    assert re.search(r"own_cli_metric:twelve +12.00 +12.00 +\+0.00", said)
+    assert re.search(r"metric +own_cli_metric:twelve: 12.00 -> 12.00 +\+0.00", said)
 
 
 def test_options_of_files_that_are_no_arrays(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
