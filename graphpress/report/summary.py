@@ -26,17 +26,12 @@ def summary(report: Report) -> str:
 
 
 def _said(report: Report) -> Iterator[tuple[str, str]]:
-    for row in tables.before_after(report).rows:
-        label = row[0].partition(",")[0]
-        spread = tables.spread(report.latency) if label == "latency" else ""
-        own = f"{label}: " if len(label) >= _LABEL else ""  # the name of a metric of one's own
-        yield "metric" if own else label, f"{own}{row[1]} -> {row[2]}   {row[3]}{f' ({spread})' if spread else ''}"
+    yield from _changes(report)
     for label, what in (("weights on", "weights"), ("work on", "macs")):
         kinds = {kind: of[what] for kind, of in report.coverage().kinds.items() if of.get(what)}
         if kinds:
             yield label, ", ".join(f"{kind} {tables.percent(share)}" for kind, share in kinds.items())
-    for note in report.data.get("notes", ()):
-        yield "data", note
+    yield from (("data", note) for note in report.data.get("notes", ()))
     yield "gate", tables.gate(report).note
     if report.reverted:
         yield "reverted", f"{len(report.reverted)} sites are back in float to hold the budget"
@@ -52,3 +47,12 @@ def _said(report: Report) -> Iterator[tuple[str, str]]:
         yield "", f"and {len(report.warnings) - _MOST} more warnings in the report"
     for step in next_steps(report):
         yield "next", step
+
+
+def _changes(report: Report) -> Iterator[tuple[str, str]]:
+    """Size, latency, metric and operators, before and after."""
+    for row in tables.before_after(report).rows:
+        label = row[0].partition(",")[0]
+        spread = tables.spread(report.latency) if label == "latency" else ""
+        own = f"{label}: " if len(label) >= _LABEL else ""  # the name of a metric of one's own
+        yield "metric" if own else label, f"{own}{row[1]} -> {row[2]}   {row[3]}{f' ({spread})' if spread else ''}"
