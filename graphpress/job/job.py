@@ -52,6 +52,7 @@ class Compiled:
     lowered: ir.Model
     report: Report
     metric: float | None = None
+    runner: Runner | None = None  # of what is lowered, where the gate has run that itself
 
 
 @dataclass
@@ -127,10 +128,11 @@ class Job:
             lowered = self.lowered(portable)
         report = Report(passes=passes, plan=next((p.plan for p in reversed(passes) if p.plan is not None), None))
         with self.clock.phase("gate"):
-            runner = self.engine.execute(widening.opened(lowered), target=self.target)
+            opened = widening.opened(lowered)
+            runner = self.engine.execute(opened, target=self.target)
             self.gate(runner, recipe, report)
             metric = self.measured(runner, recipe, report)
-        return Compiled(clean, portable, lowered, report, metric)
+        return Compiled(clean, portable, lowered, report, metric, runner if opened is lowered else None)
 
     def lowered(self, portable: ir.Model) -> ir.Model:
         """For the target; in an artifact (torch has parameters by name) what was added has short names."""
@@ -293,7 +295,7 @@ class Job:
         if report.gate.passed:
             self.diagnose(compiled, report)
         if feeds is not None:
-            lowered = self.engine.execute(compiled.lowered, target=self.target)
+            lowered = compiled.runner or self.engine.execute(compiled.lowered, target=self.target)
             report.latency = latencies.compare_latency(self.as_given(), lowered, feeds)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from graphpress.runner import Arrays, Runner
 
 _AGREE = 1.25  # the ends of the interval may differ by this factor
+_KNOWN, _LOOK = 1.02, 50  # likewise where measuring may end, and after how many pairs that is looked at
 _MANY = 100  # runs
 _MISSED = 0.025  # chance that the median lies below the interval, and above it
 
@@ -21,6 +22,7 @@ _MISSED = 0.025  # chance that the median lies below the interval, and above it
 def compare_latency(a: Runner, b: Runner, feeds: Arrays, seconds: float = 1.0, least: int = 5) -> dict[str, float]:
     """Median milliseconds ``before`` (a) and ``after`` (b), and the median of the pairwise ``ratio`` b/a.
 
+    Measuring ends after ``seconds``, or once the ratio is known to two per cent.
     ``ratio_low`` and ``ratio_high`` hold the true median with a chance of 95 %, ``runs`` is the number of pairs, and
     ``busy`` 1 where these ends lie further apart than a quarter: something else ran on the machine.
     """
@@ -28,9 +30,12 @@ def compare_latency(a: Runner, b: Runner, feeds: Arrays, seconds: float = 1.0, l
         runner(feeds)
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
-    while len(pairs) < least or time.perf_counter() < end:
+    low, high = 0.0, math.inf
+    while len(pairs) < least or (time.perf_counter() < end and high > _KNOWN * low):
         pairs.append((_once(a, feeds), _once(b, feeds)))
-    ratios = sorted(after / before for before, after in pairs)
+        if len(pairs) % _LOOK == 0:
+            low, high = _interval(_ratios(pairs))
+    ratios = _ratios(pairs)
     low, high = _interval(ratios)
     return {
         "before": 1e3 * statistics.median(p[0] for p in pairs),
@@ -41,6 +46,10 @@ def compare_latency(a: Runner, b: Runner, feeds: Arrays, seconds: float = 1.0, l
         "ratio_high": high,
         "busy": float(high > _AGREE * low),
     }
+
+
+def _ratios(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    return sorted(after / before for before, after in pairs)
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

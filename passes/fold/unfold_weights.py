@@ -12,7 +12,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit, quantized
 from graphpress.graph.grid import QUANTIZE, Grid, grid_of, is_dequantize
 from graphpress.graph.movement import rearranges
-from graphpress.keys import SCOPE, STORED
+from graphpress.keys import SCOPE, STORED, note_scaled
 from graphpress.types import Numerics, Stage
 
 _BIAS = ir.DataType.INT32
@@ -76,7 +76,7 @@ def _bias(scope: ir.Graph, codes: ir.Value, decoders: list[ir.Node]) -> str | No
         return "the scale of its codes is computed at run time"
     for node, array in zip(decoders, arrays, strict=True):
         assert array is not None
-        value = edit.add_const(scope, ir.Tensor(array), _name(node, "bias"))
+        value = _named(scope, array, node, "bias")
         _retire(node, value)
     edit.remove_unused([codes])
     return None
@@ -101,7 +101,7 @@ def _weight(scope: ir.Graph, codes: ir.Value, decoders: list[ir.Node]) -> str | 
     floats = first.dequantize(stored).astype(first.scale.dtype)
     if not np.array_equal(first.quantize(floats), stored):
         return "its scale is too small or too coarse: rounding would not give the same codes"
-    source = edit.add_const(scope, ir.Tensor(floats), _name(decoders[0], "weight"))
+    source = _named(scope, floats, decoders[0], "weight")
     encode = _encode(scope, source, decoders, first, centred=not moved)
     encode.outputs[0].shape = codes.shape
     for user, slot in list(codes.uses()):
@@ -133,6 +133,9 @@ def _encode(scope: ir.Graph, source: ir.Value, decoders: list[ir.Node], grid: Gr
     return node
 
 
-def _name(decoder: ir.Node, part: str) -> str:
+def _named(scope: ir.Graph, array: np.ndarray, decoder: ir.Node, part: str) -> ir.Value:
+    """An initializer, noted as not the source's parameter of its name: it is rounded, and lies as the graph has it."""
     reader = next((node for node, _ in quantized.readers(decoder.outputs[0])), decoder)
-    return f"{reader.metadata_props.get(SCOPE) or reader.name}.{part}"
+    value = edit.add_const(scope, ir.Tensor(array), f"{reader.metadata_props.get(SCOPE) or reader.name}.{part}")
+    note_scaled(value)
+    return value

@@ -143,6 +143,18 @@ def test_weights_of_fewer_bits_than_their_type_stay_within_them() -> None:
     assert max(c.max() for c in codes) == 3
 
 
+def test_what_was_unfolded_is_not_taken_for_the_sources_parameter() -> None:
+    """A square weight lies as the graph has it: under its name the module would take it the wrong way round."""
+    module = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16)).eval()
+    graph = gp.trace(module, (torch.zeros(2, 3, 16),))
+    model, _ = gp.compile(graph, "w8a16", gate=False, prove=False, portable=True)
+    state = gp.to_torch(model).state_dict()
+    assert not {"0.weight", "2.weight"} & set(state)
+    assert {"0.weight_folded", "2.weight_folded"} <= set(state)
+    with pytest.raises(RuntimeError, match=r"0\.weight"):
+        module.load_state_dict(state)
+
+
 def test_a_float_model_comes_back_too(digits: Any) -> None:
     model = gp.load(DEMO / "digits.onnx")
     student = gp.to_torch(model)

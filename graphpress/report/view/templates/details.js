@@ -43,7 +43,8 @@ const links = (title, pane, pairs) => {
 
 // Of the weights as they are, and as they were before.
 const weights = (n) => {
-  const was = n.twins?.length ? other(n).nodes[n.twins[0]].histograms ?? [] : [], named = (word) => (h) => bars(`Weights${word}, input ${h.slot}`, h);
+  const twin = n.twins?.length ? other(n).nodes[n.twins[0]] : null, was = twin?.name === n.name ? twin.histograms ?? [] : [];
+  const named = (word) => (h) => bars(`Weights${word}, input ${h.slot}`, h);
   return [...(n.histograms ?? []).flatMap(named("")), ...was.flatMap(named(n.side === "after" ? " before" : " after"))];
 };
 

@@ -98,6 +98,8 @@ const find = () => {
       if (words.every((w) => text.includes(w))) hits.push([pane, i]);
     });
   }
+  const fits = ([pane, i]) => pane.tree.nodes[i].name.toLowerCase().endsWith(words.at(-1)) ? 0 : 1; // the site before what was made for it
+  hits.sort((a, b) => fits(a) - fits(b));
   for (const [pane, i] of hits.slice(0, 60)) {
     const n = pane.tree.nodes[i], item = el("li", { class: "hit" }, el("b", {}, n.op), ` ${n.name} `, el("span", { class: "soft" }, `${n.path.join(" / ")}${order.length > 1 ? ` (${pane.name})` : ""}`));
     item.addEventListener("click", () => { box.hidden = true; pane.select(i); });
