@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphpress.job.natures import Form, Kind, Nature
+from graphpress.job.natures import Form, Kind, Nature, confidence, objectness
 from tests.core.job.test_natures import logits, nature, softmax
 
 
@@ -64,3 +64,35 @@ def test_most_candidates_are_background_and_the_best_may_score_one() -> None:
     low[0, 3, 4:] = 1.0
     assert nature("y = Concat <axis = -1> (x, x)", low).kind is Kind.BOXES
     assert nature("y = Concat <axis = -1> (x, x)", candidates(2, 80, best=1.0)).kind is not Kind.BOXES
+
+
+def high(first: int, both: int, others: int) -> np.ndarray:
+    """Scores of 60 rows in three columns: the first is high in so many, in ``both`` of them the second is as well, and
+    in ``others`` more rows the second and the third are."""
+    scores = np.full((60, 3), 0.1)
+    scores[:first, 0], scores[:both, 1], scores[30 : 30 + others, 1:] = 0.9, 0.9, 0.9
+    return scores
+
+
+@pytest.mark.parametrize(("scores", "column"), [
+    (high(10, 5, 0), 0), (high(10, 4, 0), None), (high(6, 6, 2), 0), (high(5, 5, 2), None), (high(0, 0, 4), None),
+])  # fmt: skip
+def test_objectness_is_high_beside_a_class_in_half_of_its_rows_and_in_three_of_four_rows_with_two(
+    scores: np.ndarray, column: int | None
+) -> None:
+    assert objectness(scores, after_box=True) == column
+    assert objectness(scores, after_box=False) is None
+
+
+def test_objectness_is_beside_classes_that_add_up_to_one_wherever_it_stands() -> None:
+    share, there = np.linspace(0.1, 0.9, 60), np.linspace(0, 0.8, 60)
+    scores = np.stack([share, there, 1 - share], -1)
+    assert objectness(scores, after_box=False) == 1
+    assert objectness(scores * 0.99, after_box=False) is None
+
+
+def test_confidence_is_the_geometric_mean_with_each_class() -> None:
+    scores = np.random.default_rng(0).uniform(size=(2, 5, 3))
+    expected = np.stack([np.sqrt(scores[..., 0] * scores[..., 1]), np.sqrt(scores[..., 2] * scores[..., 1])], -1)
+    assert np.array_equal(confidence(scores, 1), expected)
+    assert np.array_equal(confidence(scores, None), scores)
