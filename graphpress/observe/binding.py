@@ -89,7 +89,8 @@ def bind(model: ir.Model, parts: Iterable[tuple[str, Mapping[str, Header]]], bes
     for where, headers in parts:
         for name in headers:
             if name not in inputs and name != LABELS and name not in beside:
-                fix = looks.labels(name, headers[name].shape, headers[name].dtype) or nearest(name, inputs)
+                fix = looks.labels(name, headers[name].shape, headers[name].dtype)
+                fix = fix or looks.renamed(inputs, headers) or nearest(name, inputs)
                 raise CalibrationError("the model has no such input", where=_at(where, name), fix=fix)
         for name, value in inputs.items():
             slot = _slot(value, headers.get(name), where)

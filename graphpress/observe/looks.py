@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,12 @@ def labels(name: str, shape: Sequence[int], dtype: np.dtype) -> str:
     if not whole and name.lower() not in _TARGETS:
         return ""
     return "It looks like labels: call it 'labels', or leave it out."
+
+
+def renamed(inputs: Collection[str], arrays: Collection[str]) -> str:
+    """The way out for an array that is no input where a single one has none; "" elsewhere."""
+    without = [name for name in inputs if name not in arrays]
+    return f"Call it {without[0]!r}, as the model does." if len(without) == 1 else ""
 
 
 def shape(found: tuple[int, ...], wanted: Sequence[int | None]) -> str:

@@ -153,7 +153,8 @@ def test_lossless_casts_are_made_and_no_others() -> None:
 
 
 BAD = [
-    ({"x1": x(2)}, r"data, input 'x1': the model has no such input. Did you mean 'x'"),
+    ({"x1": x(2)}, r"data, input 'x1': the model has no such input. Call it 'x', as the model does"),
+    ({"x1": x(2), "x": x(2)}, r"data, input 'x1': the model has no such input. Did you mean 'x'"),
     ({}, r"input 'x': the data lacks this input. Add an array"),
     ({"x": x(2, 4)}, r"input 'x': has shape \(2, 4\), the model takes \(\?, 3\). Put the samples first"),
     ({"x": x(2)[:, :, None, None]}, r"has shape \(2, 3, 1, 1\)"),
