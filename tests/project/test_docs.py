@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from graphpress import catalog, shipped
+from graphpress.observe.sources import kinds as sources
 from graphpress.tools.check import manual, pages
 from graphpress.tools.cli import app
 from tests import warm
@@ -107,7 +108,7 @@ def test_the_manual_has_all_that_the_catalog_finds() -> None:
     kinds = {
         "passes": catalog.passes, "operators": catalog.ops, "quantizers": catalog.quantizers, "losses": catalog.losses,
         "methods": catalog.methods, "adapters": catalog.adapters, "recipes": shipped.recipes,
-        "targets": shipped.targets,
+        "targets": shipped.targets, "metrics": catalog.metrics, "sources": sources.kinds,
     }  # fmt: skip
     assert made.keys() == {"README.md", *(f"{kind}.md" for kind in kinds)}
     for kind, find in kinds.items():

@@ -65,7 +65,7 @@ def compile_to(
             kept = compiled if failure is None or keep else None
             drawn = kept is not None and library.available()
             bundle.write(draft, kept, report, resolved, external, view=drawn)
-            if drawn:
+            if drawn and kept is not None:
                 gp.view(kept, model, report=report, out=draft / "view.html")
         bundle.publish(draft, out)
     if as_json:
