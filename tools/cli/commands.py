@@ -63,9 +63,9 @@ def compile_to(
                 failure, compiled, report = e, e.model, e.report  # type: ignore[assignment]
             report.size["file_before"] = _on_disk(model)
             kept = compiled if failure is None or keep else None
-            drawn = kept is not None and library.available()
-            bundle.write(draft, kept, report, resolved, external, view=drawn)
-            if drawn and kept is not None:
+            drawing = library.available()
+            bundle.write(draft, kept, report, resolved, external, view=drawing and kept is not None)
+            if drawing and kept is not None:
                 gp.view(kept, model, report=report, out=draft / "view.html")
         bundle.publish(draft, out)
     if as_json:

@@ -224,9 +224,11 @@ class Pane {
   }
 
   at(key) { // where it is on the screen, or would be
-    for (const { label: n } of this.levels.get(ROOT)?.nodes.values() ?? []) {
-      if (n.away) n.element.style.display = "";
-      n.away = false;
+    const home = key[0] === "#" ? this.tree.home[+key.slice(1)] : key, outer = this.tree.chain(home).at(-2) ?? key;
+    const around = this.levels.get(ROOT)?.parts.get(outer);
+    if (around?.away) {
+      around.element.style.display = "";
+      around.away = false;
     }
     return this.part(key)?.head.element?.getBoundingClientRect() ?? null;
   }
