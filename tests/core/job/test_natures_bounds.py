@@ -101,7 +101,8 @@ def test_confidence_is_the_geometric_mean_with_each_class() -> None:
 
 
 @pytest.mark.parametrize(("kind", "shape"), [
-    ("classes", (20,)), ("classes", (20, 1)), ("classes", (20, 0)), ("embedding", (20,)), ("embedding", (20, 5, 8)),
+    ("classes", (20,)), ("classes", (20, 1)), ("classes", (20, 0)), ("classes", (0, 3)),
+    ("embedding", (20,)), ("embedding", (20, 5, 8)),
     ("boxes", (20, 8)), ("boxes", (2, 60, 9)),
 ])  # fmt: skip
 def test_an_output_that_cannot_be_what_is_said_of_it_is_refused(kind: str, shape: tuple[int, ...]) -> None:
@@ -120,3 +121,21 @@ def test_scores_are_between_zero_and_one() -> None:
     table = candidates(2, 80)
     table[0, 0, 5] = 1.5  # no score then, and no box of five numbers
     assert nature("y = Concat <axis = -1> (x, x)", table).kind is not Kind.BOXES
+
+
+def test_of_what_is_told_to_be_classes_it_is_found_how_they_are_written() -> None:
+    told = nature("y = Relu(x)", softmax(logits(4, 9), 1), said="classes")
+    assert told == Nature(Kind.CLASSES, 1, Form.PROBABILITIES)
+
+
+def test_length_one_means_to_a_thousandth() -> None:
+    rows = logits(16, 30)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert nature("y = Relu(x)", rows).kind is Kind.EMBEDDING
+    assert nature("y = Relu(x)", 1.02 * rows).kind is not Kind.EMBEDDING
+
+
+def test_fifty_boxes_beside_scores_are_enough() -> None:
+    model = kit.parse("g (float[N, 8] x) => (float[N, 50, 2] s, float[N, 50, 4] c) { s = Softmax(x) c = Neg(x) }")
+    found = find(model, {"s": softmax(logits(3, 50, 2), 2), "c": logits(3, 50, 4)})
+    assert {n.kind for n in found.values()} == {Kind.BOXES}
