@@ -103,7 +103,8 @@ def _as_rows(value: ir.Value | None) -> ir.Node | None:
     if not alone or before is None or after is None or len(after) != 2 or not isinstance(after[-1], int):
         return None
     adds = _bias_add(source)
-    maker = (adds.inputs[0] if adds is not None else source).producer()
+    made = adds.inputs[0] if adds is not None else source
+    maker = made.producer() if made is not None else None
     return node if before[-1] == after[-1] and maker is not None and maker.op_type == "MatMul" else None
 
 

@@ -23,6 +23,7 @@ from graphpress.passes.structure.layers.streams import ResidualStream, find_stre
 
 CHEAP = 1 / 12  # of the weights of a stream's layers: what products at its starts may have
 _LAYERS = ("MatMul", "Gemm", "Conv")
+Edge: TypeAlias = tuple[ir.Node, int]
 GainKept: TypeAlias = Callable[[Norm, Survey], str]
 """Why a norm of a stream keeps its gain, or "" where what reads it can take it up."""
 
@@ -72,16 +73,17 @@ def turnable(stream: ResidualStream, found: Survey, gain_kept: GainKept) -> bool
     return True
 
 
-def beside_layers(norm: Norm) -> list[ir.Usage]:
+def beside_layers(norm: Norm) -> list[Edge]:
     """Who reads a norm that has a gain or bias of its own, but for layers."""
-    return [] if norm.uniform() else [u for u in norm.output.uses() if u.node.op_type not in _LAYERS]
+    uses = [] if norm.uniform() else norm.output.uses()
+    return [(node, slot) for node, slot in uses if node.op_type not in _LAYERS]
 
 
-def _starts(stream: ResidualStream, found: Survey) -> dict[Norm, list[ir.Usage]]:
+def _starts(stream: ResidualStream, found: Survey) -> dict[Norm, list[Edge]]:
     """Norms whose output is added to the stream, or read by a norm again, and by whom."""
     starts = {}
     for norm in stream.norms:
-        uses = [u for u in beside_layers(norm) if u.node.graph is norm.node.graph]
+        uses = [(node, slot) for node, slot in beside_layers(norm) if node.graph is norm.node.graph]
         carried = follow(found, norm.output) if uses else None
         if carried is not None and (carried.writers or set(carried.norms) != {norm}):
             starts[norm] = uses
@@ -94,7 +96,7 @@ def _weights(holders: Iterable[Holder]) -> int:
     return sum(t.size for t in tensors.values() if t is not None)
 
 
-def _product(norm: Norm, uses: Iterable[ir.Usage]) -> ir.Node:
+def _product(norm: Norm, uses: Iterable[Edge]) -> ir.Node:
     """The product with the identity of what a norm gives, which those read in its place."""
     value, width = norm.output, norm.width
     anchor = value.producer()
@@ -103,8 +105,8 @@ def _product(norm: Norm, uses: Iterable[ir.Usage]) -> ir.Node:
     made = edit.new_node("MatMul", [value, held], after=anchor, name=f"{value.name}_start")
     edit.like(made.outputs[0], value)
     made.metadata_props[TURNS] = "on"
-    for use in uses:
-        edit.set_input(use.node, use.idx, made.outputs[0])
+    for node, slot in uses:
+        edit.set_input(node, slot, made.outputs[0])
     return made
 
 

@@ -102,7 +102,8 @@ def test_page() -> None:
     assert "| a | 7 | yes | 1/2<sup>1</sup> | 40.0 |  | -<sup>2</sup> | R1 1/1, R2 0/2, R4 2/2 | 39.0 (-1.0) |" in text
     assert "39.0 (-1.0) |  | 2: 30.0 |  |" in text
     assert "| b | no<sup>3</sup> |" in text and text.endswith("1. it forks\n2. none\n3. it / loops\n")
-    assert "| traced in the default configuration | 95% | 1 of 2 |" in text
+    assert "| traced in the default configuration | 95% | 1 of 2 | 0 |" in text
+    assert "| w8a8, of those traced | 100% | 1 of 1 | 0 |" in text and "| 100% | 0 of 0 | 1 |" not in text
     assert misses(found, wanted) == [
         "traced in the default configuration", "w4a16-gptq, of those traced", "SmoothQuant at most 0.3 dB below w8a8",
         "all feed-forward blocks found, where there are any",
@@ -121,6 +122,8 @@ def test_a_file_of_entries_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.M
     args = argparse.Namespace(stages=["trace", "w8a8"], jobs=1, limit=1.0, out=out)
     out.write_text(json.dumps({"recipe": "trace", "model": "a"}) + "\n")
     known = command.load(out)
+    assert command.main(["--only", "BertModel", "--out", str(out), "--known", "--page", str(tmp_path / "p")]) == 0
+    assert asked == [] and "0 of 1 models" in (tmp_path / "p").read_text()
     command.fill(known, [small(name="a"), small(name="b")], args)
     assert asked == [("a", ["w8a8"]), ("b", ["trace", "w8a8"])]
     assert known["a", "w8a8"].crash and known["b", "trace"].ok

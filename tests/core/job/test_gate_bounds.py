@@ -15,7 +15,7 @@ from graphpress.job.bars import Gate
 from graphpress.job.chance import Verdict
 from graphpress.job.gate import GateResult, OutputCheck, compare_outputs, judge, sqnr, told
 from graphpress.job.measures import Figure
-from graphpress.job.natures import Kind, Nature, find
+from graphpress.job.natures import Kind, Nature
 from tests import kit
 
 
@@ -52,17 +52,6 @@ def test_what_is_no_number_is_no_bar() -> None:
     for name in ("min_sqnr", "min_cosine", "max_loss", "max_nats"):
         with pytest.raises(BadRequest, match=name):
             Gate(**{name: math.nan})
-
-
-@pytest.mark.parametrize(("kind", "shape"), [
-    ("classes", (20,)), ("classes", (20, 1)), ("classes", (20, 0)), ("embedding", (20,)), ("embedding", (20, 5, 8)),
-    ("boxes", (20, 8)), ("boxes", (2, 60, 9)),
-])  # fmt: skip
-def test_an_output_that_cannot_be_what_is_said_of_it_is_refused(kind: str, shape: tuple[int, ...]) -> None:
-    dims = ", ".join(map(str, ("N", *shape[1:])))
-    model = kit.parse(f"g (float[{dims}] x) => (float[{dims}] y) {{ y = Identity(x) }}")
-    with pytest.raises(BadRequest, match=rf"'y': {kind}: it has shape"):
-        find(model, {"y": np.random.default_rng(0).normal(size=shape)}, {"y": kind})
 
 
 def test_outputs_that_are_not_there_and_seeds_below_zero_are_refused_first() -> None:

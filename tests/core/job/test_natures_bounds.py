@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphpress.job.natures import Form, Kind, Nature, confidence, objectness
+from graphpress.errors import BadRequest
+from graphpress.job.natures import Form, Kind, Nature, class_axis, confidence, find, objectness
+from tests import kit
 from tests.core.job.test_natures import logits, nature, softmax
 
 
@@ -96,3 +98,44 @@ def test_confidence_is_the_geometric_mean_with_each_class() -> None:
     expected = np.stack([np.sqrt(scores[..., 0] * scores[..., 1]), np.sqrt(scores[..., 2] * scores[..., 1])], -1)
     assert np.array_equal(confidence(scores, 1), expected)
     assert np.array_equal(confidence(scores, None), scores)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [
+    ("classes", (20,)), ("classes", (20, 1)), ("classes", (20, 0)), ("classes", (0, 3)),
+    ("embedding", (20,)), ("embedding", (20, 5, 8)),
+    ("boxes", (20, 8)), ("boxes", (2, 60, 9)),
+])  # fmt: skip
+def test_an_output_that_cannot_be_what_is_said_of_it_is_refused(kind: str, shape: tuple[int, ...]) -> None:
+    dims = ", ".join(map(str, ("N", *shape[1:])))
+    model = kit.parse(f"g (float[{dims}] x) => (float[{dims}] y) {{ y = Identity(x) }}")
+    with pytest.raises(BadRequest, match=rf"'y': {kind}: it has shape"):
+        find(model, {"y": np.random.default_rng(0).normal(size=shape)}, {"y": kind})
+
+
+def test_a_map_of_classes_has_them_on_its_second_axis_and_a_sequence_on_its_last() -> None:
+    assert class_axis(logits(4, 5, 6, 7)) == 1 and class_axis(logits(4, 5, 6)) == 2
+    assert class_axis(softmax(logits(4, 5, 6, 7), 3)) == 3 and class_axis(softmax(logits(4, 5, 6), 1)) == 1
+
+
+def test_scores_are_between_zero_and_one() -> None:
+    table = candidates(2, 80)
+    table[0, 0, 5] = 1.5  # no score then, and no box of five numbers
+    assert nature("y = Concat <axis = -1> (x, x)", table).kind is not Kind.BOXES
+
+
+def test_of_what_is_told_to_be_classes_it_is_found_how_they_are_written() -> None:
+    told = nature("y = Relu(x)", softmax(logits(4, 9), 1), said="classes")
+    assert told == Nature(Kind.CLASSES, 1, Form.PROBABILITIES)
+
+
+def test_length_one_means_to_a_thousandth() -> None:
+    rows = logits(16, 30)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert nature("y = Relu(x)", rows).kind is Kind.EMBEDDING
+    assert nature("y = Relu(x)", 1.02 * rows).kind is not Kind.EMBEDDING
+
+
+def test_fifty_boxes_beside_scores_are_enough() -> None:
+    model = kit.parse("g (float[N, 8] x) => (float[N, 50, 2] s, float[N, 50, 4] c) { s = Softmax(x) c = Neg(x) }")
+    found = find(model, {"s": softmax(logits(3, 50, 2), 2), "c": logits(3, 50, 4)})
+    assert {n.kind for n in found.values()} == {Kind.BOXES}

@@ -73,12 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a stage may take")
     parser.add_argument("--out", type=Path, help="file of entries, a line each; a second run goes on where it stops")
+    parser.add_argument("--known", action="store_true", help="run nothing: the page of what --out has")
     parser.add_argument("--page", type=Path, help="where the page goes; printed when absent")
     args = parser.parse_args(argv)
     try:
         args.stages = _stages(args.stages)
         wanted, found = listed(args.only), load(args.out)
-        fill(found, wanted, args)
+        if not args.known:
+            fill(found, wanted, args)
         text = render(_in_order(found, wanted), wanted)
         if args.page is not None:
             with disk_errors(args.page):

@@ -17,8 +17,8 @@ _TRACED, _TURNED = 0.95, 0.8  # shares asked for: of all that trace, of pre-norm
 _HEAD = """# Architectures
 
 Written by `python -m graphpress.tools.bench.architectures --out FILE --page docs/figures/architectures.md` (extra
-`models`), at quick settings: {count} models of transformers, diffusers and timm in their default configurations but for
-their size (two layers, width 16 to 64), with random weights, gains and biases, each in a process of its own.
+`models`), at quick settings: {count} of {total} models of transformers, diffusers and timm in their default
+configurations but for their size (two layers, width 16 to 64), with random weights, gains and biases.
 
 A figure is the SQNR in dB of the first output against the module in torch, of {samples} samples{but}. trace: the
 number of nodes; parity: the worst of all outputs in float32, from {equal:g} dB on `yes`, below also where torch itself
@@ -34,7 +34,9 @@ def render(found: Mapping[Key, Entry], wanted: Sequence[Architecture]) -> str:
     """The page."""
     few = {k[0] for k, e in found.items() if "sites" in e.counts and e.counts.get("samples") != BATCH * DRAWS}
     but = f" (but for {len(few)} models, of {BATCH})" if few else ""
-    head = _HEAD.format(count=len({k[0] for k in found}), equal=EQUAL, samples=BATCH * DRAWS, but=but)
+    head = _HEAD.format(
+        count=len({k[0] for k in found}), total=len(wanted), equal=EQUAL, samples=BATCH * DRAWS, but=but
+    )
     parts = [head, *_bars(found, wanted)]
     numbers: dict[str, int] = {}
     for family in dict.fromkeys(a.family for a in wanted):
@@ -80,21 +82,21 @@ def _said(entry: Entry, plain: Entry | None) -> str:
 
 
 def _bars(found: Mapping[Key, Entry], wanted: Sequence[Architecture]) -> Iterator[str]:
-    yield "| bar | asked | holds |"
-    yield "|---|---|---|"
-    for what, asked, good, every in _counted(found, wanted):
-        yield f"| {what} | {asked:.0%} | {len(good)} of {len(every)} |"
+    yield "| bar | asked | holds | not run |"
+    yield "|---|---|---|---|"
+    for what, asked, good, every, left in _counted(found, wanted):
+        yield f"| {what} | {asked:.0%} | {len(good)} of {len(every)} | {left} |"
 
 
 def misses(found: Mapping[Key, Entry], wanted: Sequence[Architecture]) -> list[str]:
     """The bars that are missed."""
-    return [what for what, asked, good, every in _counted(found, wanted) if len(good) < asked * len(every)]
+    return [what for what, asked, good, every, _ in _counted(found, wanted) if len(good) < asked * len(every)]
 
 
 def _counted(
     found: Mapping[Key, Entry], wanted: Sequence[Architecture]
-) -> Iterator[tuple[str, float, list[str], list[str]]]:
-    """(bar, share asked, who holds it, who should)."""
+) -> Iterator[tuple[str, float, list[str], list[str], int]]:
+    """(bar, share asked, who holds it, who should, how many were not run)."""
 
     def of(stage: str, among: Sequence[str]) -> list[str]:
         return [name for name in among if (name, stage) in found]
@@ -104,16 +106,20 @@ def _counted(
 
     names = [a.name for a in wanted]
     traced = good("trace", names)
-    yield "traced in the default configuration", _TRACED, traced, of("trace", names)
+    yield "traced in the default configuration", _TRACED, traced, (run := of("trace", names)), len(names) - len(run)
     for stage, what in (("parity", "same outputs as torch"), ("w8a8", "w8a8"), ("gptq", "w4a16-gptq")):
-        yield f"{what}, of those traced", 1.0, good(stage, traced), of(stage, traced)
-    prenorm = of("rot", [a.name for a in wanted if a.prenorm and a.name in traced])
-    yield "R1, of pre-norm transformers", _TURNED, [n for n in prenorm if found[n, "rot"].counts.get("R1")], prenorm
+        run = of(stage, traced)
+        yield f"{what}, of those traced", 1.0, good(stage, traced), run, len(traced) - len(run)
+    wide = [a.name for a in wanted if a.prenorm and a.name in traced]
+    run = of("rot", wide)
+    turned = [n for n in run if found[n, "rot"].counts.get("R1")]
+    yield "R1, of pre-norm transformers", _TURNED, turned, run, len(wide) - len(run)
     both = [n for n in of("smooth", traced) if found.get((n, "w8a8"), Entry("", "", False)).ok]
     near = [n for n in both if _gap(found, n) >= -SMOOTH_LOSS]
-    yield f"SmoothQuant at most {SMOOTH_LOSS} dB below w8a8", 1.0, near, both
-    forward = of("ffn", [a.name for a in wanted if a.ffn and a.name in traced])
-    yield "all feed-forward blocks found, where there are any", 1.0, good("ffn", forward), forward
+    yield f"SmoothQuant at most {SMOOTH_LOSS} dB below w8a8", 1.0, near, both, len(traced) - len(both)
+    forward = [a.name for a in wanted if a.ffn and a.name in traced]
+    run = of("ffn", forward)
+    yield "all feed-forward blocks found, where there are any", 1.0, good("ffn", run), run, len(forward) - len(run)
 
 
 def _gap(found: Mapping[Key, Entry], name: str) -> float:
