@@ -41,7 +41,7 @@ def sizes(report: Report) -> dict[str, Any]:
     rest = pairs[_LAYERS:]
     note = ""
     if rest:
-        a, b = (sum(p[i] for p in rest) for i in (1, 2))
+        a, b = sum(was for _, was, _ in rest), sum(now for _, _, now in rest)
         note = f"The other {len(rest)} layers: {tables.size(a)} → {tables.size(b)}. "
     return {"rows": rows, "note": f"{note}Scales and zero points are not counted here; the file size has them."}
 
