@@ -50,9 +50,13 @@ def _passes_of(module: ModuleType) -> Iterator[type[Pass]]:
             yield cls
 
 
-@functools.cache
 def pass_named(name: str) -> type[Pass] | None:
-    """The pass of that name, or None. Only its own file is imported, which is called after it: all take a second."""
+    """The pass of that name, or None. Its file, called after it, is looked at first: to import all takes a second."""
+    return _in_its_file(name) or passes().get(name)
+
+
+@functools.cache
+def _in_its_file(name: str) -> type[Pass] | None:
     stem = name.replace("-", "_")
     for folder in importlib.import_module(_PASSES).__path__ if stem.isidentifier() else ():
         for path in sorted(Path(folder).rglob(f"{stem}.py")):
