@@ -91,7 +91,9 @@ def test_a_trained_student_comes_back_and_folds(quantized: ir.Model, digits: Any
     assert (tmp_path / "saved.onnx").read_bytes() == (tmp_path / "student.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("wrap", [copy.deepcopy, torch.compile, torch.optim.swa_utils.AveragedModel], ids=str)
+@pytest.mark.parametrize(
+    "wrap", [copy.deepcopy, torch.compile, torch.optim.swa_utils.AveragedModel], ids=["copy", "compile", "average"]
+)
 def test_copies_and_wrappers_come_back(wrap: Any, quantized: ir.Model) -> None:
     student = gp.to_torch(quantized, quantizers="learnable")
     with torch.no_grad():
