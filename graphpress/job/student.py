@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,19 @@ _SOURCE = "graphpress.model"  # in the meta of a torch module: the graph that it
 _BEFORE = "Take the model before its weights are folded: a pipeline or recipe that ends before fold-weights."
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The graph that a module was built from. Copies of the module share it."""
+
+    model: ir.Model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
+        return self
+
+
 def remember(module: Any, model: ir.Model) -> Any:
     """The module, which knows its graph from now on; so do its copies."""
-    module.meta[_SOURCE] = model
+    module.meta[_SOURCE] = Source(model)
     return module
 
 
@@ -56,9 +67,10 @@ def restored(module: Any, like: ir.Model | None = None) -> ir.Model:
     """
     runtime = engine.of_runtime("fx")
     if like is None:
-        like = runtime.unwrapped(module).meta.get(_SOURCE)
-        if like is None:
+        source = runtime.unwrapped(module).meta.get(_SOURCE)
+        if source is None:
             raise BadRequest("this module does not know its graph", where="from_torch", fix="Give the model as `like`.")
+        like = source.model
     model = opened(like)
     model = model.clone() if model is like else model
     for name, array in runtime.trained(module, model).items():

@@ -157,7 +157,7 @@ def nan_at_nine() -> np.ndarray:
 
 Y, LABELLED = np.arange(16) % 8, {"x": x(16, 3, 8, 8)}
 DATA: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
-    "wrong name": ({"image": x(16, 3, 8, 8)}, ["'image'", "no such input", "Known: x"]),
+    "wrong name": ({"image": x(16, 3, 8, 8)}, ["'image'", "no such input", "Call it 'x'"]),
     "one too many": ({"x": x(16, 3, 8, 8), "y": x(16, 3)}, ["'y'", "no such input"]),
     "missing": ({"labels": np.zeros(16, np.int64)}, ["'x'", "lacks"]),
     "wrong shape": ({"x": x(16, 4, 8, 8)}, ["'x'", "(16, 4, 8, 8)", "(?, 3, 8, 8)", "samples first"]),

@@ -75,7 +75,8 @@ def test_labels_tell_what_is_lost_by_the_samples_on_which_the_two_differ() -> No
     """64 of 80 right and 60 of 80, where 6 are lost and 2 are won: 5 points, with the error of the differences."""
     mine, its = np.ones(80), np.ones(80)
     mine[64:], its[58:64], its[66:] = 0, 0, 0
-    metric = Top1(data(np.zeros((80, 4), np.float32), np.zeros(80, int)), classes=4)
+    metric = Top1(data(np.zeros((80, 4), np.float32), np.zeros(80, int)))
+    metric.classes = 4
     found = labelled(metric, (mine, np.ones(80)), (its, np.ones(80)), 2.0, change=0.0)
     assert (found.before, found.after, found.samples, found.chance) == (80.0, 75.0, 80, False)
     assert found.error == pytest.approx([100 * math.sqrt(p * (1 - p) / 79) for p in (0.8, 0.75)], rel=1e-12)
@@ -89,7 +90,8 @@ def test_labels_tell_what_is_lost_by_the_samples_on_which_the_two_differ() -> No
 def test_twenty_samples_that_do_not_differ_do_not_tell_that_none_do(change: float, verdict: Verdict) -> None:
     """The rule of three, 3.086 / 21 = 14.7 %, of what a changed choice costs at most, against twice 2 points."""
     right = (np.arange(20) % 4 > 0).astype(float)
-    metric = Top1(data(np.zeros((20, 4), np.float32), np.zeros(20, int)), classes=4)
+    metric = Top1(data(np.zeros((20, 4), np.float32), np.zeros(20, int)))
+    metric.classes = 4
     found = labelled(metric, (right, np.ones(20)), (right, np.ones(20)), 2.0, change).lost
     assert (found.value, found.low) == (0.0, 0.0)
     assert found.high == pytest.approx(100 * change * (1 + 2.085963) / 21, abs=1e-4)  # t of 20 degrees of freedom
