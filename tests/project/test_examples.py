@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LINES = 40
 
 
-_LONG = ("mixed_precision", "recover_4bit", "torch_int8")
+_LONG = ("mixed_precision", "quantize_onnx", "recover_4bit", "torch_int8")
 
 
 @pytest.mark.parametrize(

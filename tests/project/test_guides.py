@@ -13,7 +13,7 @@ from tests import warm
 
 GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
 NEEDS = {"compress-onnx": ["PIL"], "qat": ["torch"], "report": [], "transformers": ["torch", "transformers"]}
-LONG = ("qat", "report", "transformers")  # README and docs/torch.md train in the default suite
+# Each takes ten seconds and more; the README and docs/torch.md, which run in the default suite, hold the same steps.
 _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.M | re.S)
 
 
@@ -32,7 +32,8 @@ def test_each_guide_says_what_it_needs() -> None:
     assert {p.stem for p in GUIDES.glob("*.md")} == set(NEEDS)
 
 
-@pytest.mark.parametrize("guide", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in NEEDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("guide", NEEDS)
 def test_a_guide_runs(guide: str, tmp_path: Path) -> None:
     for package in NEEDS[guide]:
         if importlib.util.find_spec(package) is None:

@@ -92,7 +92,12 @@ def test_a_trained_student_comes_back_and_folds(quantized: ir.Model, digits: Any
 
 
 @pytest.mark.parametrize(
-    "wrap", [copy.deepcopy, torch.compile, torch.optim.swa_utils.AveragedModel], ids=["copy", "compile", "average"]
+    "wrap",
+    [
+        pytest.param(copy.deepcopy, id="copy"),
+        pytest.param(torch.compile, id="compile", marks=pytest.mark.slow),
+        pytest.param(torch.optim.swa_utils.AveragedModel, id="average"),
+    ],
 )
 def test_copies_and_wrappers_come_back(wrap: Any, quantized: ir.Model) -> None:
     student = gp.to_torch(quantized, quantizers="learnable")

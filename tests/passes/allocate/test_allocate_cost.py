@@ -91,6 +91,7 @@ class Counting:
         return Idle()
 
 
+@pytest.mark.slow
 def test_times_are_taken_once_for_each_machine_shape_and_format(tmp_path: Path) -> None:
     parts, _, ctx = built()
     deploy = Counting()
@@ -205,6 +206,7 @@ def fused(model: ir.Model, path: Path) -> list[str]:
     return kit.ops(ir.load(path))
 
 
+@pytest.mark.slow
 def test_a_time_taken_while_the_machine_is_busy_is_taken_again() -> None:
     parts, _, ctx = built()
     busy_until = 0.0

@@ -103,6 +103,7 @@ def test_blocks_on_the_teachers_values_are_trained_as_if_alone() -> None:
             assert not np.array_equal(found[name], WEIGHTS[name])
 
 
+@pytest.mark.slow
 def test_blocks_on_the_students_values_make_up_for_what_came_before() -> None:
     teacher = chain()
     broken = int4(teacher)

@@ -20,6 +20,7 @@ from tests.passes.recovering import context, recover
 torch = pytest.importorskip("torch")
 
 
+@pytest.mark.slow
 def test_resnet20_with_4_bit_weights_comes_back_block_by_block(zoo: Path) -> None:
     task = next(t for t in tasks(zoo) if t.name == "resnet20")
     images = task.data()
