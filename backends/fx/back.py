@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 
 from graphpress.backends.fx import dtypes, shelf
+from graphpress.backends.fx.build import build
 from graphpress.errors import BadRequest, Unsupported
 from graphpress.keys import PARAMETERS
 
@@ -34,7 +35,7 @@ def trained(module: torch.nn.Module, model: ir.Model) -> dict[str, np.ndarray]:
     module = unwrapped(module)
     kept = _places(module)
     tensors = dict(module.named_buffers(remove_duplicate=False)) | dict(module.named_parameters(remove_duplicate=False))
-    _refuse_inner(module, kept)
+    _refuse_inner(module, kept, model)
     found = {}
     for name, (path, form) in kept.items():
         value = model.graph.initializers.get(name)
@@ -68,9 +69,15 @@ def _places(module: torch.nn.Module) -> Mapping[str, tuple[str, str]]:
     return kept
 
 
-def _refuse_inner(module: torch.nn.Module, kept: Mapping[str, tuple[str, str]]) -> None:
+def _refuse_inner(module: torch.nn.Module, kept: Mapping[str, tuple[str, str]], model: ir.Model) -> None:
+    """Refuse parameters of bodies that have a gradient or are no longer as the graph has them."""
     known = {path for path, _ in kept.values()} | {path + shelf.LOG for path, form in kept.values() if form == "steps"}
-    inner = [n for n, p in module.named_parameters() if n not in known and p.grad is not None]
+    within = {n: p for n, p in module.named_parameters() if n not in known}
+    start = dict(build(model, quantizers="learnable").named_parameters()) if within else {}
+    inner = [
+        n for n, p in within.items()
+        if p.grad is not None or n not in start or not torch.equal(p.detach().cpu(), start[n].detach())
+    ]  # fmt: skip
     if inner:
         what = "it is a parameter within the body of a Loop, Scan or If, which the graph does not take back"
         raise Unsupported(what, where=f"from_torch: {inner[0]!r}", fix="Freeze it: requires_grad_(False).")

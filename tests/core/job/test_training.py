@@ -210,6 +210,12 @@ def test_a_body_that_was_trained_is_refused() -> None:
         y = If (c) <then_branch = t () => (float[2] a) <float[2] w = {1, 2}> { a = Mul(x, w) },
                     else_branch = e () => (float[2] b) <float[2] v = {3, 4}> { b = Mul(x, v) }> }"""
     student = gp.to_torch(model := kit.parse(source))
+    kit.assert_same_structure(gp.from_torch(student, like=model), model)
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
     student(torch.tensor(True), torch.ones(2)).sum().backward()
+    with pytest.raises(Unsupported, match="within the body"):
+        gp.from_torch(student, like=model)
+    optimizer.step()
+    optimizer.zero_grad()  # no gradient is left to tell of it
     with pytest.raises(Unsupported, match="within the body"):
         gp.from_torch(student, like=model)
