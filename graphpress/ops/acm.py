@@ -33,7 +33,6 @@ _RANKS = {"gate": 2, "gate_bias": 1, "price": 0, "w1": 3, "b1": 2, "w2": 3, "b2"
 
 @cache
 def _body() -> Any:  # noqa: C901 (a case an activation: functions of a body cannot call others)
-    """As a protobuf; onnxscript is slow to load."""
     from onnxscript import opset20 as op
     from onnxscript import script
     from onnxscript.values import Opset
