@@ -61,6 +61,13 @@ def ladder(quantizer: Quantizer, params: QParams, scheme: Scheme, shape: tuple[i
     return np.stack([quantizer.dequantize(np.full(shape, c, np.int16), params, scheme) for c in codes])
 
 
+def in_torch(params: QParams) -> QParams:
+    def tensor(a: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(a) if np.issubdtype(a.dtype, np.floating) else a.astype(np.int32))
+
+    return dataclasses.replace(params.mapped(tensor), tables={n: torch.from_numpy(t) for n, t in params.tables.items()})
+
+
 @CASES
 def test_a_number_becomes_one_of_its_two_neighbours(name: str, scheme: Scheme) -> None:
     w = weight()
@@ -92,11 +99,7 @@ def test_torch_says_the_same_as_numpy(name: str, scheme: Scheme) -> None:
     theirs = quantizer.fit(tensor, scheme)
     np.testing.assert_allclose(theirs.scale.numpy(), params.scale, rtol=1e-6)
     np.testing.assert_array_equal(theirs.zero_point.numpy().astype(np.int32), params.zero_point.astype(np.int32))
-    same = QParams(
-        torch.from_numpy(np.asarray(params.scale)),
-        torch.from_numpy(np.asarray(params.zero_point).astype(np.int32)),
-        {n: torch.from_numpy(t) for n, t in params.tables.items()},
-    )
+    same = in_torch(params)
     codes = quantizer.quantize(tensor, same, scheme)
     np.testing.assert_array_equal(codes.numpy(), quantizer.quantize(w, params, scheme).astype(np.int16))
     back = quantizer.dequantize(quantizer.quantize(w, params, scheme), params, scheme)
@@ -109,9 +112,8 @@ def test_gradients_go_straight_through_and_to_the_scale(name: str, scheme: Schem
     w = weight(3)
     quantizer, params = fitted(name, scheme, w)
     x = torch.from_numpy(w).requires_grad_()
-    scale = torch.from_numpy(np.asarray(params.scale)).requires_grad_()
-    zero = torch.from_numpy(np.asarray(params.zero_point).astype(np.float32))
-    given = QParams(scale, zero, {n: torch.from_numpy(t) for n, t in params.tables.items()})
+    given = in_torch(params)
+    scale = given.scale.requires_grad_()
     quantizer.straight_through(x, given, scheme).sum().backward()
     low, high = quantizer.ends(params, w.shape, scheme)
     assert x.grad is not None and scale.grad is not None
