@@ -161,7 +161,9 @@ def test_constants_and_zeros_are_kept(w: np.ndarray) -> None:
 
 
 def test_pruned_layers_stay_float_as_their_zeros_would_not_stay_zero() -> None:
-    pruned = model(ONE, {"w": normal(64, 24)})
+    w = normal(64, 24)
+    w.reshape(16, 4, 24)[:, :2] = 0
+    pruned = model(ONE, {"w": w})
     next(iter(pruned.graph)).metadata_props[SPARSITY] = "2:4"
     quantize = Quantize(mode="weight", weight="int4", quantizer="points", kernels="preferred")
     _, (report,) = kit.apply(pruned, quantize, ctx=context(target=None))
