@@ -113,7 +113,9 @@ def per_group(axis: int, group_size: int) -> Granularity:
 
 
 Integer: TypeAlias = Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
-WeightInteger: TypeAlias = Literal[Integer, "int3"]
+SmallFloat: TypeAlias = Literal["float8e4m3fn", "float8e5m2"]
+ActivationType: TypeAlias = Literal[Integer, SmallFloat]
+WeightType: TypeAlias = Literal[Integer, "int3", SmallFloat]
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,10 @@ class Storage:
 
     Attributes:
         name: As schemes have it.
-        bits, low, high: Of the codes.
+        bits, low, high: Of the codes; of floats the largest numbers.
         opset: The first opset whose Q/DQ has it.
         onnx: The ONNX type that a runtime sees and a file holds; its range may be wider.
+        floating: Whether codes are floats: numbers in scales, not evenly spaced.
     """
 
     name: str
@@ -133,6 +136,7 @@ class Storage:
     high: int
     opset: int
     onnx: str
+    floating: bool = False
 
     @classmethod
     def of(cls, name: str) -> Storage:
@@ -173,6 +177,8 @@ STORAGE = {
         _storage("uint4", 4, 21),
         _storage("int2", 2, 25),
         _storage("uint2", 2, 25),
+        Storage("float8e4m3fn", 8, -448, 448, 19, "float8e4m3fn", floating=True),
+        Storage("float8e5m2", 8, -57344, 57344, 19, "float8e5m2", floating=True),
     )
 }
 AFFINE = "affine"  # the quantizer of schemes that name none
@@ -186,6 +192,7 @@ class Scheme:
     Attributes:
         dtype: Storage type: int8, uint8, int16, uint16, int4, uint4, int2, uint2; int3 for weights, which ONNX does not
             have: half the codes of an int4 tensor. Activations at run time by token: int8 or int4, in int8 tensors.
+            float8e4m3fn, float8e5m2: 8-bit floats in scales, symmetric.
         granularity: How many scales; axes are of the stored tensor.
         symmetric: zero_point fixed at the middle of the range (0 for signed types).
         dynamic: The scale is computed at run time (activations only).
@@ -222,6 +229,11 @@ class Scheme:
     @property
     def signed(self) -> bool:
         return self.qmin < 0
+
+    @property
+    def floating(self) -> bool:
+        """Whether codes are small floats."""
+        return STORAGE[self.dtype].floating
 
     @property
     def storage(self) -> str:
@@ -290,7 +302,7 @@ def _said(word: str, axes: Mapping[Kind, int | None]) -> dict[str, Any]:
         return {"granularity": granularity, "dynamic": granularity.kind is Kind.TOKEN}
     if word.startswith(_QUANTIZER):
         return {"quantizer": word.removeprefix(_QUANTIZER)}
-    return {"dtype" if "int" in word else "observer": word}
+    return {"dtype" if "int" in word or word in STORAGE else "observer": word}
 
 
 _SITE = re.compile(r"(?P<node>.+)\[(?P<slot>\d+)\] (?P<role>weight|activation|output)")

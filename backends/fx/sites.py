@@ -15,7 +15,6 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.backends.canonical import Activation, Weight
 from graphpress.graph import edit, quantized
-from graphpress.graph.grid import is_dequantize
 from graphpress.graph.quantized import floats
 from graphpress.graph.readers import only_reader, plain_gemm
 
@@ -146,13 +145,8 @@ def parameters(quantizer: ir.Node) -> tuple[float, int, str] | None:
 
 def _float8(value: ir.Value | None) -> Weight | None:
     """A weight of 8-bit floats behind a DequantizeLinear of constants."""
-    node = value.producer() if value is not None else None
-    if not is_dequantize(node) or node.inputs[0] is None:
-        return None
-    fits = node.inputs[0].dtype == ir.DataType.FLOAT8E4M3FN and all(
-        v is None or edit.is_constant(v) for v in node.inputs
-    )
-    return Weight(node) if fits else None
+    found = quantized.small_floats(value)
+    return found if found is not None and found.dtype == ir.DataType.FLOAT8E4M3FN else None
 
 
 def _per_tensor(x: Activation) -> bool:

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from graphpress import keys
 from graphpress.backends import canonical, macs
 from graphpress.backends.audited import Audit, AuditRow, Conversion, made_up_feeds, size_only
 from graphpress.backends.macs import KernelRun
@@ -22,7 +23,7 @@ from graphpress.keys import ORIGIN, SCHEME
 from graphpress.ops import packing
 from graphpress.runner import Arrays
 from graphpress.target import Fact, Target
-from graphpress.types import Storage
+from graphpress.types import Role, Storage
 
 _INTEGER = re.compile(r"QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|QAttention")
 _WORTH_A_ROW = 0.01  # share of time from which on a node has a row even if nothing about it is quantized
@@ -120,7 +121,8 @@ class _OrtAuditor:
             return "integer", moved_codes.noted(node)
         bits = next((b for v in node.inputs if (b := canonical.restored(node, v))), 0)
         if bits and not any(map(canonical.activation, node.inputs)):
-            return "weight-only", f"{bits}-bit weights become float once, at load"
+            rounded = "; activations are rounded to 8-bit floats, and computed in float" if _small_floats(node) else ""
+            return "weight-only", f"{bits}-bit weights become float once, at load{rounded}"
         if node.op_type in lower_float.LEFT:
             return "float", "left in float between quantized neighbours"
         if self.quantized(node):
@@ -174,6 +176,10 @@ def _site(node: ir.Node) -> str:
 
 def _is_site(node: ir.Node) -> bool:
     return node.op_type not in CONVERSIONS | CONTROL | {"Constant"} and _site(node) == node.name
+
+
+def _small_floats(node: ir.Node) -> bool:
+    return any(scheme.floating for site, scheme in keys.schemes(node).items() if site.role is Role.ACTIVATION)
 
 
 def _on_integers(node: ir.Node) -> bool:

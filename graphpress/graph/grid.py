@@ -50,8 +50,14 @@ class Grid:
 
     @cached_property
     def movable(self) -> bool:
-        """Whether the grid can be written at other places: exact, per tensor, with an explicit zero point."""
-        return self.axis is None and self.exact and self.values[1] is not None and self.dtype.bitwidth in (8, 16)
+        """Whether the grid can be written at other places: exact, per tensor, with an explicit zero point, even."""
+        whole = not self.floating and self.dtype.bitwidth in (8, 16)
+        return self.axis is None and self.exact and self.values[1] is not None and whole
+
+    @property
+    def floating(self) -> bool:
+        """Whether what is stored are small floats, not integers."""
+        return self.dtype.is_floating_point()
 
     def __str__(self) -> str:
         dtype = self.dtype.name.lower()
@@ -61,8 +67,8 @@ class Grid:
 
     @cached_property
     def limits(self) -> tuple[int, int]:
-        """The smallest and largest integer of the storage type."""
-        info = ml_dtypes.iinfo(self.dtype.numpy())
+        """The smallest and largest integer (or float) of the storage type."""
+        info = (ml_dtypes.finfo if self.floating else ml_dtypes.iinfo)(self.dtype.numpy())
         return int(info.min), int(info.max)
 
     @cached_property
@@ -78,7 +84,8 @@ class Grid:
         scale, zero = (self._along(blocks, p) for p in (self.scale, self.zero.astype(np.float32)))
         low, high = self.limits
         steps = np.asarray(x.reshape(blocks) / scale, dtype=np.float32)
-        np.rint(steps, out=steps)
+        if not self.floating:
+            np.rint(steps, out=steps)
         if zero.any():
             steps += zero
         np.clip(steps, low, high, out=steps)
@@ -127,7 +134,7 @@ def is_dequantize(node: ir.Node | None) -> TypeGuard[ir.Node]:
 
 
 def grid_of(node: ir.Node) -> Grid | None:
-    """The grid of a Q or DQ node; None where it is computed at run time, unknown, or not of integers up to 16 bits."""
+    """The grid of a Q or DQ node; None where it is computed at run time, unknown, or of wider codes than 16 bits."""
     slots = [*node.inputs, None]
     scale_value, zero_value = slots[1], slots[2]
     scale = edit.constant(scale_value)

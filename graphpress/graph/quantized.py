@@ -137,7 +137,7 @@ def steps(node: ir.Node) -> Steps | None:
     """The steps of a decoding node whose codes stand for integers; None where it has none, or they are no constants."""
     if is_dequantize(node):
         grid = grid_of(node)
-        return None if grid is None else Steps(grid.scale, grid.axis, grid.block)
+        return None if grid is None or grid.floating else Steps(grid.scale, grid.axis, grid.block)
     found = dialect(node)
     if found is None or found.levels is None or found.levels(node) is None:
         return None
@@ -305,7 +305,13 @@ class Activation:
 def weight(value: ir.Value | None) -> Weight | None:
     """The weight that ``value`` is, if it is decoded from constant, evenly spaced codes of at most 8 bits."""
     node = value.producer() if value is not None else None
-    return Weight(node) if is_dequantize(node) and _stored(node) else None
+    return Weight(node) if is_dequantize(node) and _stored(node) and not _floating(node) else None
+
+
+def small_floats(value: ir.Value | None) -> Weight | None:
+    """The weight that ``value`` is, if it is decoded from constant floats of 8 bits."""
+    node = value.producer() if value is not None else None
+    return Weight(node) if is_dequantize(node) and _stored(node) and _floating(node) else None
 
 
 def stored(value: ir.Value | None) -> Weight | None:
@@ -321,6 +327,11 @@ def expanded(value: ir.Value | None) -> Expanded | None:
         return None
     found = levels(node)
     return None if found is None else Expanded(node, found)
+
+
+def _floating(node: ir.Node) -> bool:
+    codes = node.inputs[0]
+    return codes is not None and codes.dtype is not None and codes.dtype.is_floating_point()
 
 
 def _stored(node: ir.Node) -> bool:

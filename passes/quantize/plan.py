@@ -75,7 +75,7 @@ class _Planner:
             elif node.domain == "" and node.op_type == "Einsum" and any(map(edit.is_constant, node.inputs)):
                 self._skip(node, "it has weights, and is no product of matrices that a kernel computes")
         plan = Plan(schemes)
-        if static:
+        if static and not self._activation("static").floating:  # no kernel adds or moves small floats
             flow = Joining(self._activation("static"), static, self._joins).run(nodes)
             plan = plan.merge(Plan(flow.sites, tuple(flow.ties)))
         return overridden(plan, self.options, self._activation("static"), nodes), self.skips
@@ -210,6 +210,8 @@ class _Planner:
         return sites
 
     def _must_quantize_output(self, node: ir.Node) -> bool:
+        if self._activation("static").floating:  # floats lose more by one more rounding than they save
+            return False
         if self.target is None:
             return node.op_type not in ("MatMul", "Gemm")
         return all(c.output == "required" for c in self.target.find(node.op_type, "static"))

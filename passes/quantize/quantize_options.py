@@ -13,11 +13,13 @@ from graphpress.graph.selectors import exactly
 from graphpress.observe.observers import OBSERVERS
 from graphpress.passes.quantizers.named import named
 from graphpress.typed import Known
-from graphpress.types import AFFINE, PER_TENSOR, PER_TOKEN, Granularity, Integer, Scheme, WeightInteger
+from graphpress.types import AFFINE, PER_TENSOR, PER_TOKEN, ActivationType, Granularity, Scheme, Storage, WeightType
 
 Mode: TypeAlias = Literal["static", "dynamic", "weight"]
 Kernels: TypeAlias = Literal["required", "preferred"]
 
+FLOAT8 = "float8"  # the quantizer of weights of 8-bit floats
+_FLOAT_OBSERVERS = ("minmax", "moving_average", "percentile")
 TOKEN_TYPES = ("int8", "int4")  # of activations that are quantized by token
 
 
@@ -33,7 +35,7 @@ class QuantizeOptions(Ignores):
     Attributes:
         mode: ``static`` (activation ranges from calibration data), ``dynamic`` (found at run time) or ``weight``
             (activations stay float).
-        weight: Storage type of weights. int3 is stored as int4.
+        weight: Storage type of weights. int3 is stored as int4. float8e4m3fn and float8e5m2 are floats of 8 bits.
         weight_granularity: How many scales a weight has.
         group_size: Elements that share a scale where weight_granularity is per_group; a power of two from 16 to 256.
         weight_symmetric: Weights without a zero point.
@@ -42,7 +44,8 @@ class QuantizeOptions(Ignores):
             ``power:exponent=search``, ``tlq``, ``points``. These decode by a table, on integer kernels if
             that holds 8-bit integers.
         activation: Storage type of activations; None: the one that is fast on the target, or int8 for per_token, which
-            also takes int4.
+            also takes int4. 8-bit floats go with weights that are such (static only, observer minmax, moving_average
+            or percentile).
         activation_granularity: per_tensor, or per_token (dynamic only: one scale for each row of the last axis).
         activation_symmetric: Activations without a zero point. Asymmetric ones absorb a Relu.
         observer: How the range of an activation is found; ``percentile:99.9`` says the share that is kept.
@@ -59,13 +62,13 @@ class QuantizeOptions(Ignores):
     """
 
     mode: Mode = "static"
-    weight: WeightInteger = "int8"
+    weight: WeightType = "int8"
     weight_granularity: Literal["per_tensor", "per_channel", "per_group"] = "per_channel"
     group_size: int = 64
     weight_symmetric: bool = True
     weight_observer: Annotated[str, Known(weight_observers)] = "minmax"
     quantizer: Annotated[str, Known(catalog.quantizers)] = AFFINE
-    activation: Integer | None = None
+    activation: ActivationType | None = None
     activation_granularity: Literal["per_tensor", "per_token"] = "per_tensor"
     activation_symmetric: bool = False
     observer: Annotated[str, Known(lambda: OBSERVERS)] = "minmax"
@@ -87,7 +90,25 @@ class QuantizeOptions(Ignores):
             raise _wrong("activation", f"{self.activation_granularity} scales found at run time are {known}")
         if self.group_size not in (16, 32, 64, 128, 256):
             raise _wrong("group_size", f"{self.group_size} is none of 16, 32, 64, 128, 256")
-        named(self.quantizer).check(self.weight_scheme(PER_TENSOR), "quantize: option 'quantizer'")
+        scheme = self.weight_scheme(PER_TENSOR)
+        named(scheme.quantizer).check(scheme, "quantize: option 'quantizer'")
+        self._check_floats()
+
+    def _check_floats(self) -> None:
+        """8-bit floats on both sides of a product or on none, of ranges that are no sums over even steps."""
+        small = [d for d in (self.weight, self.activation) if d is not None and Storage.of(d).floating]
+        if self.activation not in small:
+            if small and self.mode != "weight":
+                raise _wrong(
+                    "activation", f"weights of {self.weight} are multiplied by such floats", "Set activation too."
+                )
+            return
+        if self.weight not in small:
+            raise _wrong("weight", f"activations of {self.activation} are multiplied by such floats", "Set weight too.")
+        if self.mode != "static":
+            raise _wrong("activation", f"{self.activation} has ranges from calibration", "Set mode: static.")
+        if self.observer.partition(":")[0] not in _FLOAT_OBSERVERS:
+            raise _wrong("observer", f"{self.observer!r} is for even steps", f"Take {' or '.join(_FLOAT_OBSERVERS)}.")
 
     def without(self, names: Iterable[str]) -> Self:
         """The same with these nodes in float, whatever ``sites`` says of them."""
@@ -103,8 +124,9 @@ class QuantizeOptions(Ignores):
 
     def weight_scheme(self, granularity: Granularity) -> Scheme:
         """How a weight is stored."""
+        quantizer = FLOAT8 if self.quantizer == AFFINE and Storage.of(self.weight).floating else self.quantizer
         return Scheme(
-            self.weight, granularity, self.weight_symmetric, observer=self.weight_observer, quantizer=self.quantizer
+            self.weight, granularity, self.weight_symmetric, observer=self.weight_observer, quantizer=quantizer
         )
 
     def activation_scheme(self, mode: Mode, native: str, recurrent: bool = False) -> Scheme:
@@ -113,7 +135,9 @@ class QuantizeOptions(Ignores):
         Recurrent operators quantize each step as a whole, so they know no tokens.
         """
         if mode == "static":
-            return Scheme(self.activation or native, PER_TENSOR, self.activation_symmetric, observer=self.observer)
+            dtype = self.activation or native
+            symmetric = self.activation_symmetric or Storage.of(dtype).floating
+            return Scheme(dtype, PER_TENSOR, symmetric, observer=self.observer)
         if self.activation_granularity == "per_token" and not recurrent:
             return Scheme(self.activation or "int8", PER_TOKEN, dynamic=True)
         return Scheme("uint8", PER_TENSOR, symmetric=False, dynamic=True)

@@ -32,6 +32,9 @@ class Affine(Quantizer):
 
     name: ClassVar[str] = "affine"
 
+    def refusal(self, scheme: Scheme) -> str | None:
+        return f"{scheme.dtype} is not evenly spaced: quantizer float8" if scheme.floating else None
+
     def fit_rows(self, rows: Array, scheme: Scheme, costs: Array | None, tables: Mapping[str, Array]) -> QParams:
         lo, hi = extremes(rows)
         if scheme.observer == "mse":

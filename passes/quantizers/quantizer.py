@@ -108,6 +108,20 @@ class Quantizer(ABC):
     def codes(self, x: Array, params: QParams, scheme: Scheme) -> Array:
         """Integers, in a float type, of numbers; parameters broadcast against ``x``."""
 
+    def whole(self, codes: Array) -> Array:
+        """What ``codes`` gives in the type that ``values`` takes."""
+        xp = array_namespace(codes)
+        return xp.astype(codes, xp.int32)
+
+    def nearest(self, x: Array, params: QParams, scheme: Scheme) -> Array:
+        """What is left of numbers after quantization; parameters broadcast against them."""
+        return self.values(self.whole(self.codes(x, params, scheme)), params, scheme)
+
+    @staticmethod
+    def every_code(scheme: Scheme) -> np.ndarray:
+        """All codes of a scheme, ascending."""
+        return np.arange(scheme.qmin, scheme.qmax + 1, dtype=np.int32)
+
     @abstractmethod
     def values(self, codes: Array, params: QParams, scheme: Scheme) -> Array:
         """float32 numbers of codes of an integer type; parameters broadcast against them."""
@@ -181,8 +195,8 @@ class Quantizer(ABC):
     def quantize(self, x: Array, params: QParams, scheme: Scheme) -> Array:
         """Codes of numbers, shaped as ``x``: of the storage type in numpy, of int16 or int32 elsewhere."""
         xp = array_namespace(x)
-        codes = self.codes(x, self.spread(params, x.shape, scheme), scheme)
-        wide = xp.astype(codes, xp.int32 if scheme.bits > 8 else xp.int16)  # 4-bit types take integers only
+        wide = self.whole(self.codes(x, self.spread(params, x.shape, scheme), scheme))
+        wide = xp.astype(wide, xp.int16) if scheme.bits <= 8 else wide  # 4-bit types take integers only
         return wide.astype(scheme.ir_dtype.numpy()) if is_numpy_array(wide) else wide
 
     def dequantize(self, codes: Array, params: QParams, scheme: Scheme) -> Array:
@@ -215,7 +229,7 @@ class Quantizer(ABC):
         low, high = self.ends(_detached(params), x.shape, scheme)
         inside = (x.detach() > low) & (x.detach() < high)
         moved = unit * (steps - steps.detach())
-        return self.values(codes.int(), spreads, scheme) + moved * inside
+        return self.values(self.whole(codes), spreads, scheme) + moved * inside
 
     def unit(self, x: Array, params: QParams) -> Array:
         """The scale that each element is measured by; parameters broadcast against ``x``."""

@@ -4,7 +4,8 @@
   there are any, folded once by ONNX Runtime, at load, then DequantizeLinear. QLinearConv, QLinearMatMul and QGemm then
   run on the widened codes.
 - Everywhere else they are restored, folded once at load: Cast to float, Sub the zero points (cast likewise), Mul scale.
-  A DequantizeLinear there would be computed in every run, or become a MatMulNBits that rounds activations.
+  A DequantizeLinear there would be computed in every run, or become a MatMulNBits that rounds activations. Small floats
+  always are restored.
 - Between static codes, but with scales that the kernel does not take (groups, another axis), or where there is no
   kernel, the restored ones are set apart by a Clip: ONNX Runtime 1.32 rounds a float weight between DequantizeLinear
   and QuantizeLinear to int8 by itself, with one scale for all channels.
@@ -41,7 +42,7 @@ def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
 def _slot(node: ir.Node, slot: int, target: Target, shared: emit.Shared) -> bool:
     """Lower the weight in one input; whether there was one to lower."""
     value = node.inputs[slot]
-    w = canonical.weight(value) or quantized.expanded(value)
+    w = canonical.weight(value) or quantized.expanded(value) or quantized.small_floats(value)
     apart = _between_static(node, target) and Fact.ROUNDS_FLOAT_WEIGHTS in target.facts
     if w is None:
         if apart and quantized.stored(value):
@@ -63,7 +64,7 @@ def _slot(node: ir.Node, slot: int, target: Target, shared: emit.Shared) -> bool
 
 def _form(node: ir.Node, slot: int, w: Weight, target: Target) -> Callable[..., ir.Value] | None:
     """What makes of a weight what the target runs best; None where it may stay."""
-    if not (_between_static(node, target) and _fits(node, slot, w, target)):
+    if w.dtype.is_floating_point() or not (_between_static(node, target) and _fits(node, slot, w, target)):
         return _restored if Fact.DEQUANTIZES_IN_EVERY_RUN in target.facts else None
     if moved_codes.overflows(w, target) and not _depthwise(node, w):
         return _unsigned_weight if Fact.MULTIPLIES_UNSIGNED_EXACTLY in target.facts else _narrowed_weight

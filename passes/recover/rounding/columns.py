@@ -123,6 +123,5 @@ class _Rounding:
     def __call__(self, column: Array, j: int) -> Array:
         c, xp = self.order[j], array_namespace(column)
         mine = self.params.mapped(lambda a: a[:, c])
-        codes = self.q.quantizer.codes(column, mine, self.q.scheme)
-        settled = self.q.quantizer.values(xp.astype(codes, xp.int32), mine, self.q.scheme)
+        settled = self.q.quantizer.nearest(column, mine, self.q.scheme)
         return settled if self.kept is None else xp.where(self.kept[:, c], settled, xp.zeros_like(settled))

@@ -118,7 +118,7 @@ def learn(q: QuantizedLayer, params: QParams, moments: Moments, *, steps: int, r
         made = q.quantizer.following(_changed(given, changes), q.scheme)
         spread = q.quantizer.spread(made, weight.shape, q.scheme)
         with torch.no_grad():
-            codes = q.quantizer.codes(weight, spread, q.scheme).int()
+            codes = q.quantizer.whole(q.quantizer.codes(weight, spread, q.scheme))
         off = q.quantizer.values(codes, spread, q.scheme) - weight
         rows = (off.T if q.layer.transposed else off).reshape(hessians.shape[0], -1, hessians.shape[1])
         loss = torch.einsum("gok,gkl,gol->", rows, hessians, rows)

@@ -25,7 +25,7 @@ from graphpress.types import PER_TENSOR, Plan, Role, Scheme, Site, per_channel, 
 from tests import kit
 
 GRAINS = [PER_TENSOR, per_channel(0), per_channel(1), per_group(0, 8), per_group(1, 16)]
-TYPES = ["int8", "uint8", "int4", "uint4", "int3", "int2", "uint2"]
+TYPES = ["int8", "uint8", "int4", "uint4", "int3", "int2", "uint2", "float8e4m3fn", "float8e5m2"]
 
 
 def cases() -> list[tuple[str, Scheme]]:
@@ -61,13 +61,14 @@ def fitted(name: str, scheme: Scheme, w: np.ndarray) -> tuple[Quantizer, QParams
 
 def ladder(quantizer: Quantizer, params: QParams, scheme: Scheme, shape: tuple[int, ...]) -> np.ndarray:
     """The numbers of all codes of the scheme at each element, ascending: [codes, *shape]."""
-    codes = range(scheme.qmin, scheme.qmax + 1)
-    return np.stack([quantizer.dequantize(np.full(shape, c, np.int16), params, scheme) for c in codes])
+    every = quantizer.every_code(scheme)
+    return np.stack([quantizer.dequantize(np.full(shape, c, every.dtype), params, scheme) for c in every])
 
 
 def in_torch(params: QParams) -> QParams:
     def tensor(a: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(a) if np.issubdtype(a.dtype, np.floating) else a.astype(np.int32))
+        floats = np.issubdtype(a.dtype, np.floating)  # float8 is none to numpy
+        return torch.from_numpy(np.asarray(a) if floats else a.astype(np.float32).astype(np.int32))
 
     return dataclasses.replace(params.mapped(tensor), tables={n: torch.from_numpy(t) for n, t in params.tables.items()})
 
@@ -89,10 +90,10 @@ def test_a_number_becomes_one_of_its_two_neighbours(name: str, scheme: Scheme) -
 def test_numbers_of_codes_are_given_back(name: str, scheme: Scheme) -> None:
     w = weight(1)
     quantizer, params = fitted(name, scheme, w)
-    for code in range(scheme.qmin, scheme.qmax + 1):
-        codes = np.full(w.shape, code, np.int16)
+    for code in quantizer.every_code(scheme):
+        codes = np.full(w.shape, code)
         again = quantizer.quantize(quantizer.dequantize(codes, params, scheme), params, scheme)
-        np.testing.assert_array_equal(again.astype(np.int16), codes)
+        np.testing.assert_array_equal(again.astype(codes.dtype), codes)
 
 
 @CASES
@@ -102,10 +103,10 @@ def test_torch_says_the_same_as_numpy(name: str, scheme: Scheme) -> None:
     tensor = torch.from_numpy(w)
     theirs = quantizer.fit(tensor, scheme)
     np.testing.assert_allclose(theirs.scale.numpy(), params.scale, rtol=1e-6)
-    np.testing.assert_array_equal(theirs.zero_point.numpy().astype(np.int32), params.zero_point.astype(np.int32))
+    np.testing.assert_array_equal(theirs.zero_point.numpy().astype(np.float32), params.zero_point.astype(np.float32))
     same = in_torch(params)
     codes = quantizer.quantize(tensor, same, scheme)
-    np.testing.assert_array_equal(codes.numpy(), quantizer.quantize(w, params, scheme).astype(np.int16))
+    np.testing.assert_array_equal(codes.numpy(), quantizer.quantize(w, params, scheme).astype(codes.numpy().dtype))
     back = quantizer.dequantize(quantizer.quantize(w, params, scheme), params, scheme)
     np.testing.assert_array_equal(quantizer.dequantize(codes, same, scheme).numpy(), back)
     np.testing.assert_allclose(quantizer.straight_through(tensor, same, scheme).numpy(), back, rtol=1e-6, atol=1e-7)
@@ -173,7 +174,7 @@ def test_a_file_takes_as_many_bytes_as_it_says(name: str, scheme: Scheme, tmp_pa
 @pytest.mark.parametrize("observer", ["minmax", "mse"])
 def test_more_bits_are_never_worse(name: str, observer: str) -> None:
     quantizer, w, lost = named(name), weight(6, (64, 64)), []
-    for dtype in ("int3", "int4", "int8"):
+    for dtype in ("int3", "int4", "int8", "float8e5m2", "float8e4m3fn"):
         scheme = Scheme(dtype, per_channel(1), observer=observer, quantizer=name)
         if quantizer.refusal(scheme) is None:
             params = quantizer.fit(w, scheme)
@@ -206,4 +207,4 @@ def test_schemes_go_through_text_and_json(name: str, scheme: Scheme) -> None:
 @EACH
 def test_what_is_not_finite_is_refused(name: str) -> None:
     with pytest.raises(BadRequest, match="NaN or infinity"):
-        named(name).fit(np.array([[1.0, np.nan]], np.float32), Scheme("int4", per_channel(0), quantizer=name))
+        named(name).fit(np.full((40, 36), np.nan, np.float32), next(s for n, s in cases() if n == name))

@@ -47,8 +47,13 @@ def test_columns_settle_in_torch_as_in_numpy(block: int) -> None:
     np.testing.assert_allclose(obs.factor(given[1], 0.01).numpy(), obs.factor(h, 0.01), rtol=1e-9, atol=1e-12)
 
 
+def dtype(name: str) -> str:
+    """A type of few bits that a format has."""
+    return next(t for t in ("int4", "int2", "float8e4m3fn") if named(name).refusal(Scheme(t)) is None)
+
+
 def settled(name: str, options: dict[str, object], **gptq: object) -> tuple[np.ndarray, PassReport]:
-    quantize = Quantize(mode="weight", weight="int4", quantizer=name, kernels="preferred", **options)  # type: ignore[arg-type]
+    quantize = Quantize(mode="weight", weight=dtype(name), quantizer=name, kernels="preferred", **options)  # type: ignore[arg-type]
     made = model(ONE, {"w": normal(32, 24)})
     after, reports = kit.apply(made, quantize, Gptq(**gptq), ctx=context({"x": correlated()}, target=None))  # type: ignore[arg-type]
     (layer,) = grids.quantized_layers(after, PassReport())
@@ -73,9 +78,9 @@ def test_any_format_loses_less_than_rounding_to_nearest(name: str, options: dict
 @pytest.mark.parametrize("name", catalog.quantizers())
 def test_the_weight_lies_on_the_numbers_of_the_format(name: str) -> None:
     made = model(ONE, {"w": normal(32, 24)})
-    quantize = Quantize(mode="weight", weight="int4", quantizer=name, kernels="preferred")
+    quantize = Quantize(mode="weight", weight=dtype(name), quantizer=name, kernels="preferred")  # type: ignore[arg-type]
     after, _ = kit.apply(made, quantize, Gptq(), ctx=context({"x": correlated()}, target=None))
     (layer,) = grids.quantized_layers(after, PassReport())
     assert layer.scheme.quantizer == name
     np.testing.assert_array_equal(layer.weight(), layer.rounded(layer.params()))
-    assert named(name).refusal(Scheme("int4")) is None
+    assert named(name).refusal(Scheme(dtype(name))) is None
