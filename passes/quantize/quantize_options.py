@@ -39,7 +39,8 @@ class QuantizeOptions(Ignores):
         weight_symmetric: Weights without a zero point.
         weight_observer: How the range of a weight is found.
         quantizer: The number format of weights, by its name, with options behind a colon: ``affine`` (evenly spaced),
-            ``power:exponent=search``, ``tlq``. These decode by a table, on integer kernels if it holds 8-bit integers.
+            ``power:exponent=search``, ``tlq``, ``points``. These decode by a table, on integer kernels if
+            that holds 8-bit integers.
         activation: Storage type of activations; None: the one that is fast on the target, or int8 for per_token, which
             also takes int4.
         activation_granularity: per_tensor, or per_token (dynamic only: one scale for each row of the last axis).

@@ -80,6 +80,7 @@ class Quantizer(ABC):
         encode, decode: The canonical subgraph: numbers -> ``encode`` -> codes -> ``decode`` -> numbers.
         observers: Ways to find the range of a weight that it knows.
         beside: Names of ``QParams.beside``.
+        keeps_zero: Whether 0 stays 0, as weights that were pruned need it.
     """
 
     name: ClassVar[str]
@@ -87,6 +88,7 @@ class Quantizer(ABC):
     decode: ClassVar[Form] = Form("DequantizeLinear")
     observers: ClassVar[tuple[str, ...]] = ("minmax", "mse")
     beside: ClassVar[tuple[str, ...]] = ()
+    keeps_zero: ClassVar[bool] = True
 
     @abstractmethod
     def fit_rows(self, rows: Array, scheme: Scheme, costs: Array | None, tables: Mapping[str, Array]) -> QParams:
@@ -112,6 +114,10 @@ class Quantizer(ABC):
 
     def refusal(self, scheme: Scheme) -> str | None:
         """Why it has no such scheme; None where it has."""
+        return None
+
+    def unsuited(self, count: int, scheme: Scheme) -> str | None:
+        """Why a tensor of so many elements cannot be stored so; None where it can."""
         return None
 
     def in_kernel(self, scheme: Scheme) -> Scheme | None:
@@ -152,7 +158,7 @@ class Quantizer(ABC):
 
         Raises:
             BadRequest: NaN or infinity in the weight, an observer that is not for weights, an axis the weight lacks, a
-                scheme that the format has not.
+                scheme that the format has not, too few elements for it.
         """
         if scheme.observer not in self.observers:
             fix = nearest(scheme.observer, self.observers)
@@ -163,6 +169,8 @@ class Quantizer(ABC):
         rows = xp.reshape(groups, (math.prod(groups.shape[:-1]), groups.shape[-1]))
         if not bool(xp.all(xp.isfinite(rows))):
             raise BadRequest("the weight holds NaN or infinity", where=str(scheme), fix="Repair the model.")
+        if not tables and (why := self.unsuited(math.prod(weight.shape), scheme)) is not None:
+            raise BadRequest(f"{self.name}: {why}", where=str(scheme))
         costs = None
         if importance is not None:
             each = xp.broadcast_to(xp.astype(xp.asarray(importance), xp.float32), weight.shape)
@@ -212,6 +220,10 @@ class Quantizer(ABC):
     def unit(self, x: Array, params: QParams) -> Array:
         """The scale that each element is measured by; parameters broadcast against ``x``."""
         return params.scale
+
+    def following(self, params: QParams, scheme: Scheme) -> QParams:
+        """The parameters with what follows from those that training has moved, such as bounds from a book."""
+        return params
 
     def learnable(self, scheme: Scheme) -> tuple[str, ...]:
         """Parameters that training may move."""

@@ -40,7 +40,11 @@ def cases() -> list[tuple[str, Scheme]]:
     return list(dict.fromkeys((s.quantizer, s) for s in found))
 
 
-CASES = pytest.mark.parametrize(("name", "scheme"), cases(), ids=lambda x: str(x).replace(" ", "-"))
+def case(x: object) -> str:
+    return str(x).replace(" ", "-")
+
+
+CASES = pytest.mark.parametrize(("name", "scheme"), cases(), ids=case)
 EACH = pytest.mark.parametrize("name", catalog.quantizers())
 
 
@@ -78,7 +82,7 @@ def test_a_number_becomes_one_of_its_two_neighbours(name: str, scheme: Scheme) -
     below = np.where(steps <= w, steps, steps[0]).max(axis=0)
     above = np.where(steps >= w, steps, steps[-1]).min(axis=0)
     assert ((back == below) | (back == above)).all()
-    assert (back[w == 0] == 0).all()
+    assert (back[w == 0] == 0).all() or not quantizer.keeps_zero
 
 
 @CASES
@@ -156,7 +160,7 @@ def test_the_graph_computes_what_the_quantizer_says(name: str, scheme: Scheme, f
     np.testing.assert_array_equal(found, back)
 
 
-@CASES
+@pytest.mark.parametrize(("name", "scheme"), [c for c in cases() if c[1].observer == "minmax"], ids=case)
 def test_a_file_takes_as_many_bytes_as_it_says(name: str, scheme: Scheme, tmp_path: Path) -> None:
     w = np.random.default_rng(5).standard_normal((1024, 1536)).astype(np.float32)
     model = written(w, scheme, fold=True)
