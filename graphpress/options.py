@@ -58,6 +58,8 @@ def takes(told: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
     """
     if "$ref" in told:
         return takes(shared[told["$ref"].rpartition("/")[2]], shared)
+    if "examples" in told:
+        return " | ".join(map(str, told["examples"]))
     if "anyOf" in told:
         return " | ".join(dict.fromkeys(takes(one, shared) for one in told["anyOf"]))
     if "enum" in told or "const" in told:

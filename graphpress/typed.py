@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pydantic
 
 from graphpress.errors import GraphpressError, nearest
+
+
+@dataclass(frozen=True)
+class Known:
+    """Annotates an option that takes a name of something that is found by being there: the schema says which there are.
+
+    They are examples, not choices: options or an argument may stand behind a name.
+    """
+
+    names: Callable[[], Iterable[str]]
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """What pydantic asks of an annotation."""
+        return {**handler(core), "examples": list(self.names())}
 
 
 def typed(

@@ -13,12 +13,10 @@ accuracy against work. (Adaptive Computation Modules, Wójcik et al., arXiv:2312
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any, no_type_check
 
 import onnx_ir as ir
-from onnxscript import opset20 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.ops import acm_torch
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
@@ -31,66 +29,73 @@ ACTIVATIONS = (
 )  # fmt: skip
 INPUTS = ("x", "gate", "gate_bias", "price", "w1", "b1", "w2", "b2")
 _RANKS = {"gate": 2, "gate_bias": 1, "price": 0, "w1": 3, "b1": 2, "w2": 3, "b2": 1}
-_dialect = Opset(DOMAIN, VERSION)
 
 
-@script(_dialect, default_opset=op)
-@no_type_check  # the script is no Python: mypy takes its attributes for tensors
-def ACM(  # noqa: N802, C901 (a case an activation: functions of a body cannot call others)
-    x, gate, gate_bias, price, w1, b1, w2, b2, activation: str, gated: int, min_learners: int, int8: int
-):
-    """All learners for all tokens, those not taken left out of the sum: the meaning, not the way to compute it."""
-    scores = op.Add(op.MatMul(x, gate), gate_bias)
-    levels = op.Cast(op.Range(0, op.Squeeze(op.Shape(gate, start=1)), 1), to=1)
-    first = op.Constant(value_int=min_learners)
-    learners = op.Add(op.ArgMax(op.Sub(scores, op.Mul(levels, price)), axis=-1, keepdims=0), first)
-    taken = op.Unsqueeze(learners, [-1])
-    kind = op.Constant(value_string=activation)
-    x1 = x
-    if op.Cast(op.Constant(value_int=int8), to=9):
-        x1 = op.Cast(x, to=1)
-        s1 = op.Max(op.Div(op.ReduceMax(op.Abs(x1), [-1], keepdims=1), 127.0), 1.1754944e-38)
-        x1 = op.Mul(op.Round(op.Div(x1, s1)), s1)
-    shape = op.Concat(op.Shape(x, end=-1), op.Shape(b2), axis=0)
-    y = op.Expand(b2, shape)
-    count = op.Squeeze(op.Shape(w1, end=1))
-    for i in range(count):
-        h = op.Add(op.MatMul(x1, op.Gather(w1, i)), op.Gather(b1, i))
-        left = h
-        right = h
-        if op.Cast(op.Constant(value_int=gated), to=9):
-            left, right = op.Split(h, num_outputs=2, axis=-1)
-        a = left
-        if op.Equal(kind, op.Constant(value_string="relu")):
-            a = op.Relu(left)
-        if op.Equal(kind, op.Constant(value_string="silu")):
-            a = op.Mul(left, op.Sigmoid(left))
-        if op.Equal(kind, op.Constant(value_string="gelu")):
-            a = op.Gelu(left)
-        if op.Equal(kind, op.Constant(value_string="gelu-tanh")):
-            a = op.Gelu(left, approximate="tanh")
-        if op.Equal(kind, op.Constant(value_string="quick-gelu")):
-            a = op.Mul(left, op.Sigmoid(op.Mul(left, 1.702)))
-        if op.Equal(kind, op.Constant(value_string="relu-squared")):
-            a = op.Mul(op.Relu(left), left)
-        if op.Equal(kind, op.Constant(value_string="tanh")):
-            a = op.Tanh(left)
-        if op.Equal(kind, op.Constant(value_string="sigmoid")):
-            a = op.Sigmoid(left)
-        if op.Equal(kind, op.Constant(value_string="hard-swish")):
-            a = op.HardSwish(left)
-        if op.Cast(op.Constant(value_int=gated), to=9):
-            a = op.Mul(a, right)
+@cache
+def _body() -> Any:  # noqa: C901 (a case an activation: functions of a body cannot call others)
+    from onnxscript import opset20 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
+
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    @no_type_check  # the script is no Python: mypy takes its attributes for tensors
+    def ACM(  # noqa: N802, C901
+        x, gate, gate_bias, price, w1, b1, w2, b2, activation: str, gated: int, min_learners: int, int8: int
+    ):
+        """All learners for all tokens, those not taken left out of the sum: the meaning, not the way to compute it."""
+        scores = op.Add(op.MatMul(x, gate), gate_bias)
+        levels = op.Cast(op.Range(0, op.Squeeze(op.Shape(gate, start=1)), 1), to=1)
+        first = op.Constant(value_int=min_learners)
+        learners = op.Add(op.ArgMax(op.Sub(scores, op.Mul(levels, price)), axis=-1, keepdims=0), first)
+        taken = op.Unsqueeze(learners, [-1])
+        kind = op.Constant(value_string=activation)
+        x1 = x
         if op.Cast(op.Constant(value_int=int8), to=9):
-            s2 = op.Max(op.Div(op.ReduceMax(op.Abs(a), [-1], keepdims=1), 127.0), 1.1754944e-38)
-            a = op.Mul(op.Round(op.Div(a, s2)), s2)
-        part = op.MatMul(a, op.Gather(w2, i))
-        y = op.Add(y, op.Where(op.Less(i, taken), part, 0.0))
-    return y, learners
+            x1 = op.Cast(x, to=1)
+            s1 = op.Max(op.Div(op.ReduceMax(op.Abs(x1), [-1], keepdims=1), 127.0), 1.1754944e-38)
+            x1 = op.Mul(op.Round(op.Div(x1, s1)), s1)
+        shape = op.Concat(op.Shape(x, end=-1), op.Shape(b2), axis=0)
+        y = op.Expand(b2, shape)
+        count = op.Squeeze(op.Shape(w1, end=1))
+        for i in range(count):
+            h = op.Add(op.MatMul(x1, op.Gather(w1, i)), op.Gather(b1, i))
+            left = h
+            right = h
+            if op.Cast(op.Constant(value_int=gated), to=9):
+                left, right = op.Split(h, num_outputs=2, axis=-1)
+            a = left
+            if op.Equal(kind, op.Constant(value_string="relu")):
+                a = op.Relu(left)
+            if op.Equal(kind, op.Constant(value_string="silu")):
+                a = op.Mul(left, op.Sigmoid(left))
+            if op.Equal(kind, op.Constant(value_string="gelu")):
+                a = op.Gelu(left)
+            if op.Equal(kind, op.Constant(value_string="gelu-tanh")):
+                a = op.Gelu(left, approximate="tanh")
+            if op.Equal(kind, op.Constant(value_string="quick-gelu")):
+                a = op.Mul(left, op.Sigmoid(op.Mul(left, 1.702)))
+            if op.Equal(kind, op.Constant(value_string="relu-squared")):
+                a = op.Mul(op.Relu(left), left)
+            if op.Equal(kind, op.Constant(value_string="tanh")):
+                a = op.Tanh(left)
+            if op.Equal(kind, op.Constant(value_string="sigmoid")):
+                a = op.Sigmoid(left)
+            if op.Equal(kind, op.Constant(value_string="hard-swish")):
+                a = op.HardSwish(left)
+            if op.Cast(op.Constant(value_int=gated), to=9):
+                a = op.Mul(a, right)
+            if op.Cast(op.Constant(value_int=int8), to=9):
+                s2 = op.Max(op.Div(op.ReduceMax(op.Abs(a), [-1], keepdims=1), 127.0), 1.1754944e-38)
+                a = op.Mul(op.Round(op.Div(a, s2)), s2)
+            part = op.MatMul(a, op.Gather(w2, i))
+            y = op.Add(y, op.Where(op.Less(i, taken), part, 0.0))
+        return y, learners
+
+    return ACM.to_function_proto()
 
 
 def _function() -> ir.Function:
-    function = ir.serde.deserialize_function(ACM.to_function_proto())
+    function = ir.serde.deserialize_function(_body())
     for i, node in enumerate(function.all_nodes()):
         node.name = f"n{i}"  # the script counts anew in each body
     return function

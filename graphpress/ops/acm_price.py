@@ -7,13 +7,11 @@ every token takes every learner.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, no_type_check
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import opset18 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
@@ -22,21 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EVERY = -1e9  # the price at which every learner is taken
-_dialect = Opset(DOMAIN, VERSION)
-
-
-@script(_dialect, default_opset=op)
-@no_type_check  # the script is no Python: mypy takes its attributes for tensors
-def ACMPrice(budget, knots, prices):  # noqa: N802
-    """Each price by its weight: what lies of the budget between its knot and the next, of which all but two are 0."""
-    wanted = op.Where(op.Greater(budget, 0.0), budget, op.CastLike(0.0, budget))  # 0 for NaN
-    low, high = knots[:-1], knots[1:]
-    passed = op.Div(op.Sub(op.Min(op.Max(wanted, low), high), low), op.Sub(high, low))
-    every = op.CastLike(op.Constant(value_floats=[1.0]), prices)
-    none = op.CastLike(op.Constant(value_floats=[0.0]), prices)
-    weight = op.Sub(op.Concat(every, passed, axis=0), op.Concat(passed, none, axis=0))
-    price = op.ReduceSum(op.Mul(prices, weight), keepdims=0)
-    return op.Where(op.GreaterOrEqual(budget, 1.0), op.CastLike(-1e9, price), price)
 
 
 def price_at(budget: float, knots: np.ndarray, prices: np.ndarray) -> float:
@@ -44,8 +27,31 @@ def price_at(budget: float, knots: np.ndarray, prices: np.ndarray) -> float:
     return EVERY if budget >= 1 else float(np.interp(budget if budget > 0 else 0.0, knots, prices))
 
 
+@cache
+def _body() -> Any:
+    """As a protobuf; onnxscript is slow to load."""
+    from onnxscript import opset18 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
+
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    @no_type_check  # the script is no Python: mypy takes its attributes for tensors
+    def ACMPrice(budget, knots, prices):  # noqa: N802
+        """Each price by its weight: what lies of the budget between its knot and the next, of which all but two are 0."""  # noqa: E501
+        wanted = op.Where(op.Greater(budget, 0.0), budget, op.CastLike(0.0, budget))  # 0 for NaN
+        low, high = knots[:-1], knots[1:]
+        passed = op.Div(op.Sub(op.Min(op.Max(wanted, low), high), low), op.Sub(high, low))
+        every = op.CastLike(op.Constant(value_floats=[1.0]), prices)
+        none = op.CastLike(op.Constant(value_floats=[0.0]), prices)
+        weight = op.Sub(op.Concat(every, passed, axis=0), op.Concat(passed, none, axis=0))
+        price = op.ReduceSum(op.Mul(prices, weight), keepdims=0)
+        return op.Where(op.GreaterOrEqual(budget, 1.0), op.CastLike(-1e9, price), price)
+
+    return ACMPrice.to_function_proto()
+
+
 def _function() -> ir.Function:
-    function = ir.serde.deserialize_function(ACMPrice.to_function_proto())
+    function = ir.serde.deserialize_function(_body())
     for i, node in enumerate(function.all_nodes()):
         node.name = f"n{i}"
     return function

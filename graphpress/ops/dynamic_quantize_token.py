@@ -9,12 +9,10 @@ as for weights (``graphpress.scale``).
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-from onnxscript import opset18 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
@@ -22,22 +20,8 @@ from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_dialect = Opset(DOMAIN, VERSION)
-
 
 BITS = range(2, 9)
-
-
-@script(_dialect, default_opset=op)
-def DynamicQuantizeToken(x, bits: int = 8):  # type: ignore[no-untyped-def]  # noqa: N802
-    """Quantize rows; a row of zeros gets the smallest normal scale, so q is 0 and nothing is divided by 0."""
-    width = op.Cast(bits, to=1)
-    half = op.Pow(2.0, op.Sub(width, 1.0))
-    steps = op.Sub(half, op.Where(op.Less(width, 8.0), 0.5, 1.0))
-    largest = op.ReduceMax(op.Abs(x), [-1], keepdims=1)
-    scale = op.Max(op.Div(largest, steps), 1.1754944e-38)
-    q = op.Cast(op.Min(op.Round(op.Div(x, scale)), op.Sub(half, 1.0)), to=3)
-    return q, scale
 
 
 def bits_of(node: ir.Node) -> int:
@@ -50,8 +34,29 @@ def steps(bits: int) -> float:
     return 127.0 if bits == 8 else 2.0 ** (bits - 1) - 0.5
 
 
+@cache
+def _body() -> Any:
+    """As a protobuf; onnxscript is slow to load."""
+    from onnxscript import opset18 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
+
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    def DynamicQuantizeToken(x, bits: int = 8):  # type: ignore[no-untyped-def]  # noqa: N802
+        """Quantize rows; a row of zeros gets the smallest normal scale, so q is 0 and nothing is divided by 0."""
+        width = op.Cast(bits, to=1)
+        half = op.Pow(2.0, op.Sub(width, 1.0))
+        steps = op.Sub(half, op.Where(op.Less(width, 8.0), 0.5, 1.0))
+        largest = op.ReduceMax(op.Abs(x), [-1], keepdims=1)
+        scale = op.Max(op.Div(largest, steps), 1.1754944e-38)
+        q = op.Cast(op.Min(op.Round(op.Div(x, scale)), op.Sub(half, 1.0)), to=3)
+        return q, scale
+
+    return DynamicQuantizeToken.to_function_proto()
+
+
 def _function() -> ir.Function:
-    return ir.serde.deserialize_function(DynamicQuantizeToken.to_function_proto())
+    return ir.serde.deserialize_function(_body())
 
 
 def _verify(node: ir.Node) -> None:

@@ -8,13 +8,11 @@ An element costs 2 (a + b) operations instead of 2 a b (QuaRot, arXiv:2404.00456
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import opset18 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
@@ -24,21 +22,29 @@ if TYPE_CHECKING:
 
     import torch
 
-_dialect = Opset(DOMAIN, VERSION)
 _FLOATS = (None, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-@script(_dialect, default_opset=op)
-def Hadamard(x, left, right, fast_left: int, fast_right: int):  # type: ignore[no-untyped-def]  # noqa: N802
-    """``fast_left`` and ``fast_right`` say that a factor is a Sylvester matrix: nothing here, a transform in torch."""
-    sizes = op.Concat([-1], op.Shape(left, end=1), op.Shape(right, end=1), axis=0)  # type: ignore[type-var]
-    runs = op.Reshape(x, sizes, allowzero=1)  # type: ignore[arg-type]  # the list becomes a Constant
-    turned = op.MatMul(left, op.MatMul(runs, op.Transpose(right, perm=[1, 0])))
-    return op.Reshape(turned, op.Shape(x), allowzero=1)
+@cache
+def _body() -> Any:
+    """As a protobuf; onnxscript is slow to load."""
+    from onnxscript import opset18 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
+
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    def Hadamard(x, left, right, fast_left: int, fast_right: int):  # type: ignore[no-untyped-def]  # noqa: N802
+        """``fast_left`` and ``fast_right`` say that a factor is a Sylvester matrix: nothing here, a transform in torch."""  # noqa: E501
+        sizes = op.Concat([-1], op.Shape(left, end=1), op.Shape(right, end=1), axis=0)  # type: ignore[type-var]
+        runs = op.Reshape(x, sizes, allowzero=1)  # type: ignore[arg-type]  # the list becomes a Constant
+        turned = op.MatMul(left, op.MatMul(runs, op.Transpose(right, perm=[1, 0])))
+        return op.Reshape(turned, op.Shape(x), allowzero=1)
+
+    return Hadamard.to_function_proto()
 
 
 def _function() -> ir.Function:
-    return ir.serde.deserialize_function(Hadamard.to_function_proto())
+    return ir.serde.deserialize_function(_body())
 
 
 def sylvester(order: int) -> np.ndarray:

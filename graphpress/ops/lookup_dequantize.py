@@ -10,14 +10,12 @@ codes are constant.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 from array_api_compat import array_namespace, is_numpy_array
-from onnxscript import opset21 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
@@ -25,22 +23,9 @@ from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_dialect = Opset(DOMAIN, VERSION)
 Array: TypeAlias = Any
 CODES = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
 BOOK = 2  # the input that holds the book
-
-
-@script(_dialect, default_opset=op)
-def LookupDequantize(codes, scale, book, lowest: int, axis: int = 0, block_size: int = 0):  # type: ignore[no-untyped-def]  # noqa: N802
-    """Gather the book; repeat the scale along its axis."""
-    index = op.Sub(op.Cast(op.Cast(codes, to=1), to=7), op.Cast(lowest, to=7))
-    levels = op.CastLike(op.Gather(book, index), scale)
-    along = op.Cast(axis, to=7)
-    count = op.Gather(op.Shape(index), along)
-    last = op.Sub(op.Gather(op.Shape(scale), along), 1)
-    group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
-    return op.Mul(levels, op.Gather(scale, group, axis=axis))
 
 
 def repeated_scale(scale: Array, shape: tuple[int, ...], axis: int = 0, block_size: int = 0) -> Array:
@@ -102,7 +87,28 @@ def _straight() -> Callable[..., Any]:
     return straight
 
 
+@cache
+def _body() -> Any:
+    """As a protobuf; onnxscript is slow to load."""
+    from onnxscript import opset21 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
+
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    def LookupDequantize(codes, scale, book, lowest: int, axis: int = 0, block_size: int = 0):  # type: ignore[no-untyped-def]  # noqa: N802
+        """Gather the book; repeat the scale along its axis."""
+        index = op.Sub(op.Cast(op.Cast(codes, to=1), to=7), op.Cast(lowest, to=7))
+        levels = op.CastLike(op.Gather(book, index), scale)
+        along = op.Cast(axis, to=7)
+        count = op.Gather(op.Shape(index), along)
+        last = op.Sub(op.Gather(op.Shape(scale), along), 1)
+        group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
+        return op.Mul(levels, op.Gather(scale, group, axis=axis))
+
+    return LookupDequantize.to_function_proto()
+
+
 OP = Op(
-    "LookupDequantize", lambda: ir.serde.deserialize_function(LookupDequantize.to_function_proto()), 21, _verify,
+    "LookupDequantize", lambda: ir.serde.deserialize_function(_body()), 21, _verify,
     lambda: compute, "decode", compute, _straight, levels,
 )  # fmt: skip

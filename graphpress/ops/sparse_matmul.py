@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-from onnxscript import opset18 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops import sparse_weight
@@ -24,26 +22,33 @@ from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_dialect = Opset(DOMAIN, VERSION)
 
+@cache
+def _body() -> Any:
+    """As a protobuf; onnxscript is slow to load."""
+    from onnxscript import opset18 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
 
-@script(_dialect, default_opset=op)
-def SparseMatMul(x, values, indices, n: int, shape: Sequence[int], perm: Sequence[int]):  # type: ignore[no-untyped-def]  # noqa: N802
-    """The body of SparseWeight, and a MatMul with what it gives."""
-    each = op.Reshape(op.Constant(value_int=n), [1])
-    groups = op.Concat([-1], each, axis=0)
-    bytes = op.Unsqueeze(op.Cast(indices, to=7), [1])
-    pairs = op.Mod(op.Div(bytes, op.Constant(value_ints=[1, 4, 16, 64])), 4)
-    places = op.Slice(op.Reshape(pairs, [-1]), [0], op.Reshape(op.Size(values), [1]))
-    given = op.Reshape(values, groups)
-    zeros = op.CastLike(op.Expand(0.0, op.Concat(op.Shape(given, end=1), [4], axis=0)), values)
-    dense = op.ScatterElements(zeros, op.Reshape(places, groups), given, axis=1)
-    weight = op.Transpose(op.Reshape(dense, op.Constant(value_ints=shape)), perm=perm)
-    return op.MatMul(x, weight)
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    def SparseMatMul(x, values, indices, n: int, shape: Sequence[int], perm: Sequence[int]):  # type: ignore[no-untyped-def]  # noqa: N802
+        """The body of SparseWeight, and a MatMul with what it gives."""
+        each = op.Reshape(op.Constant(value_int=n), [1])
+        groups = op.Concat([-1], each, axis=0)
+        bytes = op.Unsqueeze(op.Cast(indices, to=7), [1])
+        pairs = op.Mod(op.Div(bytes, op.Constant(value_ints=[1, 4, 16, 64])), 4)
+        places = op.Slice(op.Reshape(pairs, [-1]), [0], op.Reshape(op.Size(values), [1]))
+        given = op.Reshape(values, groups)
+        zeros = op.CastLike(op.Expand(0.0, op.Concat(op.Shape(given, end=1), [4], axis=0)), values)
+        dense = op.ScatterElements(zeros, op.Reshape(places, groups), given, axis=1)
+        weight = op.Transpose(op.Reshape(dense, op.Constant(value_ints=shape)), perm=perm)
+        return op.MatMul(x, weight)
+
+    return SparseMatMul.to_function_proto()
 
 
 def _function() -> ir.Function:
-    return ir.serde.deserialize_function(SparseMatMul.to_function_proto())
+    return ir.serde.deserialize_function(_body())
 
 
 def _verify(node: ir.Node) -> None:

@@ -29,6 +29,7 @@ from graphpress.types import Role, Site
 # What comes in noisy may leave noisier without a fault of the operator: where large parts of the signal cancel.
 AMPLIFIED = 8.0
 _BINS = 64
+_BLOCK = 1 << 13  # elements compared at a time: in the cache, and too few for BLAS to wake threads for a product
 _FIX = "Leave sites in float with quantize.ignore or --max-drop, or lower the gate."
 _REACH = 16  # nodes that passes made between a site and its reader
 
@@ -192,20 +193,34 @@ class _Noise:
         self.before = _seen(before, [p.before for p in pairs], feeds, execute)
         self.after = _seen(after, [p.after for p in pairs], feeds, execute)
 
+        self.known: dict[Compared, tuple[float | None, str]] = {}  # what a site gives, the next one reads
+
     def of(self, pair: Compared) -> tuple[float | None, str]:
-        a, b = self.before[pair.before], self.after[pair.after]
+        if pair not in self.known:
+            self.known[pair] = self._compare(self.before[pair.before], self.after[pair.after])
+        return self.known[pair]
+
+    def _compare(self, a: np.ndarray | str, b: np.ndarray | str) -> tuple[float | None, str]:
         if isinstance(a, str) or isinstance(b, str):
             return None, a if isinstance(a, str) else str(b)
         if a.shape != b.shape:
             return None, f"its shape changed from {list(a.shape)} to {list(b.shape)}"
         if not a.size:
             return None, "its branch did not run"
-        u, v = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-        signal, difference = float(u @ u), u - v
-        noise = float(difference @ difference)
+        signal, noise = _energies(a.ravel(), b.ravel())
         if not signal or not math.isfinite(noise / signal):
             return (0.0, "") if not noise and not signal else (None, "it is zero or not finite")
         return noise / signal, ""
+
+
+def _energies(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Sums of squares of ``a`` and of ``a - b``, both flat, in float64."""
+    signal = noise = 0.0
+    for i in range(0, a.size, _BLOCK):
+        u = a[i : i + _BLOCK].astype(np.float64)
+        difference = u - b[i : i + _BLOCK].astype(np.float64)
+        signal, noise = signal + float(u @ u), noise + float(difference @ difference)
+    return signal, noise
 
 
 def _seen(model: ir.Model, names: Sequence[str], feeds: Arrays, execute: Executor) -> dict[str, np.ndarray | str]:

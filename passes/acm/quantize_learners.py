@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +34,7 @@ class QuantizeLearners(Pass):
     numerics: ClassVar[Numerics] = Numerics.LOSSY
     gives: ClassVar[Stage | None] = Stage.QDQ
 
-    observer: str = "mse"
+    observer: Literal["minmax", "mse"] = "mse"
 
     def __post_init__(self) -> None:
         if self.observer not in ("minmax", "mse"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.observe.inner import stream
+from graphpress.observe.observers import OBSERVERS
 from graphpress.passes.equalize.factors import OutputError, SeenRows, factors
 from graphpress.passes.equalize.rehearsal import Rehearsal, Rounded, rehearsable
 from graphpress.passes.structure.channels.ledger import Ledger, factor
@@ -21,6 +22,7 @@ from graphpress.passes.structure.channels.moves import WRITER
 from graphpress.passes.structure.layers.factor_places import FactorPlace, before_layers, factor_places
 from graphpress.passes.structure.layers.linear import Linear
 from graphpress.passes.structure.layers.outermost import first_layers
+from graphpress.typed import Known
 from graphpress.types import PER_TOKEN, Numerics, Scheme, Stage, per_channel, per_group
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
@@ -64,7 +66,7 @@ class Smooth(Pass):
     insert: bool = False
     activation: Literal["int8", "uint8", "int4"] = "uint8"
     activation_granularity: Literal["per_tensor", "per_token"] = "per_tensor"
-    observer: str = "mse"
+    observer: Annotated[str, Known(lambda: OBSERVERS)] = "mse"
     weight: Literal["int8", "uint8", "int4", "uint4", "int3", "int2", "uint2"] = "int8"
     group_size: int = 0
     samples: int = 128

@@ -11,6 +11,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit, quantized
 from graphpress.ops.base import detach_unused
+from graphpress.passes.quantizers.huffman import huffman_bits
 from graphpress.types import Numerics, Stage
 
 STREAMED = 1 << 24  # bytes; a tensor at least this large that lives in a file is quantized each time it is read
@@ -22,7 +23,7 @@ class FoldWeights(Pass):
 
     Bit for bit what ONNX Runtime's QuantizeLinear gives, per tensor, per channel and blocked, from 2 to 16 bits. One
     tensor is read at a time, and large ones that live in a file are not held: they are quantized on the way to the
-    new file.
+    new file. Of formats of uneven spacing the report counts the bytes of codes, and of Huffman codes of them.
     """
 
     name = "fold-weights"
@@ -45,10 +46,20 @@ class FoldWeights(Pass):
                 edit.replace(node.outputs[0], made[key])
                 edit.remove_unused(node.outputs)
             else:
-                made[key] = _fold(node, node.graph, _codes(tensor, node))
+                codes = _codes(tensor, node)
+                _count(codes, node, report)
+                made[key] = _fold(node, node.graph, codes)
             report.changed += 1
         if report.changed:
             detach_unused(model)
+
+
+def _count(codes: ir.TensorProtocol, node: ir.Node, report: PassReport) -> None:
+    """Note what codes of uneven formats take, and would take as Huffman codes; large ones are not looked at."""
+    if node.domain == "" or isinstance(codes, ir.LazyTensor):
+        return
+    for name, size in (("code bytes", codes.nbytes), ("code bytes, Huffman", -(-huffman_bits(codes.numpy()) // 8))):
+        report.metrics[name] = float(report.metrics.get(name, 0.0)) + size
 
 
 def _codes(tensor: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:

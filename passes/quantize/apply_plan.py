@@ -16,6 +16,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.graph import edit, opsets
+from graphpress.keys import SPARSITY
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
 from graphpress.passes.quantize import operators
 from graphpress.passes.quantize.activation_ranges import Activations
@@ -74,7 +75,7 @@ class ApplyPlan(Pass):
         weights = fit_weights(plan, values)
         activations = Activations(plan, values)
         activations.observe(model, ctx, self.batch_size)
-        broken = {**activations.broken, **weights.broken}
+        broken = {**activations.broken, **weights.broken, **_filled(model, plan)}
         for node, why in broken.items():
             report.skip(node, why)
         plan = plan.without(broken)
@@ -110,6 +111,13 @@ def _check(plan: Plan) -> None:
         if scheme.granularity.kind is Kind.TOKEN and scheme.dtype not in TOKEN_TYPES:
             known = " or ".join(TOKEN_TYPES)
             raise BadRequest(f"activations by token are {known}, not {scheme.dtype}", where=f"site {site}")
+
+
+def _filled(model: ir.Model, plan: Plan) -> dict[str, str]:
+    """Pruned nodes whose zeros would not stay zeros, with the reason."""
+    pruned = {n.name for n in operators.body(model) if SPARSITY in n.metadata_props}
+    lossy = {s: v for s, v in plan.items() if s.role is Role.WEIGHT and not named(v.quantizer).keeps_zero}
+    return {s.node: f"it is pruned, and {v.quantizer} keeps no zeros" for s, v in lossy.items() if s.node in pruned}
 
 
 def _metrics(plan: Plan) -> dict[str, float | str]:

@@ -103,8 +103,10 @@ class Emitter:
         if key not in self._constants:
             arrays = {n: params.operand(n) for n in (*quantizer.encode.operands, *quantizer.decode.operands)}
             arrays["scale"] = _scale(params.scale, dtype)
-            if quantizer.decode.op is not None:
-                arrays["scale"] = _ranked(arrays["scale"], len(value.shape or ()), scheme)
+            arrays |= {n: _typed(arrays[n], dtype) for n in quantizer.beside if n in arrays}
+            for name in ("scale", *quantizer.beside) if quantizer.decode.op is not None else ():
+                if name in arrays:
+                    arrays[name] = _ranked(arrays[name], len(value.shape or ()), scheme)
             if "zero_point" in arrays:
                 arrays["zero_point"] = np.asarray(params.zero_point).astype(scheme.ir_dtype.numpy())
             self._constants[key] = {n: edit.add_const(graph, a, f"{value.name}_{n}") for n, a in arrays.items()}
@@ -151,6 +153,11 @@ def _ranked(scale: np.ndarray, rank: int, scheme: Scheme) -> np.ndarray:
     """The scale with as many axes as the tensor."""
     axis, grouped = scheme.granularity.axis, scheme.granularity.kind is Kind.GROUP
     return scale if grouped else scale.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def _typed(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    """Floats in the type of the values; integers as they are."""
+    return array.astype(dtype.numpy()) if np.issubdtype(array.dtype, np.floating) else array
 
 
 def _scale(scale: np.ndarray, dtype: ir.DataType) -> np.ndarray:

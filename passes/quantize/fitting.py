@@ -52,7 +52,10 @@ def _fit(value: ir.Value, scheme: Scheme) -> tuple[QParams | None, str]:
     array = array.astype(np.float32)
     if not np.isfinite(array).all():
         return None, f"weight {value.name!r} has NaN or infinite elements"
-    return named(scheme.quantizer).fit(array, scheme), _dead(array, scheme)
+    quantizer = named(scheme.quantizer)
+    if (why := quantizer.unsuited(array.size, scheme)) is not None:
+        return None, f"weight {value.name!r}: {why}"
+    return quantizer.fit(array, scheme), _dead(array, scheme)
 
 
 def _dead(array: np.ndarray, scheme: Scheme) -> str:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
+from graphpress import catalog
 from graphpress.contracts import Ignores
 from graphpress.errors import BadRequest
 from graphpress.graph.selectors import exactly
+from graphpress.observe.observers import OBSERVERS
 from graphpress.passes.quantizers.named import named
+from graphpress.typed import Known
 from graphpress.types import AFFINE, PER_TENSOR, PER_TOKEN, Granularity, Integer, Scheme, WeightInteger
 
 Mode: TypeAlias = Literal["static", "dynamic", "weight"]
 Kernels: TypeAlias = Literal["required", "preferred"]
 
 TOKEN_TYPES = ("int8", "int4")  # of activations that are quantized by token
+
+
+def weight_observers() -> list[str]:
+    """All that some number format knows."""
+    return list(dict.fromkeys(o for quantizer in catalog.quantizers().values() for o in quantizer.observers))
 
 
 @dataclass(frozen=True)
@@ -29,14 +37,15 @@ class QuantizeOptions(Ignores):
         weight_granularity: How many scales a weight has.
         group_size: Elements that share a scale where weight_granularity is per_group; a power of two from 16 to 256.
         weight_symmetric: Weights without a zero point.
-        weight_observer: How the range of a weight is found: minmax, mse.
+        weight_observer: How the range of a weight is found.
         quantizer: The number format of weights, by its name, with options behind a colon: ``affine`` (evenly spaced),
-            ``power:exponent=search``. The others decode by a table, on integer kernels if that holds 8-bit integers.
+            ``power:exponent=search``, ``tlq``, ``points``. These decode by a table, on integer kernels if
+            that holds 8-bit integers.
         activation: Storage type of activations; None: the one that is fast on the target, or int8 for per_token, which
             also takes int4.
         activation_granularity: per_tensor, or per_token (dynamic only: one scale for each row of the last axis).
         activation_symmetric: Activations without a zero point. Asymmetric ones absorb a Relu.
-        observer: How the range of an activation is found: minmax, moving_average, percentile, mse, entropy.
+        observer: How the range of an activation is found; ``percentile:99.9`` says the share that is kept.
         attention: Quantize MatMul and Gemm of two computed tensors as well; None: where mode is static.
         embeddings: Quantize the tables of Gather as well (weights only).
         fallback: Modes to try, in order, for an operator that the target cannot run in ``mode``. ``dynamic`` beside
@@ -58,12 +67,12 @@ class QuantizeOptions(Ignores):
     weight_granularity: Literal["per_tensor", "per_channel", "per_group"] = "per_channel"
     group_size: int = 64
     weight_symmetric: bool = True
-    weight_observer: str = "minmax"
-    quantizer: str = AFFINE
+    weight_observer: Annotated[str, Known(weight_observers)] = "minmax"
+    quantizer: Annotated[str, Known(catalog.quantizers)] = AFFINE
     activation: Integer | None = None
     activation_granularity: Literal["per_tensor", "per_token"] = "per_tensor"
     activation_symmetric: bool = False
-    observer: str = "minmax"
+    observer: Annotated[str, Known(lambda: OBSERVERS)] = "minmax"
     attention: bool | None = None
     embeddings: bool = True
     fallback: tuple[Mode, ...] = ()

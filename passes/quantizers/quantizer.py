@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -34,15 +34,22 @@ class QParams:
             group size, rounded up.
         zero_point: Of the storage type, shaped as the scale; 0 in formats without.
         tables: What all elements share, such as a code book, by the name of the operand in the graph.
+        beside: What else there is one of for each scale, such as a second one: shaped as the scale, by name likewise.
     """
 
     scale: Array
     zero_point: Array
     tables: Mapping[str, Array] = field(default_factory=dict)
+    beside: Mapping[str, Array] = field(default_factory=dict)
 
     def operand(self, name: str) -> Array:
         """The array of one operand of a ``Form``."""
-        return {"scale": self.scale, "zero_point": self.zero_point, **self.tables}[name]
+        return {"scale": self.scale, "zero_point": self.zero_point, **self.tables, **self.beside}[name]
+
+    def mapped(self, change: Callable[[Array], Array]) -> QParams:
+        """With ``change`` done to all that there is one of for each scale; the tables stay."""
+        beside = {name: change(array) for name, array in self.beside.items()}
+        return QParams(change(self.scale), change(self.zero_point), self.tables, beside)
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,16 @@ class Quantizer(ABC):
         name: By which schemes know it.
         encode, decode: The canonical subgraph: numbers -> ``encode`` -> codes -> ``decode`` -> numbers.
         observers: Ways to find the range of a weight that it knows.
+        beside: Names of ``QParams.beside``.
+        keeps_zero: Whether 0 stays 0, as weights that were pruned need it.
     """
 
     name: ClassVar[str]
     encode: ClassVar[Form] = Form("QuantizeLinear")
     decode: ClassVar[Form] = Form("DequantizeLinear")
     observers: ClassVar[tuple[str, ...]] = ("minmax", "mse")
+    beside: ClassVar[tuple[str, ...]] = ()
+    keeps_zero: ClassVar[bool] = True
 
     @abstractmethod
     def fit_rows(self, rows: Array, scheme: Scheme, costs: Array | None, tables: Mapping[str, Array]) -> QParams:
@@ -90,7 +101,7 @@ class Quantizer(ABC):
             tables: To be kept, where some were fitted before; else empty.
 
         Returns:
-            Scale and zero point [R], and the tables.
+            Scale and zero point [R], what stands beside them [R], and the tables.
         """
 
     @abstractmethod
@@ -103,6 +114,10 @@ class Quantizer(ABC):
 
     def refusal(self, scheme: Scheme) -> str | None:
         """Why it has no such scheme; None where it has."""
+        return None
+
+    def unsuited(self, count: int, scheme: Scheme) -> str | None:
+        """Why a tensor of so many elements cannot be stored so; None where it can."""
         return None
 
     def in_kernel(self, scheme: Scheme) -> Scheme | None:
@@ -143,7 +158,7 @@ class Quantizer(ABC):
 
         Raises:
             BadRequest: NaN or infinity in the weight, an observer that is not for weights, an axis the weight lacks, a
-                scheme that the format has not.
+                scheme that the format has not, too few elements for it.
         """
         if scheme.observer not in self.observers:
             fix = nearest(scheme.observer, self.observers)
@@ -154,13 +169,14 @@ class Quantizer(ABC):
         rows = xp.reshape(groups, (math.prod(groups.shape[:-1]), groups.shape[-1]))
         if not bool(xp.all(xp.isfinite(rows))):
             raise BadRequest("the weight holds NaN or infinity", where=str(scheme), fix="Repair the model.")
+        if not tables and (why := self.unsuited(math.prod(weight.shape), scheme)) is not None:
+            raise BadRequest(f"{self.name}: {why}", where=str(scheme))
         costs = None
         if importance is not None:
             each = xp.broadcast_to(xp.astype(xp.asarray(importance), xp.float32), weight.shape)
             costs = xp.reshape(granules(each, scheme), rows.shape)
         found = self.fit_rows(rows, scheme, costs, tables or {})
-        scale, zero = (arranged(p, groups.shape, scheme) for p in (found.scale, found.zero_point))
-        return QParams(scale, zero, found.tables)
+        return found.mapped(lambda p: arranged(p, groups.shape, scheme))
 
     def quantize(self, x: Array, params: QParams, scheme: Scheme) -> Array:
         """Codes of numbers, shaped as ``x``: of the storage type in numpy, of int16 or int32 elsewhere."""
@@ -194,11 +210,20 @@ class Quantizer(ABC):
         """
         spreads = self.spread(params, x.shape, scheme)
         codes = self.codes(x.detach(), _detached(spreads), scheme).detach()
-        steps = x / spreads.scale
+        unit = self.unit(x.detach(), spreads)
+        steps = x / unit
         low, high = self.ends(_detached(params), x.shape, scheme)
         inside = (x.detach() > low) & (x.detach() < high)
-        moved = spreads.scale * (steps - steps.detach())
+        moved = unit * (steps - steps.detach())
         return self.values(codes.int(), spreads, scheme) + moved * inside
+
+    def unit(self, x: Array, params: QParams) -> Array:
+        """The scale that each element is measured by; parameters broadcast against ``x``."""
+        return params.scale
+
+    def following(self, params: QParams, scheme: Scheme) -> QParams:
+        """The parameters with what follows from those that training has moved, such as bounds from a book."""
+        return params
 
     def learnable(self, scheme: Scheme) -> tuple[str, ...]:
         """Parameters that training may move."""
@@ -210,11 +235,15 @@ class Quantizer(ABC):
         size = Storage.of(scheme.dtype).stored_bits
         zero = size if "zero_point" in self.decode.operands else 0
         stored = _whole_bytes(math.prod(shape) * size) + _whole_bytes(count * zero)
-        return stored + count * scale_bits + self.table_bits(scheme)
+        return stored + count * (scale_bits + self.beside_bits(scale_bits)) + self.table_bits(scheme)
+
+    def beside_bits(self, scale_bits: int) -> int:
+        """Bits that a file stores for each scale besides it and the zero point."""
+        return sum(scale_bits for name in self.beside if name in self.decode.operands)
 
     def spread(self, params: QParams, shape: tuple[int, ...], scheme: Scheme) -> QParams:
         """The parameters in a shape that broadcasts against a tensor of a shape."""
-        return QParams(spread(params.scale, shape, scheme), spread(params.zero_point, shape, scheme), params.tables)
+        return params.mapped(lambda p: spread(p, shape, scheme))
 
 
 def _whole_bytes(bits: int) -> int:
@@ -243,4 +272,5 @@ def _detached(params: QParams) -> QParams:
     def plain(array: Array) -> Array:
         return array.detach() if hasattr(array, "detach") else array
 
-    return QParams(plain(params.scale), plain(params.zero_point), {n: plain(a) for n, a in params.tables.items()})
+    found = params.mapped(plain)
+    return replace(found, tables={n: plain(a) for n, a in params.tables.items()})

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import onnx_ir as ir
 
@@ -27,7 +27,7 @@ from graphpress.passes.recover.engine.state import TrainingState
 from graphpress.passes.recover.engine.student import told
 from graphpress.passes.recover.losses.base import Weighted, make
 from graphpress.passes.recover.methods.base import Method, Select
-from graphpress.typed import typed
+from graphpress.typed import Known, typed
 from graphpress.types import Numerics
 
 # Learning rates of adamw by the bits of the coarsest weights, tried a factor of 3 apart: at 3 and 4 bits the one with
@@ -79,7 +79,7 @@ class Recover(Pass):
     """
 
     mode: Literal["blocks", "end_to_end"] = "end_to_end"
-    method: str | Mapping[str, Mapping[str, Any]] = "distill"
+    method: Annotated[str, Known(catalog.methods)] | Mapping[str, Mapping[str, Any]] = "distill"
     losses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     select: Select | None = None
     ema: float = 0.999

@@ -65,6 +65,44 @@ def _encode() -> ir.Model:
     return _one("LookupQuantize", text, constants, {"lowest": -128, "dtype": 3, "axis": 1, "block_size": 3})
 
 
+def _twin(table: np.ndarray) -> dict[str, np.ndarray]:
+    rows = np.array([[1, 0], [2, 1], [0, 0], [1, 2]], np.uint8)
+    sizes = {n: np.abs(normal(4, 2, seed=i)) + np.float32(0.1) for i, n in enumerate(("s", "n"))}
+    return {**sizes, "r": rows, "nr": rows[::-1].copy(), "t": table}
+
+
+def _twin_decode() -> ir.Model:
+    text = "g (int8[4, 6] c) => (float[4, 6] y) { [old] y = Cast<to = 1>(c) }"
+    constants = _twin(np.sort(normal(3, 256, seed=2), axis=1))
+    return _one("TwinLookupDequantize", text, constants, {"lowest": -128, "axis": 1, "block_size": 3})
+
+
+def _twin_encode() -> ir.Model:
+    text = "g (float[4, 6] x) => (int8[4, 6] y) { [old] y = Cast<to = 3>(x) }"
+    constants = _twin(np.sort(normal(3, 15, seed=2), axis=1))
+    return _one("TwinLookupQuantize", text, constants, {"lowest": -8, "dtype": 3, "axis": 1, "block_size": 3})
+
+
+def _terms(count: int, *, bounds: bool) -> dict[str, np.ndarray]:
+    first = np.sort(normal(count, seed=1)) * 3
+    return {
+        "s": np.abs(normal(4, 2)) + np.float32(0.1), "d": normal(4, 2, seed=3), "a": first,
+        "b": np.ones(count, np.float32) if bounds else normal(count, seed=2),
+    }  # fmt: skip
+
+
+def _terms_decode() -> ir.Model:
+    text = "g (int8[4, 6] c) => (float[4, 6] y) { [old] y = Cast<to = 1>(c) }"
+    attributes = {"lowest": -128, "axis": 1, "block_size": 3}
+    return _one("SumLookupDequantize", text, _terms(256, bounds=False), attributes)
+
+
+def _terms_encode() -> ir.Model:
+    text = "g (float[4, 6] x) => (int8[4, 6] y) { [old] y = Cast<to = 3>(x) }"
+    attributes = {"lowest": -128, "dtype": 3, "axis": 1, "block_size": 3}
+    return _one("SumLookupQuantize", text, _terms(255, bounds=True), attributes)
+
+
 def _hadamard() -> ir.Model:
     left, right = test_ops_hadamard.factor(4, True), test_ops_hadamard.factor(3, False)
     return test_ops_hadamard.model(left, right, "2, 12", "float")
@@ -79,6 +117,10 @@ MODELS: dict[str, Callable[[], ir.Model]] = {
     "LookupQuantize": _encode,
     "SparseMatMul": _product,
     "SparseWeight": _weight,
+    "SumLookupDequantize": _terms_decode,
+    "SumLookupQuantize": _terms_encode,
+    "TwinLookupDequantize": _twin_decode,
+    "TwinLookupQuantize": _twin_encode,
 }
 # Operators whose kernel has the gradient of the body; the others round or choose, and what stands in for their gradient
 # is held by tests of their own (tests/core/ops, tests/passes/acm).

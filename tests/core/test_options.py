@@ -115,6 +115,7 @@ def test_shipped_recipes_fit_the_schema_as_written_and_resolved(name: str) -> No
 
 
 GOOD: list[Any] = [
+    {"passes": [{"quantize": {"observer": "percentile:99.9", "quantizer": "power:exponent=0.5"}}]},
     {"base": "w8a8"},
     {"base": "w8a8", "passes": {"quantize": {"observer": "mse"}}, "gate": {"min_sqnr": 3}},
     {"passes": ["fold-batchnorm", "own_pass:Mine", {"own_pass:Mine": {"x": 1}}], "data": "a.npz"},
@@ -150,3 +151,13 @@ def test_the_schema_has_every_pass_and_source_with_its_options() -> None:
     assert passes["quantize"]["properties"]["mode"] == {
         "default": "static", "enum": ["static", "dynamic", "weight"], "title": "Mode", "type": "string"
     }  # fmt: skip
+
+
+def test_options_that_take_a_name_of_what_is_there_show_all_of_them() -> None:
+    shown = {(n, o.name): o.takes for n in ("quantize", "smooth", "recover") for o in options_of(catalog.passes()[n])}
+    observers = "minmax | moving_average | percentile | mse | entropy"
+    assert shown["quantize", "observer"] == shown["smooth", "observer"] == observers
+    assert shown["quantize", "weight_observer"] == "minmax | mse"
+    assert set(shown["quantize", "quantizer"].split(" | ")) == set(catalog.quantizers()) >= {"affine", "power"}
+    *methods, options = shown["recover", "method"].split(" | ")
+    assert set(methods) == set(catalog.methods()) and options == "mapping"

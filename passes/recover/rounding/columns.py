@@ -37,19 +37,25 @@ def round_layer(
     hessians = [put(h) for h in moments.matrix]
     factors = [obs.factor(h, damping) for h in hessians]  # refuses what is not positive definite before all else
     grid = _grid(q, weight, factors, observer)
-    scale, zero = (np.array(a) for a in q.spread(grid))
+    each = q.spread(grid).mapped(np.array)
+    tables = {n: put(t) for n, t in grid.tables.items()}
     size = 0 if act_order or observer == "keep" else q.group
     if size:
         block = -(-block // size) * size
     result = np.empty_like(weight)
     for part, hessian in zip(np.split(np.arange(len(weight)), groups), hessians, strict=True):
         order = obs.by_importance(hessian) if act_order else np.arange(weight.shape[1])
-        mine = QParams(put(scale[part]), put(zero[part]), {n: put(t) for n, t in grid.tables.items()})
+        mine = replace(_rows(each, part, put), tables=tables)
         project = _Rounding(q, put(weight[part]), mine, order, size, observer)
         settled = obs.solve(put(weight[part]), hessian, project, damping=damping, block=block, order=order)
         result[part] = _numpy(settled)
-        scale[part], zero[part] = _numpy(project.params.scale), _numpy(project.params.zero_point)
-    return result, replace(q.gathered(scale, zero), tables=grid.tables)
+        for name in ("scale", "zero_point", *each.beside):
+            each.operand(name)[part] = _numpy(project.params.operand(name))
+    return result, q.gathered(each)
+
+
+def _rows(each: QParams, part: np.ndarray, put: Callable[[Any], Any]) -> QParams:
+    return each.mapped(lambda array: put(array[part]))
 
 
 def _putter(on: str | None) -> Callable[[Any], Any]:
@@ -109,13 +115,14 @@ class _Rounding:
         costs = _costs(diagonal[: self.size]) if self.observer == "loss" else None
         found = quantizer.fit(columns[:, : self.size], scheme, costs, self.params.tables)
         here = slice(start, start + self.size)
-        scale = self.q.cast(replace(found, scale=_numpy(found.scale))).scale
-        self.params.scale[:, here] = xp.asarray(scale, device=device(columns))[:, None]
-        self.params.zero_point[:, here] = xp.astype(found.zero_point, xp.int32)[:, None]
+        kept = self.q.cast(found.mapped(_numpy))
+        for name in ("scale", "zero_point", *kept.beside):
+            known = self.params.operand(name)
+            known[:, here] = xp.astype(xp.asarray(kept.operand(name), device=device(columns)), known.dtype)[:, None]
 
     def __call__(self, column: Array, j: int) -> Array:
         c, xp = self.order[j], array_namespace(column)
-        mine = QParams(self.params.scale[:, c], self.params.zero_point[:, c], self.params.tables)
+        mine = self.params.mapped(lambda a: a[:, c])
         codes = self.q.quantizer.codes(column, mine, self.q.scheme)
         settled = self.q.quantizer.values(xp.astype(codes, xp.int32), mine, self.q.scheme)
         return settled if self.kept is None else xp.where(self.kept[:, c], settled, xp.zeros_like(settled))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -75,7 +75,7 @@ class Gptq(Pass):
         self._check()
         layers = [q for q in grids.quantized_layers(model, report) if self._takes(q, report)]
         if layers:
-            _LayerByLayer(self, model, ctx, report, layers, data.bind(model), run).run()
+            LayerByLayer(self, model, ctx, report, layers, data.bind(model), run).run()
 
     def _takes(self, q: QuantizedLayer, report: PassReport) -> bool:
         width = math.prod(q.layer.shape[1:])
@@ -93,8 +93,17 @@ class Gptq(Pass):
 
 
 @dataclass
-class _LayerByLayer:
-    options: Gptq
+class LayerByLayer:
+    """Layers settled in the order of the graph, each on what the model gives with those before it settled.
+
+    Attributes:
+        told: The metric that the mean over layers of what ``settle`` gives is told as.
+        kept: Why a layer was left as it was, where ``settle`` gives 1.
+    """
+
+    told: ClassVar[str] = "error against rounding to nearest"
+    kept: ClassVar[str] = "rounding to nearest is no worse on held-out samples, and was kept"
+    options: Any  # of a pass with samples, batch_size and state
     model: ir.Model
     ctx: Context
     report: PassReport
@@ -120,7 +129,7 @@ class _LayerByLayer:
         finally:
             state.save(now=True)
         if self.gains:
-            self.report.metrics["error against rounding to nearest"] = round(float(np.mean(self.gains)), 4)
+            self.report.metrics[self.told] = round(float(np.mean(self.gains)), 4)
 
     def wave(self, layers: Sequence[QuantizedLayer], prefix: Prefix, state: State) -> None:
         """Settle layers that do not depend on one another."""
@@ -170,7 +179,7 @@ class _LayerByLayer:
             self.gains.append(gain)
             self.report.changed += gain < 1.0
             if gain >= 1.0:
-                self.report.skip(q.layer.node, "rounding to nearest is no worse on held-out samples, and was kept")
+                self.report.skip(q.layer.node, self.kept)
 
 
 def split(data: CalibrationData, seed: int) -> tuple[CalibrationData, CalibrationData]:

@@ -62,8 +62,8 @@ class State:
             return False
         weight, scale, zero = (self.arrays[f"{what} {q.name}"] for what in ("weight", "scale", "zero"))
         params = q.params()
-        tables = {n: self.arrays[f"table {n} {q.name}"] for n in params.tables}
-        q.write(weight, QParams(scale, zero.astype(params.zero_point.dtype), tables))
+        tables, beside = ({n: self.arrays[f"table {n} {q.name}"] for n in p} for p in (params.tables, params.beside))
+        q.write(weight, QParams(scale, zero.astype(params.zero_point.dtype), tables, beside))
         return True
 
     def keep(self, q: QuantizedLayer, gain: float) -> None:
@@ -71,7 +71,7 @@ class State:
         self.gains[q.name] = gain
         if self.path is not None:
             params = q.params()
-            self.arrays |= {f"table {n} {q.name}": t for n, t in params.tables.items()}
+            self.arrays |= {f"table {n} {q.name}": t for n, t in {**params.tables, **params.beside}.items()}
             self.arrays |= {
                 f"weight {q.name}": q.weight(), f"scale {q.name}": params.scale,
                 f"zero {q.name}": params.zero_point.astype(np.int32), f"gain {q.name}": np.asarray(gain),

@@ -73,7 +73,9 @@ class QuantizedLayer:
         scale = given.reshape(parameters_shape(self._shape, self.scheme))
         zero = known.pop("zero_point", None)
         zero = np.zeros(scale.shape, self.scheme.ir_dtype.numpy()) if zero is None else zero
-        return QParams(scale.astype(np.float32), zero, {n: a for n, a in known.items() if a is not None})
+        tables = {n: a for n, a in known.items() if a is not None}
+        beside = {n: tables.pop(n).reshape(scale.shape) for n in self.quantizer.beside}
+        return QParams(scale.astype(np.float32), zero, tables, beside)
 
     def _operands(self) -> Iterator[tuple[str, ir.Value]]:
         """The parameters by name."""
@@ -92,14 +94,17 @@ class QuantizedLayer:
         """(lowest, highest) number of each element of the stored weight."""
         return self.quantizer.ends(self.params(), self._shape, self.scheme)
 
-    def spread(self, params: QParams) -> tuple[np.ndarray, np.ndarray]:
-        """(float32 scale, int32 zero point) of each element, [out, K]."""
-        wide = self.quantizer.spread(params, self._shape, self.scheme)
-        scale, zero = (np.broadcast_to(a, self._shape) for a in (wide.scale, wide.zero_point))
-        return self.rows(scale).astype(np.float32), self.rows(zero).astype(np.int32)
+    def spread(self, params: QParams) -> QParams:
+        """Those of each element, [out, K]: floats in float32, zero points in int32."""
 
-    def gathered(self, scale: np.ndarray, zero: np.ndarray) -> QParams:
-        """The inverse of ``spread``, with the tables that the graph has."""
+        def each(array: np.ndarray) -> np.ndarray:
+            wide = self.rows(np.broadcast_to(array, self._shape))
+            return wide.astype(np.float32 if np.issubdtype(wide.dtype, np.floating) else np.int32)
+
+        return self.quantizer.spread(params, self._shape, self.scheme).mapped(each)
+
+    def gathered(self, each: QParams) -> QParams:
+        """The inverse of ``spread``."""
         params, axis = self.params(), self.scheme.granularity.axis
         picks: list[slice | int] = [slice(None)] * len(self._shape)
         if axis is None:
@@ -108,19 +113,21 @@ class QuantizedLayer:
             picks = [slice(None) if i == axis else 0 for i in range(len(picks))]
         else:
             picks[axis] = slice(None, None, self.scheme.granularity.group_size)
-        found = (self.stored(a)[tuple(picks)] for a in (scale, zero))
         shape = params.scale.shape
-        scales, zeros = (np.ascontiguousarray(a).reshape(shape) for a in found)
-        return QParams(scales.astype(np.float32), zeros.astype(params.zero_point.dtype), params.tables)
+        found = each.mapped(lambda a: np.ascontiguousarray(self.stored(a)[tuple(picks)]).reshape(shape))
+        beside = {n: a.astype(params.beside[n].dtype) for n, a in found.beside.items()}
+        return replace(found, zero_point=found.zero_point.astype(params.zero_point.dtype), beside=beside)
 
     def cast(self, params: QParams) -> QParams:
         """With the scale rounded to the type that the graph holds it in."""
         scale = self.pair.encode.inputs[SCALE]
         assert scale is not None and scale.dtype is not None
         wanted = scale.dtype.numpy()
-        rounded = params.scale.astype(wanted)
         smallest = np.finfo(np.float32).tiny if wanted == np.float32 else np.float32(2.0**-24)
-        return replace(params, scale=np.maximum(rounded.astype(np.float32), smallest))
+        scale = np.maximum(params.scale.astype(wanted).astype(np.float32), smallest)
+        floats = {n: a for n, a in params.beside.items() if np.issubdtype(a.dtype, np.floating)}
+        beside = {n: a.astype(wanted).astype(np.float32) for n, a in floats.items()}
+        return replace(params, scale=scale, beside={**params.beside, **beside})
 
     def rows(self, stored: np.ndarray) -> np.ndarray:
         """[out, K] of an array of the stored weight's shape."""

@@ -65,7 +65,7 @@ def test_any_format_loses_less_than_rounding_to_nearest(name: str, options: dict
     """And on a device of torch's it gives the same codes, but for ties of float32."""
     found, report = settled(name, options, act_order=act_order)
     assert report.changed == 1
-    assert 0 < float(report.metrics["error against rounding to nearest"]) < 0.8
+    assert 0 < float(report.metrics["error against rounding to nearest"]) < 0.85
     other, _ = settled(name, options, act_order=act_order, device="cpu")
     assert np.isclose(found, other, rtol=1e-5, atol=1e-7).mean() > 0.99
 

@@ -48,6 +48,10 @@ def _sd3(draw: Draw) -> dict[str, Any]:
     return {**_pixart(draw), "pooled_projections": draw.floats(32)}
 
 
+def _aura(draw: Draw) -> dict[str, Any]:
+    return {**_pixart(draw), "timestep": draw.steps() / 1000}  # it multiplies by 1000 itself
+
+
 def _flux(draw: Draw) -> dict[str, Any]:
     return {"hidden_states": draw.floats(16, 8), "encoder_hidden_states": draw.floats(6, 32),
             "pooled_projections": draw.floats(32), "timestep": draw.steps() / 1000,
@@ -113,7 +117,7 @@ _TRANSFORMERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any
     "AuraFlowTransformer2DModel": (
         {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1,
          "attention_head_dim": 16, "num_attention_heads": 4, "joint_attention_dim": 32, "caption_projection_dim": 64,
-         "pos_embed_max_size": 16}, _pixart, 3,
+         "pos_embed_max_size": 16}, _aura, 3,
     ),
     "SanaTransformer2DModel": (
         {"in_channels": 4, "out_channels": 4, "num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 16,

@@ -91,9 +91,12 @@ class Subject:
         return pipeline.Pipeline([*Recipe.load("clean").passes]).run(self.model, ctx)[0]
 
     @cached_property
-    def data(self) -> dict[str, np.ndarray]:
-        """Calibration samples by the names of the graph's inputs."""
-        return self._arrays(self.architecture.draw(SAMPLES, 1))
+    def data(self) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
+        """Calibration samples by the names of the graph's inputs; whole feeds where one has no axis of samples."""
+        arrays = self._arrays(self.architecture.draw(SAMPLES, 1))
+        if all(a.ndim and len(a) == SAMPLES for a in arrays.values()):
+            return arrays
+        return [self._arrays(self.architecture.draw(BATCH, 100 + i)) for i in range(SAMPLES // BATCH)]
 
     @cached_property
     def wanted(self) -> list[list[np.ndarray]]:
