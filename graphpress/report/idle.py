@@ -44,7 +44,7 @@ def idle(recipe: Recipe, passes: Sequence[PassReport]) -> list[Skip]:
     Of recipes that only tidy up or fold most passes find nothing, and nobody misses it.
     """
     wanted = purpose(recipe)
-    mine = [p for p in passes if p.name in wanted]
+    mine = [p for p in passes if p.name in wanted and not p.handed]  # what only hands data on has done its part
     still = [p for p in mine if not p.changed]
     if still and len(still) == len(mine):
         return [Skip(f"recipe {recipe.name!r}", f"it changed nothing: {main_reason(mine) or _NOTHING}")]

@@ -19,7 +19,9 @@ from graphpress.passes.equalize.factors import OutputError, SeenRows, factors
 from graphpress.passes.equalize.rehearsal import Rehearsal, Rounded, rehearsable
 from graphpress.passes.structure.channels.ledger import Ledger, factor
 from graphpress.passes.structure.channels.moves import WRITER
-from graphpress.passes.structure.layers.factor_places import FactorPlace, factor_places
+from graphpress.passes.structure.layers.factor_places import FactorPlace, before_layers, factor_places
+from graphpress.passes.structure.layers.linear import Linear
+from graphpress.passes.structure.layers.outermost import first_layers
 from graphpress.typed import Known
 from graphpress.types import PER_TOKEN, Numerics, Scheme, Stage, per_channel, per_group
 
@@ -36,7 +38,10 @@ class Smooth(Pass):
 
     ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`` over all readers of X. The division goes into what makes X: the gain
     of a norm, the rows of a layer before, also through an elementwise product and attention's values; where it cannot,
-    the layers are a Skip. Exact in real arithmetic. Source: Xiao et al., "SmoothQuant", 2022, eq. 4.
+    the layers are a Skip, or a Mul before them takes it (``insert``). So AdaLN's own modulation takes the factors
+    exactly (shift and scale have a layer for each block), and one that blocks share (adaLN-single) does not: the
+    static half of ViDiT-Q's balancing (arXiv:2406.02540), with ``rotate`` behind it. Exact in real arithmetic. Source:
+    Xiao et al., "SmoothQuant", 2022, eq. 4.
 
     Attributes:
         alpha: How much of the loudness goes to the weights, 0 to 1; ``auto``: for each X what leaves the least error at
@@ -47,6 +52,7 @@ class Smooth(Pass):
             each quarter. It
             leaves X behind a pool alone, for the map before the pool is quantized too: with factors the classifiers of
             MLPerf Tiny's ResNet-8 and DS-CNN lost 0.39 and 0.64 times as much, and both models more (0.24, 0.04 dB).
+        insert: Put a Mul where nothing can take the division; not before the first layers.
         activation: Storage type of activations that the search assumes.
         activation_granularity: Likewise: per_tensor (static), per_token.
         observer: How the range of activations per tensor is found, likewise.
@@ -57,6 +63,7 @@ class Smooth(Pass):
     """
 
     alpha: float | Literal["auto"] = "auto"
+    insert: bool = False
     activation: Literal["int8", "uint8", "int4"] = "uint8"
     activation_granularity: Literal["per_tensor", "per_token"] = "per_tensor"
     observer: Annotated[str, Known(lambda: OBSERVERS)] = "mse"
@@ -91,7 +98,7 @@ class Smooth(Pass):
 
     def _choices(self, model: ir.Model, ctx: Context, report: PassReport) -> list[Choice]:
         """For each place that was seen what is best for its own layers."""
-        places, found = find_places(model, report), list[Choice]()
+        places, found = find_places(model, report, insert=self.insert), list[Choice]()
         seen = self._observe(model, ctx, places) if places else {}
         for place in ctx.progress(places, "smooth", len(places)):
             rows = seen.get(place.value.name or "")
@@ -207,6 +214,8 @@ class Choice:
         for holder in self.place.carried.readers:
             ledger.add(holder, multiplied)
         ledger.write()
+        if self.place.inserted:
+            _insert(self.place, 1 / by_channel)
 
 
 def _of_copies(largest: np.ndarray, alike: np.ndarray) -> np.ndarray:
@@ -216,9 +225,30 @@ def _of_copies(largest: np.ndarray, alike: np.ndarray) -> np.ndarray:
     return found
 
 
-def find_places(model: ir.Model, report: PassReport) -> list[FactorPlace]:
-    """Places in order of the graph; a Skip for each layer that has none."""
-    found = factor_places(edit.nodes(model))
+def _insert(place: FactorPlace, by: np.ndarray) -> None:
+    """A Mul before the layers, for them alone."""
+    value, nodes, dtype = place.value, [r.node for r in place.readers], place.readers[0].weight_value.dtype
+    graph = nodes[0].graph
+    assert isinstance(graph, ir.Graph) and dtype is not None
+    first = min(nodes, key=list(graph).index)
+    held = edit.add_const(graph, by.astype(dtype.numpy()), f"{value.name}_smooth")
+    mul = edit.new_node("Mul", [value, held], before=first, origin=first)
+    edit.like(mul.outputs[0], value)
+    for node in nodes:
+        edit.set_input(node, 0, mul.outputs[0])
+
+
+def find_places(model: ir.Model, report: PassReport, *, insert: bool = False) -> list[FactorPlace]:
+    """Places in order of the graph; a Skip for each layer that has none.
+
+    Args:
+        insert: The place right before matrix products is one where there is no other.
+    """
+    found, bare = factor_places(edit.nodes(model)), dict[ir.Value, list[Linear]]()
+    first = {n for g in edit.graphs(model) for n in first_layers(list(g))} if insert else set()
     for layer, why in found.refused:
-        report.skip(layer.node, why)
-    return found.places
+        if insert and layer.node.op_type != "Conv" and layer.node not in first:
+            bare.setdefault(layer.input, []).append(layer)
+        else:
+            report.skip(layer.node, why)
+    return found.places + [before_layers(readers) for readers in bare.values()]

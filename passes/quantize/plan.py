@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -17,6 +17,7 @@ from graphpress.passes.quantize.kernels import refusal
 from graphpress.passes.quantize.overrides import overridden
 from graphpress.passes.quantize.quantize_options import Mode, QuantizeOptions
 from graphpress.passes.quantize.wide_range import Wide
+from graphpress.passes.structure.layers.outermost import first_layers, last_layers
 from graphpress.target import Fact, Target
 from graphpress.types import PER_TENSOR, Kind, Plan, Role, Scheme, Site
 
@@ -66,9 +67,10 @@ class _Planner:
     def run(self, nodes: list[ir.Node]) -> tuple[Plan, list[Skip]]:
         schemes: dict[Site, Scheme] = {}
         static: dict[ir.Node, bool] = {}
+        at_ends, wider = self._ends(nodes), replace(self, options=self.options.wider)
         for node in nodes:
             if node.domain == "" and node.op_type in operators.WEIGHTS and self._asked(node):
-                sites = self._heavy(node)
+                sites = (wider if node in at_ends else self)._heavy(node)
                 schemes.update(sites)
                 if any(s.role is not Role.WEIGHT and not v.dynamic for s, v in sites.items()):
                     static[node] = Site(node.name or "", 0, Role.OUTPUT) in sites
@@ -79,6 +81,11 @@ class _Planner:
             flow = Joining(self._activation("static"), static, self._joins).run(nodes)
             plan = plan.merge(Plan(flow.sites, tuple(flow.ties)))
         return overridden(plan, self.options, self._activation("static"), nodes), self.skips
+
+    def _ends(self, nodes: list[ir.Node]) -> set[ir.Node]:
+        """Layers at the ends of the model, where they get more bits."""
+        graph = nodes[0].graph if nodes and self.options.ends != "same" else None
+        return {*first_layers(graph), *last_layers(graph)} if isinstance(graph, ir.Graph) else set()
 
     def _skip(self, node: ir.Node, why: str) -> None:
         self.skips.append(Skip(node.name or "", why))
@@ -115,25 +122,33 @@ class _Planner:
             self._skip(node, modes)
             return {}
         wide = self.wide.get(node.name or "")
-        why = wide.why if wide is not None and self.options.mode not in modes else ""
-        for mode in modes:
-            found = self._in_mode(node, mode, roles)
+        why = wide.why if wide is not None and self.options.mode not in dict(modes) else ""
+        for mode, options in modes:
+            found = replace(self, options=options)._in_mode(node, mode, roles)
             if not isinstance(found, str):
                 if why:
-                    self._skip(node, f"{mode} instead of {self.options.mode}: {why}")
+                    got = (
+                        "8 bits by tensor instead of by token"
+                        if options is not self.options and mode == self.options.mode
+                        else f"{mode} instead of {self.options.mode}"
+                    )
+                    self._skip(node, f"{got}: {why}")
                 return found
             why = why or found
         self._skip(node, why)
         return {}
 
-    def _modes(self, node: ir.Node) -> tuple[Mode, ...] | str:
-        """Those to try in turn, or why there is none."""
+    def _modes(self, node: ir.Node) -> list[tuple[Mode, QuantizeOptions]] | str:
+        """Those to try in turn, with what is asked of each, or why there is none."""
         wide = self.wide.get(node.name or "") if self.options.mode != "weight" else None
         if wide is not None and wide.whole:
             return wide.why
-        return (
-            ("weight",) if wide is not None or node.op_type == "Gather" else (self.options.mode, *self.options.fallback)
-        )
+        if wide is not None or node.op_type == "Gather":
+            return [("weight", self.options)]
+        whole = self.options.whole
+        return [(self.options.mode, self.options)] + [
+            (m, whole if m == "dynamic" else self.options) for m in self.options.fallback
+        ]
 
     def _in_mode(self, node: ir.Node, mode: Mode, roles: Mapping[int, Role]) -> Mapping[Site, Scheme] | str:
         slots = [s for s in operators.WEIGHTS[node.op_type] if roles[s] is Role.WEIGHT]

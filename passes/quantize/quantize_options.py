@@ -51,10 +51,14 @@ class QuantizeOptions(Ignores):
         observer: How the range of an activation is found; ``percentile:99.9`` says the share that is kept.
         attention: Quantize MatMul and Gemm of two computed tensors as well; None: where mode is static.
         embeddings: Quantize the tables of Gather as well (weights only).
-        fallback: Modes to try, in order, for an operator that the target cannot run in ``mode``.
+        fallback: Modes to try, in order, for an operator that the target cannot run in ``mode``. ``dynamic`` beside
+            per_token gives what has no tokens, such as a convolution, one scale found at run time, in 8 bits.
         kernels: ``required``: what the target has no low-bit kernel for gets another format or stays float.
             ``preferred``: it is quantized as asked all the same, for its size or to learn what it costs in accuracy,
             and computed in float; the report names it.
+        ends: What layers get that no other layer stands before, or none behind: ``same``, or 8 bits for weights and
+            activations (``int8``), as papers have it below 8 bits: their rounding errors go through the whole model, or
+            meet the result unmixed.
         op_types: Only these operators; empty: all that can be, except Softmax, whose input loses too much in 8 bits.
         ignore: Selectors of nodes that stay float: exact names, globs, or ``re:`` and a regular expression.
         sites: Overrides all of the above: selector of nodes, or a site such as ``conv1[1] weight``, to ``float`` or to
@@ -76,6 +80,7 @@ class QuantizeOptions(Ignores):
     embeddings: bool = True
     fallback: tuple[Mode, ...] = ()
     kernels: Kernels = "required"
+    ends: Literal["same", "int8"] = "same"
     op_types: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     sites: Mapping[str, str] = field(default_factory=dict)
@@ -117,6 +122,20 @@ class QuantizeOptions(Ignores):
         if not self.sites or not names:
             return left
         return replace(left, sites={**self.sites, **dict.fromkeys(map(exactly, names), "float")})
+
+    @property
+    def wider(self) -> Self:
+        """For layers at the ends, where ``ends`` says so."""
+        return (
+            replace(self, weight="int8", quantizer=AFFINE, activation=None, ends="same")
+            if self.ends != "same"
+            else self
+        )
+
+    @property
+    def whole(self) -> Self:
+        """For what has no tokens: one scale found at run time."""
+        return replace(self, activation_granularity="per_tensor", activation=None)
 
     @property
     def _dynamic(self) -> tuple[str, ...]:

@@ -42,6 +42,12 @@ class Online:
             edit.set_input(reader, at, made.outputs[0])
         self.made += 1
 
+    @staticmethod
+    def gives(value: ir.Value) -> bool:
+        """Whether a node that turns gives this value."""
+        node = value.producer()
+        return node is not None and node.domain == DOMAIN and node.op_type == OP.name
+
     def _factor(self, graph: ir.Graph, matrix: np.ndarray, dtype: ir.DataType) -> ir.Value:
         key = (id(graph), dtype, matrix.tobytes())
         if key not in self._factors:

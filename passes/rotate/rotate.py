@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -23,7 +23,9 @@ from graphpress.passes.structure.channels.lanes import along
 from graphpress.passes.structure.channels.ledger import Ledger, turn
 from graphpress.passes.structure.channels.moves import READER, WRITER, Holder, Move
 from graphpress.passes.structure.layers.heads import before_copies, find_heads
+from graphpress.passes.structure.layers.linear import Linear, layers
 from graphpress.passes.structure.layers.norms import Norm, find_norms
+from graphpress.passes.structure.layers.outermost import first_layers
 from graphpress.passes.structure.layers.pairs import find_pairs
 from graphpress.passes.structure.layers.streams import ResidualStream, find_streams
 from graphpress.types import Numerics, Stage
@@ -45,6 +47,8 @@ class Rotate(Pass):
         values: R2: turn the values of each attention head, and back in the output projection.
         keys: R3: turn queries and keys at run time, after their rotary embedding.
         down: R4: turn what an MLP's last layer reads at run time, and back in its weight.
+        inputs: Turn whatever else layers read at run time, and back in their weights: what stands behind a modulation
+            (AdaLN) or a LayerNormalization cannot be turned by weights alone. Not what the first layers read.
         kind: ``hadamard`` (with random signs where it is merged), ``orthogonal`` (random; merged only), ``block``
             (Hadamard blocks down the diagonal), or ``auto``: a Hadamard matrix where one of the order is known, else
             the largest blocks.
@@ -60,6 +64,7 @@ class Rotate(Pass):
     values: bool = True
     keys: bool = False
     down: bool = False
+    inputs: bool = False
     kind: Kind = "auto"
     block_size: int | None = None
     seed: int | None = None
@@ -90,6 +95,8 @@ class Rotate(Pass):
             job.keys(graph)
         if self.down:
             job.down(graph)
+        if self.inputs:
+            job.inputs(graph)
 
 
 @dataclass(eq=False)
@@ -181,12 +188,30 @@ class _Rotation:
             if isinstance(factors, str):
                 self.report.skip(pair.down[0].node, f"down projection: {factors}")
                 continue
-            change = turn(merged(factors))
-            for view in pair.down:
-                lanes = along(np.arange(pair.width), 0 if view.transposed else 1, 2)
-                self.ledger.add(Holder(view.node, 1, lanes, READER), change, mixes=True)
-            self.online.insert([(view.node, 0) for view in pair.down], factors, pair.down[0].node)
+            self.before(pair.down, factors)
             self.count("down projections turned")
+
+    def inputs(self, graph: ir.Graph) -> None:
+        readers: dict[ir.Value, list[Linear]] = {}
+        first = first_layers(graph)
+        for view in (v for v in layers(list(graph)) if v.node.op_type != "Conv" and v.node not in first):
+            if view.input not in self.turned and not self.online.gives(view.input):
+                readers.setdefault(view.input, []).append(view)
+        for value, views in readers.items():
+            known = "" if value.dtype is not None else f"the type of {value.name!r} is not known"
+            factors = known or self.choice.factors(views[0].shape[1])
+            if isinstance(factors, str):
+                self.report.skip(views[0].node, f"inputs: {factors}")
+                continue
+            self.before(views, factors)
+            self.count("inputs turned")
+
+    def before(self, views: Sequence[Linear], factors: tuple[np.ndarray, np.ndarray]) -> None:
+        change = turn(merged(factors))
+        for view in views:
+            lanes = along(np.arange(view.shape[1]), 0 if view.transposed else 1, 2)
+            self.ledger.add(Holder(view.node, 1, lanes, READER), change, mixes=True)
+        self.online.insert([(view.node, 0) for view in views], factors, views[0].node)
 
 
 def _kept(norm: Norm) -> str:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, follow
-from graphpress.passes.structure.channels.moves import Move
+from graphpress.passes.structure.channels.lanes import along
+from graphpress.passes.structure.channels.moves import READER, Holder, Move
 from graphpress.passes.structure.channels.survey import Survey
 from graphpress.passes.structure.layers.linear import Linear, layers
 
@@ -29,6 +30,11 @@ class FactorPlace:
         return next(
             (n for n in reversed(self.carried.passed) if n.op_type.endswith("Pool") or "Reduce" in n.op_type), None
         )
+
+    @property
+    def inserted(self) -> bool:
+        """Whether nothing makes the channels that could take the factors up: a Mul before the layers does."""
+        return not self.carried.writers
 
 
 @dataclass
@@ -53,6 +59,14 @@ def factor_places(nodes: Iterable[ir.Node]) -> FactorPlaces:
         else:
             found.places.append(FactorPlace(value, tuple(readers), made))
     return found
+
+
+def before_layers(readers: Sequence[Linear]) -> FactorPlace:
+    """The place right before matrix products that read one value, whatever makes it and reads it too."""
+    count = readers[0].shape[1]
+    lanes = [along(np.arange(count), 0 if r.transposed else 1, 2) for r in readers]
+    holders = [Holder(r.node, 1, at, READER) for r, at in zip(readers, lanes, strict=True)]
+    return FactorPlace(readers[0].input, tuple(readers), Carried(holders=holders, alike=np.arange(count)))
 
 
 def _carried(value: ir.Value, readers: Sequence[Linear], channels: Survey) -> Carried | str:

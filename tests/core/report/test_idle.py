@@ -81,3 +81,11 @@ def test_a_recipe_that_goes_on_from_another_is_refused_by_its_name() -> None:
         BadRequest, match=r"^recipe 'acm': it is for a model at stage float, and .* is qdq\. Give it the"
     ):
         gp.compile(made, "acm", images())
+
+
+def test_a_pass_that_only_hands_data_on_has_done_its_part() -> None:
+    zeroq, quantize = PassReport("zeroq", handed={"data": None}), PassReport("quantize", changed=3)
+    assert idle(Recipe.load("zeroq"), [zeroq, quantize]) == []
+    quantize.changed = 0
+    (said,) = idle(Recipe.load("zeroq"), [zeroq, quantize])
+    assert said.where == "recipe 'zeroq'"

@@ -49,7 +49,7 @@ def test_an_alpha_that_is_given_is_not_searched() -> None:
 def test_what_is_assumed_unless_told_otherwise() -> None:
     assert asdict(Smooth()) == {
         "alpha": "auto", "activation": "uint8", "activation_granularity": "per_tensor", "observer": "mse",
-        "weight": "int8", "group_size": 0, "samples": 128, "batch_size": 8,
+        "weight": "int8", "group_size": 0, "samples": 128, "batch_size": 8, "insert": False,
     }  # fmt: skip
 
 

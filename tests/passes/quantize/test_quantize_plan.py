@@ -1,5 +1,7 @@
 """Decisions: which operators, which sites, which schemes, and why not."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from graphpress.errors import BadRequest, RecipeError
 from graphpress.passes.quantize.quantize_options import QuantizeOptions
 from graphpress.recipe import make_pass
-from graphpress.types import Plan, Role, Site
+from graphpress.types import Plan, Role, Scheme, Site
 from tests import kit
 from tests.passes.quantizing import model, normal, plan, reasons
 
@@ -326,3 +328,44 @@ def test_a_clip_is_absorbed_only_if_zero_survives_it() -> None:
     w = {"w": normal(1, 1, 1, 1), "v": normal(1, 1, 1, 1), "hi": np.float32(6)}
     assert "clip" not in plan(model(text, {**w, "lo": np.float32(0)}), QuantizeOptions()).nodes()
     assert "clip" in plan(model(text, {**w, "lo": np.float32(1)}), QuantizeOptions()).nodes()
+
+
+ENDS = """
+g (float[N, 64] x, float[64, 64] a, float[64, 64] b, float[64, 64] c) => (float[N, 64] y) {
+    h = MatMul(x, a)
+    i = Relu(h)
+    j = MatMul(i, b)
+    k = Relu(j)
+    y = MatMul(k, c)
+}
+"""
+
+
+def test_layers_at_the_ends_get_8_bits_on_request() -> None:
+    made = model(ENDS, {n: normal(64, 64, seed=i) for i, n in enumerate("abc")})
+    options = QuantizeOptions(
+        mode="dynamic", weight="int4", weight_granularity="per_group", group_size=32, activation="int4",
+        activation_granularity="per_token", kernels="preferred", ends="int8",
+    )  # fmt: skip
+    bits = {str(s): v.bits for s, v in plan(made, options).items()}
+    names = [n.name for n in made.graph if n.op_type == "MatMul"]
+    wanted = dict(zip(names, (8, 4, 8), strict=True))
+    assert {s.split("[")[0]: b for s, b in bits.items()} == wanted and len(bits) == 6
+    plain = plan(made, replace(options, ends="same"))
+    assert {v.bits for v in plain.values()} == {4}
+
+
+def test_what_has_no_tokens_gets_one_scale_at_run_time_on_request() -> None:
+    made = model(
+        "g (float[N, 4, 8, 8] x, float[8, 4, 3, 3] w) => (float[N, 8, 6, 6] y) { y = Conv(x, w) }",
+        {"w": normal(8, 4, 3, 3)},
+    )
+    options = QuantizeOptions(
+        mode="dynamic", weight="int4", activation="int4", activation_granularity="per_token", kernels="preferred",
+    )  # fmt: skip
+    assert not plan(made, options)
+    found = plan(made, replace(options, fallback=("dynamic",)))
+    assert {str(v) for s, v in found.items() if s.role is Role.ACTIVATION} == {
+        str(Scheme("uint8", symmetric=False, dynamic=True))
+    }
+    assert [v.dtype for s, v in found.items() if s.role is Role.WEIGHT] == ["int4"]

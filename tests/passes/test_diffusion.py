@@ -1,0 +1,23 @@
+"""What recipes lose on the zoo's diffusion models: the squared error of the prediction on inputs that are new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import graphpress as gp
+from tests.passes.diffusing import digits, error, traced
+
+pytest.importorskip("torch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "recipe", "bar"),
+    [("dit", "w4a8-viditq", 0.003), ("unet", "w4a8-viditq", 0.008), ("dit", "w4a8-rot", 0.006)],
+)
+def test_a_recipe_holds_its_bar(zoo: Path, name: str, recipe: str, bar: float) -> None:
+    model = traced(zoo, name)
+    after, _ = gp.compile(model, recipe, data=digits(zoo, name, 128, 5), gate=False, prove=False)
+    assert 0 < error(model, after, digits(zoo, name, 64, 777)) <= bar
