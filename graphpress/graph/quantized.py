@@ -86,10 +86,10 @@ def encoder(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
 
 def storage(node: ir.Node) -> Storage | None:
     """The type of the codes that an encoding node makes."""
-    if is_quantize(node):
-        grid = grid_of(node)
-        return None if grid is None else Storage.of_codes(grid.dtype)
-    return Storage.of_codes(node.outputs[0].dtype)
+    grid = grid_of(node) if is_quantize(node) else None
+    if is_quantize(node) and grid is None:
+        return None
+    return Storage.of_codes(node.outputs[0].dtype if grid is None else grid.dtype)
 
 
 def decoded(node: ir.Node) -> np.ndarray | None:
@@ -304,14 +304,14 @@ class Activation:
 
 def weight(value: ir.Value | None) -> Weight | None:
     """The weight that ``value`` is, if it is decoded from constant, evenly spaced codes of at most 8 bits."""
-    node = value.producer() if value is not None else None
-    return Weight(node) if is_dequantize(node) and _stored(node) and not _floating(node) else None
+    found = stored(value)
+    return found if found is not None and is_dequantize(found.node) and not found.dtype.is_floating_point() else None
 
 
 def small_floats(value: ir.Value | None) -> Weight | None:
     """The weight that ``value`` is, if it is decoded from constant floats of 8 bits."""
-    node = value.producer() if value is not None else None
-    return Weight(node) if is_dequantize(node) and _stored(node) and _floating(node) else None
+    found = stored(value)
+    return found if found is not None and is_dequantize(found.node) and found.dtype.is_floating_point() else None
 
 
 def stored(value: ir.Value | None) -> Weight | None:
@@ -327,11 +327,6 @@ def expanded(value: ir.Value | None) -> Expanded | None:
         return None
     found = levels(node)
     return None if found is None else Expanded(node, found)
-
-
-def _floating(node: ir.Node) -> bool:
-    codes = node.inputs[0]
-    return codes is not None and codes.dtype is not None and codes.dtype.is_floating_point()
 
 
 def _stored(node: ir.Node) -> bool:
@@ -393,8 +388,7 @@ def _computer(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _array(value: ir.Value | None) -> np.ndarray:
-    array = edit.constant(value)
-    assert array is not None
+    assert (array := edit.constant(value)) is not None
     return array
 
 
