@@ -388,7 +388,8 @@ def _computer(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _array(value: ir.Value | None) -> np.ndarray:
-    assert (array := edit.constant(value)) is not None
+    array = edit.constant(value)
+    assert array is not None
     return array
 
 

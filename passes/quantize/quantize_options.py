@@ -135,6 +135,8 @@ class QuantizeOptions(Ignores):
     @property
     def whole(self) -> Self:
         """For what has no tokens: one scale found at run time."""
+        if self.activation_granularity == "per_tensor":
+            return self
         return replace(self, activation_granularity="per_tensor", activation=None)
 
     @property
