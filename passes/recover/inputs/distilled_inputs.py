@@ -1,15 +1,17 @@
-"""Inputs made from what BatchNormalization has learned: noise, moved until the graph's values have those statistics.
+"""Inputs made from what BatchNormalization has learned: moved until the graph's values have those statistics.
 
-ZeroQ, arXiv:2001.00281, section 3.1. Only the inputs are trained; the graph stays as it is, in evaluation mode.
+ZeroQ, arXiv:2001.00281, section 3.1. Only the inputs are trained, or what paints them; the graph stays as it is, in
+evaluation mode.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -44,6 +46,16 @@ class StatisticsSource:
     std: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+    def in_units(self, z: torch.Tensor) -> torch.Tensor:
+        """The input, of standard deviations from its mean."""
+        import torch
+
+        return z * torch.from_numpy(self.std) + torch.from_numpy(self.mean)
+
+    def clipped(self, z: np.ndarray) -> np.ndarray:
+        """The same within the ends."""
+        return np.clip(z * self.std + self.mean, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -82,14 +94,41 @@ class Distilled:
     steps: int = 0
 
 
+class Painter(ABC):
+    """One batch of inputs on its way."""
+
+    @abstractmethod
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What the module reads, in the units of the inputs, with gradients to what is trained."""
+
+    @abstractmethod
+    def own(self, loss: Loss) -> torch.Tensor | float:
+        """What the inputs that were given last add to the loss themselves."""
+
+    @abstractmethod
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    @abstractmethod
+    def step(self, loss: float) -> None:
+        """Go on, once the gradients of a loss are there."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every input as it is now, float32."""
+
+
+Paint: TypeAlias = "Callable[[Module, Sequence[StatisticsSource], Search, torch.Generator], Painter]"
+
+
 def distil(
     module: Module, sources: Sequence[StatisticsSource], known: Sequence[Learned], search: Search, batches: int,
-    seed: int, progress: Progress,
+    seed: int, progress: Progress, paint: Paint, where: str,
 ) -> Distilled:  # fmt: skip
-    """``batches`` batches of inputs, each found on its own from the standard normal distribution.
+    """``batches`` batches of inputs, each found on its own.
 
-    The loss is the paper's: squared distances of mean and standard deviation from those learned, summed over channels
-    and values, and those of the input itself in units of its own standard deviation.
+    The loss is ZeroQ's: squared distances of mean and standard deviation from those learned, summed over channels and
+    values, and those of the input itself in units of its own standard deviation.
 
     Args:
         module: Gives the values of ``known`` from inputs; differentiable with respect to these.
@@ -99,6 +138,8 @@ def distil(
         batches: How many.
         seed: Of the noise.
         progress: Shows the steps.
+        paint: Makes the painter of a batch.
+        where: Comes first in a message.
 
     Raises:
         BadRequest: The loss is not finite; names what made it so.
@@ -112,15 +153,15 @@ def distil(
     steps = iter(progress(range(batches * search.iterations), "distilling inputs", batches * search.iterations))
     result = Distilled({})
     for i in range(batches):
-        state = _Batch(module, sources, _Loss.of(known, search.by_image), search, generator)
+        state = _Batch(module, paint(module, sources, search, generator), Loss.of(known, search.by_image), where)
         until = time.monotonic() + (deadline - time.monotonic()) / (batches - i)
         done = 0
         while done < search.iterations and (done == 0 or time.monotonic() < until):
             state.step(done)
             next(steps, None)
             done += 1
-        made.append(state.arrays())
-        losses.append((state.first, state.loss()))
+        made.append(state.painter.arrays())
+        losses.append((state.first, state.value()))
         result.steps += done
     result.arrays = {s.name: np.concatenate([m[s.name] for m in made]) for s in sources}
     result.first, result.last = (float(np.mean(part)) for part in zip(*losses, strict=True))
@@ -128,19 +169,49 @@ def distil(
 
 
 class _Batch:
-    """One batch on its way: z, in standard deviations from the mean of its input, for every input."""
+    """A painter that is led by the loss."""
+
+    def __init__(self, module: Module, painter: Painter, target: Loss, where: str) -> None:
+        self.module, self.painter, self.target, self.where = module, painter, target, where
+        self.first = math.nan
+
+    def step(self, number: int) -> None:
+        self.painter.zero_grad()
+        loss = self._loss()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise BadRequest(
+                f"the distance from the learned statistics is {value} at iteration {number}",
+                where=f"{self.where}, {self.module.explain(self.painter.inputs()) or 'the loss'}",
+                fix="Give the range that inputs have, or a lower rate.",
+            )
+        loss.backward()
+        self.painter.step(value)
+        self.first = value if number == 0 else self.first
+
+    def value(self) -> float:
+        import torch
+
+        with torch.no_grad():
+            return self._loss().item()
+
+    def _loss(self) -> torch.Tensor:
+        given = self.painter.inputs()
+        return self.painter.own(self.target) + self.target(self.module(given))
+
+
+class Pixels(Painter):
+    """The elements themselves are trained (ZeroQ): z, in standard deviations from the mean of its input, for every one.
+
+    Noise from the standard normal distribution at first; Adam, whose rate falls where the loss does not.
+    """
 
     def __init__(
-        self,
-        module: Module,
-        sources: Sequence[StatisticsSource],
-        target: _Loss,
-        search: Search,
-        generator: torch.Generator,
+        self, module: Module, sources: Sequence[StatisticsSource], search: Search, generator: torch.Generator
     ) -> None:
         import torch
 
-        self.module, self.sources, self.target = module, sources, target
+        self.module, self.sources = module, sources
         self.z = {s.name: torch.randn(s.shape, generator=generator) for s in sources}
         self.bounds = {s.name: [torch.from_numpy((v - s.mean) / s.std) for v in (s.low, s.high)] for s in sources}
         self._confine()
@@ -149,41 +220,20 @@ class _Batch:
         self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.adam, patience=search.patience, min_lr=_LEAST_RATE
         )
-        self.first = math.nan
 
-    def step(self, number: int) -> None:
+    def inputs(self) -> dict[str, torch.Tensor]:
+        return {s.name: s.in_units(self.z[s.name]) for s in self.sources if s.name in self.module.inputs}
+
+    def own(self, loss: Loss) -> torch.Tensor | float:
+        return sum((loss.normal(self.z[name]) for name in self.module.inputs), start=0.0)
+
+    def zero_grad(self) -> None:
         self.adam.zero_grad()
-        loss = self._loss()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise BadRequest(
-                f"the distance from the learned statistics is {value} at iteration {number}",
-                where=f"pass 'zeroq', {self.module.explain(self._inputs()) or 'the loss'}",
-                fix="Give the range that inputs have, or a lower rate.",
-            )
-        loss.backward()
+
+    def step(self, loss: float) -> None:
         self.adam.step()
         self._confine()
-        self.schedule.step(value)
-        self.first = value if number == 0 else self.first
-
-    def loss(self) -> float:
-        import torch
-
-        with torch.no_grad():
-            return self._loss().item()
-
-    def _loss(self) -> torch.Tensor:
-        own = sum((self.target.normal(self.z[name]) for name in self.module.inputs), start=0.0)
-        return own + self.target(self.module(self._inputs()))
-
-    def _inputs(self) -> dict[str, torch.Tensor]:
-        import torch
-
-        return {
-            s.name: self.z[s.name] * torch.from_numpy(s.std) + torch.from_numpy(s.mean)
-            for s in self.sources if s.name in self.module.inputs
-        }  # fmt: skip
+        self.schedule.step(loss)
 
     def _confine(self) -> None:
         import torch
@@ -193,18 +243,18 @@ class _Batch:
                 torch.clamp_(self.z[name], low, high)  # the steps that follow go along the border
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {s.name: np.clip(self.z[s.name].detach().numpy() * s.std + s.mean, s.low, s.high) for s in self.sources}
+        return {s.name: s.clipped(self.z[s.name].detach().numpy()) for s in self.sources}
 
 
 @dataclass(frozen=True, eq=False)
-class _Loss:
+class Loss:
     """Distance of values from their learned statistics."""
 
     known: Sequence[tuple[str, torch.Tensor, torch.Tensor]]
     by_image: bool
 
     @classmethod
-    def of(cls, known: Sequence[Learned], by_image: bool) -> _Loss:
+    def of(cls, known: Sequence[Learned], by_image: bool) -> Loss:
         import torch
 
         return cls(
