@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -87,6 +88,16 @@ def ops() -> dict[str, Any]:
 def quantizers() -> dict[str, Any]:
     """Every number format by its name: the ``QUANTIZER`` of each file in graphpress.passes.quantizers."""
     return named("graphpress.passes.quantizers", "QUANTIZER")
+
+
+def quantizer_named(name: str) -> type[Any] | None:
+    """The number format of that name, or None. Its file is looked at first, as for passes."""
+    path = f"graphpress.passes.quantizers.{name}"
+    if name.isidentifier() and importlib.util.find_spec(path) is not None:
+        found: type[Any] | None = getattr(importlib.import_module(path), "QUANTIZER", None)
+        if found is not None and found.name == name:
+            return found
+    return quantizers().get(name)
 
 
 @functools.cache

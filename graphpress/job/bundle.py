@@ -22,7 +22,7 @@ import onnx_ir as ir
 from graphpress import interrupts
 from graphpress.errors import BadRequest
 from graphpress.recipe import Recipe
-from graphpress.report.report import Report
+from graphpress.report.report import Report, finite
 
 MANIFEST = "manifest.json"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG, errno.ENOENT)
@@ -154,7 +154,7 @@ def manifest(draft: Path, report: Report, recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.to_json(),
         "data": report.data,
         "files": {f.name: _digest(f) for f in sorted(draft.iterdir()) if f.name.startswith("model.onnx")},
-        "gate": report.to_json()["gate"],
+        "gate": finite(report.gate.to_json()),
         "metric": report.metric,
         "size": report.size,
     }

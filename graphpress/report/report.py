@@ -154,7 +154,7 @@ class Report:
         data["gate"] = self.gate.to_json()
         data["warnings"] = [dataclasses.asdict(w) for w in self.warnings]
         data["coverage"] = dataclasses.asdict(self.coverage())
-        return _finite(data)
+        return finite(data)
 
 
 def _pass_json(p: PassReport) -> dict[str, Any]:
@@ -164,11 +164,12 @@ def _pass_json(p: PassReport) -> dict[str, Any]:
     return plain | {"plan": p.plan.to_json() if p.plan else None}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data with None for what JSON has no number for."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

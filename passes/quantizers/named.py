@@ -20,9 +20,10 @@ def named(text: str) -> Quantizer:
         BadRequest: There is no such quantizer or option (the nearest is given), or a value of the wrong type.
     """
     name, _, rest = text.partition(":")
-    known, where = catalog.quantizers(), f"quantizer {text!r}"
-    if name not in known:
-        fix = nearest(name, known) if name.isalnum() else "Options stand behind a colon: power:exponent=0.5."
+    found, where = catalog.quantizer_named(name), f"quantizer {text!r}"
+    if found is None:
+        behind = "Options stand behind a colon: power:exponent=0.5."
+        fix = nearest(name, catalog.quantizers()) if name.isalnum() else behind
         raise BadRequest(f"there is no quantizer {name!r}", where=where, fix=fix)
     options = {}
     for pair in filter(None, rest.split(",")):
@@ -30,5 +31,5 @@ def named(text: str) -> Quantizer:
         if not equals:
             raise BadRequest(f"{pair!r} is no OPTION=VALUE", where=where)
         options[key] = yaml.safe_load(value)
-    made: Quantizer = typed(known[name], options, where, BadRequest)
+    made: Quantizer = typed(found, options, where, BadRequest)
     return made

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graphpress.job import bundle
 from graphpress.job.models import ModelLike, as_model
 from graphpress.keys import ORIGIN
-from graphpress.report.report import Report
+from graphpress.report.report import Report, finite
 from graphpress.report.view import about, drawn, library, modules
 
 _UNKNOWN = "No report of this model: kernels, SQNR and times are not known. `graphpress compile --out DIR` writes one."
@@ -137,13 +137,5 @@ def _page(title: str, data: Mapping[str, Any], scripts: Mapping[str, str]) -> st
 
 def _inert(data: Any) -> str:
     """JSON that ends no script, whatever names stand in it."""
-    plain = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"))
+    plain = json.dumps(finite(data), ensure_ascii=True, separators=(",", ":"))
     return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
