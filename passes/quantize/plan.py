@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphpress.contracts import Skip
 from graphpress.graph import edit, selectors
-from graphpress.keys import SCHEME, TURNS
+from graphpress.keys import ADAPTED, SCHEME, TURNS
 from graphpress.passes.quantize import operators
 from graphpress.passes.quantize.joining import Joining, of_constant
 from graphpress.passes.quantize.kernels import refusal
@@ -105,6 +105,8 @@ class _Planner:
             self._skip(node, "ignored on request")
         elif SCHEME in node.metadata_props:
             self._skip(node, "it is quantized already")
+        elif ADAPTED in node.metadata_props:
+            self._skip(node, "it is a branch beside a layer, which is there for what rounding loses")
         elif TURNS in node.metadata_props:
             self._skip(node, "it changes the basis of a residual stream: rounded, it would cost more than all layers")
         else:

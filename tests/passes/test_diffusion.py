@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "recipe", "bar"),
-    [("dit", "w4a8-viditq", 0.003), ("unet", "w4a8-viditq", 0.008), ("dit", "w4a8-rot", 0.006)],
+    [("dit", "w4a8-viditq", 0.003), ("unet", "w4a8-viditq", 0.008), ("dit", "w4a4-svdquant", 0.02)],
 )
 def test_a_recipe_holds_its_bar(zoo: Path, name: str, recipe: str, bar: float) -> None:
     model = traced(zoo, name)

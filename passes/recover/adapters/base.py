@@ -79,9 +79,13 @@ class Adapter(ABC):
     """A kind of addition. Subclasses are frozen dataclasses; their fields are their options.
 
     Law: a fresh one changes no output; folded untouched, it leaves the very model that was there before.
+
+    Attributes:
+        splits: Whether it takes a part of the weight over: that comes back to its last bits but one, as float sums do.
     """
 
     name: ClassVar[str]
+    splits: ClassVar[bool] = False
 
     @abstractmethod
     def refusal(self, model: ir.Model, layer: Linear) -> str | None:

@@ -15,10 +15,10 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.errors import BadRequest
-from graphpress.passes.recover.adapters.base import Adapter, Attached, Scribe, dtype, evaluated, take_away
+from graphpress.passes.recover.adapters import beside
+from graphpress.passes.recover.adapters.base import Adapter, Attached, Scribe, evaluated, take_away
+from graphpress.passes.recover.adapters.beside import DOWN, GAMMA, UP
 from graphpress.passes.structure.layers.linear import Linear
-
-DOWN, GAMMA, UP = "down", "gamma", "up"  # R, the fading, L
 
 
 @dataclass(frozen=True)
@@ -51,36 +51,7 @@ class LowRank(Adapter):
         rounded = evaluated(model, read, ctx)
         lost = layer.weight().astype(np.float64) - (rounded.T if layer.transposed else rounded)
         left, right = start(lost.reshape(len(lost), -1), self.rank)
-        if layer.node.op_type == "Conv":
-            self._convolve(scribe, left, right)
-        else:
-            self._multiply(scribe, left, right)
-
-    def _multiply(self, scribe: Scribe, left: np.ndarray, right: np.ndarray) -> None:
-        layer, wanted = scribe.layer, dtype(scribe.layer).numpy()
-        leading = None if layer.input.shape is None else list(layer.input.shape)[:-1]
-        inner = None if leading is None else [*leading, self.rank]
-        down = scribe.constant(DOWN, right.T.astype(wanted), trained=True)
-        up = scribe.constant(UP, left.T.astype(wanted), trained=True)
-        gamma = scribe.constant(GAMMA, np.zeros(self.rank, wanted))
-        first = scribe.node("first", "MatMul", [layer.input, down], inner, after=_last(layer))
-        faded = scribe.node("faded", "Mul", [first.outputs[0], gamma], inner, after=first)
-        second = scribe.node("second", "MatMul", [faded.outputs[0], up], layer.output.shape, after=faded)
-        scribe.add_behind("sum", second.outputs[0], after=second)
-
-    def _convolve(self, scribe: Scribe, left: np.ndarray, right: np.ndarray) -> None:
-        layer, wanted = scribe.layer, dtype(scribe.layer).numpy()
-        shape = layer.output.shape
-        inner = None if shape is None else [shape[0], self.rank, *list(shape)[2:]]
-        ones = [1] * (len(layer.shape) - 2)
-        down = scribe.constant(DOWN, right.reshape(-1, *layer.shape[1:]).astype(wanted), trained=True)
-        up = scribe.constant(UP, left.reshape(-1, self.rank, *ones).astype(wanted), trained=True)
-        gamma = scribe.constant(GAMMA, np.zeros((self.rank, *ones), wanted))
-        attributes = {name: a.value for name, a in layer.node.attributes.items() if name != "group"}
-        first = scribe.node("first", "Conv", [layer.input, down], inner, attributes, after=_last(layer))
-        faded = scribe.node("faded", "Mul", [first.outputs[0], gamma], inner, after=first)
-        second = scribe.node("second", "Conv", [faded.outputs[0], up], shape, after=faded)
-        scribe.add_behind("sum", second.outputs[0], after=second)
+        beside.write(scribe, left, right, np.zeros(self.rank))
 
     @classmethod
     def fold(cls, model: ir.Model, attached: Attached, ctx: Context) -> None:
@@ -93,10 +64,6 @@ class LowRank(Adapter):
                 where=f"adapter 'low_rank' at {attached.site!r}", fix="Let it fade to 0 first.",
             )  # fmt: skip
         take_away(model, attached, "sum")
-
-
-def _last(layer: Linear) -> ir.Node:
-    return layer.add or layer.node
 
 
 def start(lost: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,8 @@ import onnx_ir as ir
 from graphpress.errors import BadRequest
 from graphpress.passes.recover.adapters import gone
 from graphpress.passes.recover.adapters.base import Attached
-from graphpress.passes.recover.adapters.low_rank import DOWN, GAMMA, UP, LowRank, constants, factors, halved
+from graphpress.passes.recover.adapters.beside import DOWN, GAMMA, UP
+from graphpress.passes.recover.adapters.low_rank import LowRank, constants, factors, halved
 from graphpress.passes.recover.engine.roles import TrainedRole
 from graphpress.passes.recover.engine.schedule import Settings
 from graphpress.passes.recover.engine.scope import Scope
