@@ -132,7 +132,9 @@ def test_the_smallest_models_survive(name: str) -> None:
                 continue
             finally:
                 assert text.lines(model) == before, f"{place}: the input model was touched"
-            assert (text.lines(after) == before) == (report.changed == 0), f"{place}: says it changed {report.changed}"
+            said = f"{place}: says it changed {report.changed}"
+            assert report.changed or text.lines(after) == before, said
+            assert not report.changed or text.state(after) != text.state(model), said  # weights alone, too
             if report.changed:
                 onnx.checker.check_model(ir.to_proto(after), full_check=True)
                 outputs = kit.run(after, kit.random_feeds(model))
