@@ -102,7 +102,8 @@ class Emitter:
         key = (group, scheme, graph, dtype)
         if key not in self._constants:
             arrays = {n: params.operand(n) for n in (*quantizer.encode.operands, *quantizer.decode.operands)}
-            arrays["scale"] = _scale(params.scale, dtype)
+            held = ir.DataType[quantizer.scale_dtype.upper()] if quantizer.scale_dtype else dtype
+            arrays["scale"] = _scale(params.scale, held)
             arrays |= {n: _typed(arrays[n], dtype) for n in quantizer.beside if n in arrays}
             for name in ("scale", *quantizer.beside) if quantizer.decode.op is not None else ():
                 if name in arrays:

@@ -53,6 +53,8 @@ def _fit(value: ir.Value, scheme: Scheme) -> tuple[QParams | None, str]:
     if not np.isfinite(array).all():
         return None, f"weight {value.name!r} has NaN or infinite elements"
     quantizer = named(scheme.quantizer)
+    if quantizer.scale_dtype and value.dtype not in (None, ir.DataType.FLOAT):
+        return None, f"weight {value.name!r} is {value.dtype}, and {quantizer.name} gives float32: put widen-half first"
     if (why := quantizer.unsuited(array.size, scheme)) is not None:
         return None, f"weight {value.name!r}: {why}"
     return quantizer.fit(array, scheme), _dead(array, scheme)

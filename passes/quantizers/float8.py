@@ -47,7 +47,7 @@ class Float8(Quantizer):
         """Floats of 8 bits, as float32."""
         xp = array_namespace(x)
         steps = xp.clip(xp.astype(x, xp.float32) / params.scale, scheme.qmin, scheme.qmax)
-        return _rounded(steps, scheme)
+        return rounded_to(steps, scheme.dtype)
 
     def whole(self, codes: Array) -> Array:
         return codes
@@ -61,8 +61,8 @@ class Float8(Quantizer):
         codes = self.codes(x, self.spread(params, x.shape, scheme), scheme)
         return codes.astype(scheme.ir_dtype.numpy()) if is_numpy_array(codes) else codes
 
-    @staticmethod
-    def every_code(scheme: Scheme) -> np.ndarray:
+    @classmethod
+    def every_code(cls, scheme: Scheme) -> np.ndarray:
         bits = np.arange(256, dtype=np.uint8).view(scheme.ir_dtype.numpy()).astype(np.float32)
         return np.unique(bits[np.isfinite(bits)])
 
@@ -81,11 +81,11 @@ class Float8(Quantizer):
 QUANTIZER = Float8
 
 
-def _rounded(x: Array, scheme: Scheme) -> Array:
-    """float32 numbers in the range, to the nearest float of 8 bits, halves to even."""
-    if is_numpy_array(x):
-        return x.astype(scheme.ir_dtype.numpy()).astype(np.float32)
+def rounded_to(numbers: Array, dtype: str) -> Array:
+    """float32 numbers in the range of a type of 8-bit floats, to its nearest, halves to even."""
+    if is_numpy_array(numbers):
+        return numbers.astype(Scheme(dtype).ir_dtype.numpy()).astype(np.float32)
     import torch
 
-    kind: Any = getattr(torch, _TORCH[scheme.dtype])
-    return x.to(kind).to(torch.float32)
+    kind: Any = getattr(torch, _TORCH[dtype])
+    return numbers.to(kind).to(torch.float32)

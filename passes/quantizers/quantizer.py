@@ -81,6 +81,7 @@ class Quantizer(ABC):
         observers: Ways to find the range of a weight that it knows.
         beside: Names of ``QParams.beside``.
         keeps_zero: Whether 0 stays 0, as weights that were pruned need it.
+        scale_dtype: The type that a file holds scales in; "": that of the weight.
     """
 
     name: ClassVar[str]
@@ -89,6 +90,7 @@ class Quantizer(ABC):
     observers: ClassVar[tuple[str, ...]] = ("minmax", "mse")
     beside: ClassVar[tuple[str, ...]] = ()
     keeps_zero: ClassVar[bool] = True
+    scale_dtype: ClassVar[str] = ""
 
     @abstractmethod
     def fit_rows(self, rows: Array, scheme: Scheme, costs: Array | None, tables: Mapping[str, Array]) -> QParams:
@@ -117,8 +119,8 @@ class Quantizer(ABC):
         """What is left of numbers after quantization; parameters broadcast against them."""
         return self.values(self.whole(self.codes(x, params, scheme)), params, scheme)
 
-    @staticmethod
-    def every_code(scheme: Scheme) -> np.ndarray:
+    @classmethod
+    def every_code(cls, scheme: Scheme) -> np.ndarray:
         """All codes of a scheme, ascending."""
         return np.arange(scheme.qmin, scheme.qmax + 1, dtype=np.int32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -103,6 +104,23 @@ def _terms_encode() -> ir.Model:
     return _one("SumLookupQuantize", text, _terms(255, bounds=True), attributes)
 
 
+def _blocks(table: np.ndarray) -> dict[str, np.ndarray]:
+    scale = (np.abs(normal(4, 2)) + np.float32(0.5)).astype(ml_dtypes.float8_e4m3fn)
+    return {"s": scale, "o": np.array([0.5], np.float32), "t": table}
+
+
+def _blocks_decode() -> ir.Model:
+    text = "g (int8[4, 6] c) => (float[4, 6] y) { [old] y = Cast<to = 1>(c) }"
+    attributes = {"lowest": -128, "axis": 1, "block_size": 3}
+    return _one("BlockLookupDequantize", text, _blocks(np.sort(normal(256, seed=1))), attributes)
+
+
+def _blocks_encode() -> ir.Model:
+    text = "g (float[4, 6] x) => (int8[4, 6] y) { [old] y = Cast<to = 3>(x) }"
+    attributes = {"lowest": -128, "dtype": 3, "axis": 1, "block_size": 3}
+    return _one("BlockLookupQuantize", text, _blocks(np.sort(normal(255, seed=1)) * 3), attributes)
+
+
 def _hadamard() -> ir.Model:
     left, right = test_ops_hadamard.factor(4, True), test_ops_hadamard.factor(3, False)
     return test_ops_hadamard.model(left, right, "2, 12", "float")
@@ -111,6 +129,8 @@ def _hadamard() -> ir.Model:
 MODELS: dict[str, Callable[[], ir.Model]] = {
     "ACM": lambda: acm_models.op_model("silu", 1, 1),
     "ACMPrice": _price,
+    "BlockLookupDequantize": _blocks_decode,
+    "BlockLookupQuantize": _blocks_encode,
     "DynamicQuantizeToken": lambda: test_ops.token_model("2, 3, 8"),
     "Hadamard": _hadamard,
     "LookupDequantize": _decode,

@@ -33,11 +33,13 @@ def sample(name: str) -> tuple[ir.Model, ir.Node]:
 
 def by_kernel(name: str, node: ir.Node, feeds: dict[str, np.ndarray]) -> tuple[list[Any], list[Any]]:
     """(inputs, outputs) of the torch kernel."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
+    from graphpress.backends.fx import dtypes
+
     arrays = [edit.constant(v) if edit.is_constant(v) else feeds[v.name or ""] for v in node.inputs if v is not None]
-    inputs = [torch.from_numpy(np.array(a)) for a in arrays]
+    inputs = [dtypes.from_numpy(np.array(a), ir.DataType.from_numpy(a.dtype).name) for a in arrays]
     for tensor in inputs:
-        tensor.requires_grad_(tensor.is_floating_point())
+        tensor.requires_grad_(tensor.is_floating_point() and tensor.element_size() > 1)
     attributes = {k: list(a.value) if isinstance(a.value, tuple) else a.value for k, a in node.attributes.items()}
     found = OPS[name].kernel()(*inputs, **attributes)
     return inputs, list(found) if isinstance(found, tuple) else [found]

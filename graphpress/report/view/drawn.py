@@ -44,6 +44,9 @@ def drawing(model: ir.Model) -> Drawing:
     place = {id(b.node): i for i, b in enumerate(boxes) if b.node is not None}
     source = {id(o): place[id(b.node)] for b in boxes if b.node is not None for o in b.node.outputs}
     source |= {id(b.value): i for i, b in enumerate(boxes) if b.op == "input"}
+    for inner, outer in _handed(nodes):
+        if id(outer) in source:
+            source[id(inner)] = source[id(outer)]
     edges: dict[tuple[int, int, str], None] = {}
     for at, box in enumerate(boxes):
         for value in _reads(box):
@@ -51,6 +54,15 @@ def drawing(model: ir.Model) -> Drawing:
             if start is not None and start != at:
                 edges[start, at, value.name or ""] = None
     return Drawing(boxes, list(edges))
+
+
+def _handed(nodes: list[ir.Node]) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Inputs of the bodies of Loop and Scan with what the first iteration finds there; the outer bodies first."""
+    for node in nodes:
+        first = {"Loop": 2, "Scan": 0}.get(node.op_type if not node.domain else "")  # those of Loop count and ask
+        for body in edit.subgraphs(node) if first is not None else ():
+            pairs = zip(list(body.inputs)[first:], node.inputs[first:], strict=False)
+            yield from ((inner, outer) for inner, outer in pairs if outer is not None)
 
 
 def _reads(box: Drawn) -> Iterator[ir.Value]:

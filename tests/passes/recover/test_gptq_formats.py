@@ -49,7 +49,7 @@ def test_columns_settle_in_torch_as_in_numpy(block: int) -> None:
 
 def dtype(name: str) -> str:
     """A type of few bits that a format has."""
-    return next(t for t in ("int4", "int2", "float8e4m3fn") if named(name).refusal(Scheme(t)) is None)
+    return next(t for t in ("int4", "int2", "int8", "float8e4m3fn") if named(name).refusal(Scheme(t)) is None)
 
 
 def settled(name: str, options: dict[str, object], **gptq: object) -> tuple[np.ndarray, PassReport]:

@@ -69,6 +69,41 @@ def test_what_only_makes_constants_is_no_box_and_bodies_are_drawn() -> None:
     }  # fmt: skip
 
 
+def test_what_a_loop_carries_flows_in_from_where_it_begins() -> None:
+    """A Loop within a Loop reads what the outer one carries; counters and conditions come from nowhere."""
+    model = kit.parse(
+        """g (float[2] x, int64 n, bool c) => (float[2] y) {
+          [start] a = Relu(x)
+          [outer] y = Loop <body = o (int64 i, bool p, float[2] s) => (bool q, float[2] t) {
+            q = Identity(p)
+            [inner] t = Loop <body = m (int64 j, bool u, float[2] v) => (bool w, float[2] z) {
+              w = Identity(u)
+              [deep] z = Neg(v)
+            }> (n, c, s)
+          }> (n, c, a)
+        }"""
+    )
+    found = drawn.drawing(model)
+    edges = {(found.boxes[a].name, found.boxes[b].name, v) for a, b, v in found.edges}
+    assert {("start", "outer", "a"), ("start", "inner", "s"), ("start", "deep", "v")} <= edges
+    assert not any(value in ("p", "u", "i", "j") for _, _, value in edges)
+
+
+def test_what_a_scan_cuts_flows_in() -> None:
+    model = kit.parse(
+        """g (float[2] s, float[5,2] x) => (float[2] t, float[5,2] y) {
+          [start] a = Relu(x)
+          [scan] t, y = Scan <num_scan_inputs = 1, body = b (float[2] u, float[2] row) => (float[2] v, float[2] z) {
+            [deep] v = Add(u, row)
+            z = Identity(v)
+          }> (s, a)
+        }"""
+    )
+    found = drawn.drawing(model)
+    edges = {(found.boxes[a].name, found.boxes[b].name, v) for a, b, v in found.edges}
+    assert {("s", "deep", "u"), ("start", "deep", "row")} <= edges
+
+
 def test_weights_and_ranges_are_said_of_who_reads_them() -> None:
     model = kit.parse(
         """g (float[1,2] x) => (float[1,2] y)
