@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from graphpress.errors import BadRequest
 from graphpress.passes.recover.engine.constraints import Within
@@ -32,6 +32,8 @@ class Autoround(LearnsRounding):
 
     reach_lr: float | None = None
     least: float = 0.5
+
+    scales: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= 1:

@@ -45,6 +45,7 @@ class GenieM(ChoosesNeighbours):
     step_lr: float = 1e-3
     drop: float = 0.5
 
+    scales: ClassVar[bool] = True
     activations: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

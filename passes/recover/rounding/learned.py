@@ -38,7 +38,8 @@ class LearnedRounding:
         self.layer, self.quantizer, self.scheme = layer, layer.quantizer, layer.scheme
         stored = np.ascontiguousarray(layer.stored(layer.weight()))
         self.weight = torch.from_numpy(stored).to(device)
-        self.start = self._on(layer.params() if observer == "keep" else self._fitted(stored, observer))
+        self.fitted = layer.params() if observer == "keep" else self._fitted(stored, observer)
+        self.start = self._on(self.fitted)
         self.kept = self.weight != 0 if layer.pruned else None
         near = self.codes(self.weight, self.start)
         lower = near - (self._values(near, self.start) > self.weight).int()
@@ -70,11 +71,9 @@ class LearnedRounding:
         """
         codes, params = self.exported()
         known = layer.params()
-        plain = QParams(
-            params.scale.detach().cpu().numpy().reshape(known.scale.shape),
-            params.zero_point.detach().cpu().numpy().astype(np.int32).reshape(known.scale.shape), known.tables,
-        )  # fmt: skip
-        plain = layer.cast(plain)
+        plain = params.mapped(lambda tensor: tensor.detach().cpu().numpy().reshape(known.scale.shape))
+        whole = plain.zero_point.astype(np.int32)
+        plain = layer.cast(replace(plain, zero_point=whole, tables=self.fitted.tables))
         weight = self.quantizer.dequantize(codes.cpu().numpy().astype(np.int32), plain, self.scheme)
         if self.kept is not None:
             weight = np.where(self.kept.cpu().numpy(), weight, np.float32(0))
@@ -100,7 +99,8 @@ class LearnedRounding:
             return torch.from_numpy(np.array(array).astype(kind)).to(self.weight.device)
 
         tables = {n: put(t, np.float32) for n, t in params.tables.items()}
-        return QParams(put(params.scale, np.float32), put(params.zero_point, np.int32), tables)
+        beside = {n: put(a, a.dtype.type) for n, a in params.beside.items()}
+        return QParams(put(params.scale, np.float32), put(params.zero_point, np.int32), tables, beside)
 
 
 class SoftRounding(LearnedRounding):

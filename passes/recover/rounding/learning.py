@@ -48,6 +48,7 @@ class LearnsRounding(Distill):
 
     blocks: ClassVar[bool] = True
     rewrites: ClassVar[bool] = True
+    scales: ClassVar[bool] = False  # whether those of weights are learned too
     activations: ClassVar[bool] = False  # whether steps of activations are learned too
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ class LearnsRounding(Distill):
 
     def trains(self, model: ir.Model, names: Sequence[str], report: PassReport) -> list[str]:
         wanted = set(names)
-        weights = [n for q in takes(model, report) if (n := q.layer.weight_value.name or "") in wanted]
+        weights = [n for q in takes(model, report, self.scales) if (n := q.layer.weight_value.name or "") in wanted]
         return [*weights, *(n for n in (_steps(model) if self.activations else ()) if n in wanted)]
 
     @abstractmethod
@@ -76,7 +77,7 @@ class LearnsRounding(Distill):
 
     def setup(self, scope: Scope) -> dict[str, TrainedRole]:
         names = set(scope.names)
-        layers = [q for q in takes(scope.model, PassReport()) if q.layer.weight_value.name in names]
+        layers = [q for q in takes(scope.model, PassReport(), self.scales) if q.layer.weight_value.name in names]
         if not layers:
             raise BadRequest("no weight of a linear layer stands before Q -> DQ", where="recover: option 'method'")
         self.steps = list[str]()
@@ -126,7 +127,7 @@ class LearnsRounding(Distill):
 
     def write(self, model: ir.Model, roles: Mapping[str, TrainedRole]) -> None:
         self.module.write(model, self.steps)
-        known = {q.layer.weight_value.name: q for q in takes(model, PassReport())}
+        known = {q.layer.weight_value.name: q for q in takes(model, PassReport(), self.scales)}
         for one in self.found:
             one.write(known[one.name])
 
@@ -154,11 +155,13 @@ class Substituted(Module):
         return tensor.t() if self.forms[one.name] == "transpose" else tensor.reshape(parameter.shape)
 
 
-def takes(model: ir.Model, report: PassReport) -> list[QuantizedLayer]:
-    """Layers of the main graph whose rounding can be learned; a Skip for each other weight."""
+def takes(model: ir.Model, report: PassReport, scales: bool = False) -> list[QuantizedLayer]:
+    """Layers of the main graph whose rounding (and scales, on request) can be learned; a Skip for each other weight."""
     found = []
     for q in grids.quantized_layers(model, report):
         why = _refusal(q, model)
+        if not why and scales and q.quantizer.beside:
+            why = f"{q.quantizer.name} has more for each scale than the scale itself, which are not learned together"
         if why:
             report.skip(q.layer.node, why)
         else:
@@ -175,10 +178,12 @@ def _refusal(q: QuantizedLayer, model: ir.Model) -> str:
         return "its scale is shared with another tensor"
     if q.layer.weight_value.dtype is not ir.DataType.FLOAT:
         return f"its weight is {q.layer.weight_value.dtype}, and rounding is learned in float32"
+    if q.scheme.ir_dtype.is_floating_point():
+        return f"its codes are {q.scheme.dtype}, not counted from one number to the next"
     codes = np.arange(q.scheme.qmin, q.scheme.qmax + 1)
     shape = (*q.params().scale.shape, len(codes))
     params = q.params()
-    spread = replace(params, scale=params.scale[..., None], zero_point=params.zero_point[..., None])
+    spread = params.mapped(lambda array: array[..., None])
     values = q.quantizer.values(np.broadcast_to(codes, shape), spread, q.scheme)
     return "" if (np.diff(values, axis=-1) >= 0).all() else "its codes do not ascend with their numbers"
 
