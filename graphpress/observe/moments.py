@@ -17,6 +17,8 @@ from graphpress.runner import Arrays, Executor, Progress, quiet
 
 _ELEMENTS = 1 << 22  # of unfolded rows that are held at a time
 _BATCH = 8  # samples in a run
+WIDE = 4096  # inputs above which moments are float32: at 8,192 a matrix takes 256 MB
+_PANEL = 512  # of their rows that are added to at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +26,8 @@ class Moments:
     """What is remembered of the rows x that a layer multiplies its weight with.
 
     Attributes:
-        matrix: float64 [groups, K, K], the mean of ``x x^T`` over tokens (positions, for a Conv); K is
-            in / groups * prod(kernel), in the order of the weight's own elements.
+        matrix: [groups, K, K], the mean of ``x x^T`` over tokens (positions, for a Conv); K is
+            in / groups * prod(kernel), in the order of the weight's own elements. float64, of very wide layers float32.
         count: Tokens.
     """
 
@@ -39,8 +41,11 @@ class Moments:
             difference: D, [out, K] or the weight's own shape [out, in / groups, *kernel].
         """
         groups, width, _ = self.matrix.shape
-        rows = difference.astype(np.float64).reshape(groups, -1, width)
-        return float(np.einsum("gok,gok->", rows @ self.matrix, rows))
+        rows = difference.astype(self.matrix.dtype).reshape(groups, -1, width)
+        if self.matrix.dtype == np.float64:
+            return float(np.einsum("gok,gok->", rows @ self.matrix, rows))
+        parts = (rows[:, i : i + _PANEL] for i in range(0, rows.shape[1], _PANEL))
+        return sum(float(np.sum((part @ self.matrix) * part, dtype=np.float64)) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -99,21 +104,49 @@ class Sum:
     def __init__(self) -> None:
         self.total: np.ndarray | None = None
         self.count = 0
+        self.found: Moments | None = None
 
     def update(self, rows: Rows, x: np.ndarray) -> None:
         """Add one batch of the value that ``rows`` reads; elements that are not finite count as 0."""
+        assert self.found is None, "the moments were taken"
         if not x.size:
             return  # of a body that did not run
         step = len(x) if rows.window is None else max(1, _ELEMENTS // max(x[:1].size * _taps(rows.window), 1))
         for i in range(0, len(x), max(step, 1)):
-            for_groups = np.nan_to_num(rows(x[i : i + step]).astype(np.float64), posinf=0.0, neginf=0.0)
-            product = np.stack([part.T @ part for part in for_groups])
-            self.total = product if self.total is None else self.total + product
+            unfolded = rows(x[i : i + step])
+            kind = np.float32 if unfolded.shape[-1] > WIDE else np.float64
+            for_groups = np.nan_to_num(unfolded.astype(kind), posinf=0.0, neginf=0.0)
+            self._add(for_groups)
             self.count += for_groups.shape[1]
 
+    def _add(self, parts: np.ndarray) -> None:
+        groups, _, width = parts.shape
+        if width <= WIDE:
+            product = np.stack([part.T @ part for part in parts])
+            self.total = product if self.total is None else self.total + product
+            return
+        if self.total is None:
+            self.total = np.zeros((groups, width, width), np.float32)
+        for total, part in zip(self.total, parts, strict=True):
+            for start, end in _panels(width):  # up to the diagonal
+                total[start:end, :end] += part[:, start:end].T @ part[:, :end]
+
     def moments(self) -> Moments:
-        assert self.total is not None
-        return Moments(self.total / max(self.count, 1), self.count)
+        """The mean; nothing can be added any more."""
+        if self.found is None:
+            assert self.total is not None
+            width = self.total.shape[-1]
+            self.total /= max(self.count, 1)
+            for start, end in _panels(width) if width > WIDE else ():
+                lower = np.tril(self.total[:, start:end, :end], start)
+                self.total[:, :end, start:end] = np.swapaxes(lower, 1, 2)
+                self.total[:, start:end, start:end] += np.tril(lower[:, :, start:], -1)
+            self.found = Moments(self.total, self.count)
+        return self.found
+
+
+def _panels(width: int) -> Iterator[tuple[int, int]]:
+    return ((i, min(i + _PANEL, width)) for i in range(0, width, _PANEL))
 
 
 def add_up(sums: Mapping[Rows, Sum], batches: Iterable[Arrays]) -> None:

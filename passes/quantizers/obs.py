@@ -3,7 +3,8 @@
 A layer's output error for a change D of its weight is ``tr(D H D^T)`` with H the second moments of its inputs. Columns
 are settled one at a time (rounded, or set to zero), and what each loses is made up for by the columns still to come:
 with ``H^-1 = U^T U``, U upper triangular, ``e = (w_j - q_j) / U_jj`` and ``W[:, j:] -= e U[j, j:]``. Arrays may be
-numpy's or torch's, on any device that has float64.
+numpy's or torch's, on any device that has float64. A Hessian of float32, as very wide layers have it, is computed with
+in float32, which the damping allows; any other in float64.
 Source: Frantar et al., "GPTQ", 2022, algorithm 1; "SparseGPT", 2023.
 """
 
@@ -43,6 +44,7 @@ def solve(
     damping: float = 0.01,
     block: int = 128,
     order: Sequence[int] | Array | None = None,
+    upper: Array | None = None,
 ) -> Array:
     """Settle all columns of a weight.
 
@@ -57,21 +59,22 @@ def solve(
         block: Columns after which what was lost is made up for in all later ones; the result does not depend on it but
             for what ``project.enter`` sees at once.
         order: The columns in the order in which they are settled (``by_importance``); the result is in their own.
+        upper: ``factor(hessian, damping, order)``, where it is known already.
 
     Returns:
-        float64 [O, K].
+        [O, K], float64 unless the Hessian is float32.
 
     Raises:
         BadRequest: The Hessian holds NaN, or is not positive definite even with the damping.
     """
     xp, size = array_namespace(weight), weight.shape[1]
     chosen = xp.asarray(range(size) if order is None else order, device=device(weight))
-    w = xp.astype(weight, xp.float64)[:, chosen]
-    u = factor(hessian[chosen, :][:, chosen], damping)
+    u = factor(hessian, damping, chosen) if upper is None else upper
+    w = xp.astype(weight, u.dtype)[:, chosen]
     diagonal = xp.linalg.diagonal(u)
     for start in range(0, size, block):
         end = min(start + block, size)
-        lost = xp.empty((w.shape[0], end - start), dtype=xp.float64, device=device(w))
+        lost = xp.empty((w.shape[0], end - start), dtype=w.dtype, device=device(w))
         for j in range(start, end):
             project.enter(w[:, j:end], j, diagonal[j:end])
             settled = project(w[:, j], j)
@@ -90,38 +93,45 @@ def by_importance(hessian: Array) -> Array:
     return xp.argsort(-xp.linalg.diagonal(hessian), stable=True)
 
 
-def factor(hessian: Array, damping: float) -> Array:
+def factor(hessian: Array, damping: float, order: Sequence[int] | Array | None = None) -> Array:
     """U, upper triangular, with ``U^T U`` the inverse of the damped Hessian.
 
     From the Cholesky factor of H with rows and columns reversed, so that H is never inverted: R R^T = H, U = R^-1.
 
+    Args:
+        hessian, damping: As for ``solve``.
+        order: Rows and columns in another order: U is of that one.
+
     Raises:
         BadRequest: As for ``solve``.
     """
-    xp = array_namespace(hessian)
-    h = xp.astype(hessian, xp.float64, copy=True)
-    if not bool(xp.all(xp.isfinite(h))):
+    xp, size = array_namespace(hessian), hessian.shape[0]
+    backwards = xp.flip(xp.asarray(range(size) if order is None else order, device=device(hessian)))
+    wide = hessian.dtype == xp.float32
+    h = xp.astype(hessian[backwards[:, None], backwards[None, :]], xp.float32 if wide else xp.float64, copy=False)
+    diagonal = xp.asarray(xp.linalg.diagonal(h), copy=True)
+    if not bool(xp.isfinite(xp.sum(h))) and not bool(xp.all(xp.isfinite(h))):
         raise BadRequest("the moments of the input hold NaN or infinity", where="hessian")
-    diagonal = xp.linalg.diagonal(h)
     dead = diagonal == 0
     h[dead, :] = 0
     h[:, dead] = 0
     mean = float(xp.mean(diagonal[~dead])) if not bool(xp.all(dead)) else 1.0
-    places = xp.arange(h.shape[0], device=device(h))
+    places = xp.arange(size, device=device(h))
     h[places, places] = xp.where(dead, mean, diagonal) + damping * mean
-    inverse = _inverse_factor(xp.flip(h))
+    inverse = _inverse_factor(h)
     if inverse is None:
         raise BadRequest("the Hessian is not positive definite", where=f"damping {damping}", fix="Raise the damping.")
     return xp.asarray(xp.flip(inverse), copy=True)
 
 
 def _inverse_factor(h: Array) -> Array | None:
-    """The inverse of the lower Cholesky factor; None where there is none."""
+    """The inverse of the lower Cholesky factor, in numpy in the memory of ``h``; None where there is none."""
     if is_numpy_array(h):
         from scipy.linalg import lapack
 
-        lower, failed = lapack.dpotrf(h, lower=1, clean=1)
-        return None if failed else lapack.dtrtri(lower, lower=1)[0]
+        cholesky, invert = (lapack.spotrf, lapack.strtri) if h.itemsize == 4 else (lapack.dpotrf, lapack.dtrtri)
+        lower, failed = cholesky(h.T, lower=1, clean=1, overwrite_a=1)
+        return None if failed else invert(lower, lower=1, overwrite_c=1)[0]
     import torch
 
     lower, failed = torch.linalg.cholesky_ex(h)

@@ -48,7 +48,8 @@ class Recover(Pass):
 
     Attributes:
         mode: ``end_to_end`` trains all at once on the outputs; ``blocks`` one block after another on its own output.
-        method: How to train: a name, or one name with its options; distill makes one student like its teacher.
+        method: How to train: a name, or one name with its options; distill makes one student like its teacher,
+            adaround, autoround, brecq and genie_m learn how weights are rounded.
         losses: What is made small, by name, each with its options and ``weight``: kl {temperature, axis, on},
             mse {on}, labels {axis, on}. Empty: mse. Methods with a loss of their own take none.
         select: What is kept: ``held``, the lowest fixed loss on the held-back samples; ``metric``, the best by the
@@ -58,8 +59,8 @@ class Recover(Pass):
         train: ``weights``, ``scales`` (of Q/DQ, learned as in LSQ), or ``all`` of both.
         steps: Updates; in blocks mode for each block.
         seconds: Time limit of the training; in blocks mode shared by all blocks.
-        lr: Learning rate; None: by the bits of the weights.
-        optimizer: adamw, adam or sgd.
+        lr: Learning rate; None: as the method says, or by the bits of the weights.
+        optimizer: adamw, adam, sgd, or sign (of the gradient). Methods that learn rounding have their own.
         schedule: Of the rate: cosine, linear or constant.
         warmup: Share of the training over which the rate rises.
         weight_decay: See ``Settings``.
@@ -87,7 +88,7 @@ class Recover(Pass):
     steps: int | None = 300
     seconds: float | None = None
     lr: float | None = None
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "sign"] = "adamw"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -122,6 +123,8 @@ class Recover(Pass):
         loss = self._loss() if method.compares else None
         if self.mode == "blocks":
             self._check_blocks(method, loss)
+        elif not method.at_once:
+            raise _wrong("mode", f"method {self._name!r} trains block by block", "Set mode: blocks.")
 
     def _check_blocks(self, method: Method, loss: Weighted | None) -> None:
         if not method.blocks or loss is None:
@@ -156,7 +159,7 @@ class Recover(Pass):
             report.skip("the model", "it is the one that it would be trained towards: no pass has changed it")
             return
         recovery = self._recovery(model, ctx, report)
-        values = [model.graph.initializers[n] for n in recovery.scope.names]
+        values = [v for v in model.graph.initializers.values() if v.const_value is not None]
         old = [(v.const_value, dict(v.metadata_props)) for v in values]
         whole = self.mode == "end_to_end"
         try:
@@ -183,7 +186,7 @@ class Recover(Pass):
 
     def _recovery(self, model: ir.Model, ctx: Context, report: PassReport) -> Recovery:
         method, found = self._method(), parameters.trainable_of(model)
-        names = self._names(found, report)
+        names = self._names(model, method, found, report)
         data = self._data(ctx).bind(model).take(self.samples, ctx.seed)
         teacher = self._teacher(model, ctx)
         rest, held = split(data, self.held_back, ctx.seed)
@@ -216,7 +219,7 @@ class Recover(Pass):
             ctx.need("run", "recover")
         return Selection(chosen, self.ema)
 
-    def _names(self, found: Trainable, report: PassReport) -> list[str]:
+    def _names(self, model: ir.Model, method: Method, found: Trainable, report: PassReport) -> list[str]:
         """What to train; a Skip for each weight that cannot be.
 
         Raises:
@@ -228,6 +231,8 @@ class Recover(Pass):
             for name, why in found.refused.items():
                 report.skip(name, why)
         integers = bool(found.refused) and not found.matrices and self.train != "scales"
+        if not integers:
+            names = method.trains(model, names, report)
         if not names or integers:
             why = next(iter(found.refused.values()), "the graph has no float parameters of that kind")
             raise BadRequest(f"nothing to train: {why}", where="recover: option 'train'")
@@ -270,7 +275,8 @@ class Recover(Pass):
         return make(self.losses or {"mse": {}}, "recover: option 'losses'")
 
     def _settings(self, bits: int, seed: int) -> Settings:
-        lr = self.lr if self.lr is not None else _RATES[min(b for b in _RATES if b >= bits)]
+        usual = self._method().usual_rate(self.steps) or _RATES[min(b for b in _RATES if b >= bits)]
+        lr = self.lr if self.lr is not None else usual
         return Settings(
             steps=self.steps, seconds=self.seconds, lr=lr, optimizer=self.optimizer, schedule=self.schedule,
             warmup=self.warmup, weight_decay=self.weight_decay, clip=self.clip, accumulate=self.accumulate,

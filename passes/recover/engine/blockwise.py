@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from graphpress.passes.recover.engine.blocks import GraphBlock, blocks
+from graphpress.passes.recover.engine.fisher import Fisher
 from graphpress.passes.recover.engine.recovery import Recovery
 from graphpress.passes.recover.engine.schedule import Settings
-from graphpress.passes.recover.engine.student import Module, told
+from graphpress.passes.recover.engine.student import Module, beside, given_by, told
 from graphpress.passes.recover.losses.base import Tensors
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ class _Standing:
     student: dict[str, torch.Tensor]
     teacher: dict[str, torch.Tensor]
 
-    def move(self, student: Module, teacher: Module) -> None:
+    def move(self, student: Module, teacher: Module, outputs: Sequence[str]) -> None:
         """Past a block."""
         import torch
 
         with torch.no_grad():
-            self.student = student({**self.batch, **self.student})
-            self.teacher = teacher({**self.batch, **self.teacher})
+            given = student({**self.batch, **self.student}), teacher({**self.batch, **self.teacher})
+        self.student, self.teacher = ({n: values[n] for n in outputs} for values in given)
 
 
 def run(recovery: Recovery, inputs: Inputs) -> tuple[float, float]:
@@ -63,6 +64,7 @@ def _look_aside(recovery: Recovery, found: Sequence[GraphBlock], places: Sequenc
     import torch
 
     names = tuple(dict.fromkeys(name for block in found for name in block.aside))
+    recovery.around = names
     if names:
         student = recovery.part(outputs=names, features=()).student
         with torch.no_grad():
@@ -88,7 +90,9 @@ class _Turn:
 def _one(recovery: Recovery, block: GraphBlock, turn: _Turn, places: Sequence[_Standing]) -> None:
     """Train one block, and move all batches past it."""
     known = [*([] if block.source is None else [block.source]), *block.aside]
-    scope = recovery.part(outputs=block.outputs, inputs=known, features=())
+    scope, method = recovery.part(outputs=block.outputs, inputs=known, features=()), recovery.method()
+    scope.names = block.parameters
+    scope.features = method.inside(scope)
     student, teacher = scope.student, scope.taught
     assert teacher is not None
     scope.names = [n for n in block.parameters if n in student.parameters]
@@ -97,12 +101,18 @@ def _one(recovery: Recovery, block: GraphBlock, turn: _Turn, places: Sequence[_S
             [_told(place, teacher, turn.inputs) for place in places],
             turn.settings(scope.settings),
         )
+        if method.weighs:
+            fisher = Fisher(scope, recovery.around)
+            for i, (place, batch) in enumerate(zip(places, batches, strict=True)):
+                batch |= fisher(place.batch, given_by(batch, block.outputs), i)
         recovery.train(
             scope, f"block {turn.index + 1} of {turn.count} ({block.name})",
             batches=_Order(batches[: turn.trained], scope.settings.seed), held=batches[turn.trained :],
         )  # fmt: skip
+        if method.rewrites:
+            student = scope.build(scope.model)
     for place in places:
-        place.move(student, teacher)
+        place.move(student, teacher, block.outputs)
 
 
 def _told(place: _Standing, teacher: Module, inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -110,7 +120,8 @@ def _told(place: _Standing, teacher: Module, inputs: Inputs) -> dict[str, torch.
 
     with torch.no_grad():
         wanted = teacher({**place.batch, **place.teacher})
-    return told({**place.batch, **(place.student if inputs == "student" else place.teacher)}, wanted)
+    read = told({**place.batch, **(place.student if inputs == "student" else place.teacher)}, wanted)
+    return beside(read, place.teacher)
 
 
 @dataclass(frozen=True)

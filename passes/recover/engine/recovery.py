@@ -45,6 +45,7 @@ class Recovery:
     selection: Selection
     store: TrainingState | None = None
     outcomes: list[Outcome] = field(default_factory=list)
+    around: tuple[str, ...] = ()  # values that go around cuts between blocks
     left: dict[str, str] = field(default_factory=dict)  # parameters that no training reached, and why
 
     def part(self, **changes: Any) -> Scope:

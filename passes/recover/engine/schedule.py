@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Settings:
         steps: Updates at most; None: as many as there is time for.
         seconds: Time at most; how many steps that makes, and so the result, depends on the machine.
         lr: Learning rate at its highest.
-        optimizer: adamw, adam or sgd (with momentum 0.9).
+        optimizer: adamw, adam, sgd (with momentum 0.9), or sign: every element moves by the rate against its gradient.
         schedule: How the rate goes down: cosine or linear (both to 0), or constant.
         warmup: Share of the training over which the rate rises from 0.
         weight_decay: Of adamw decoupled (arXiv:1711.05101), of the others added to the gradient.
@@ -38,7 +39,7 @@ class Settings:
     steps: int | None = 300
     seconds: float | None = None
     lr: float = 1e-4
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "sign"] = "adamw"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -92,8 +93,27 @@ def optimizer(
     groups = [{"params": [p], _RATE: rates.get(name, 1.0)} for name, p in parameters]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay, foreach=False)
+    if settings.optimizer == "sign":
+        return _signed()(groups, {"lr": settings.lr})
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, foreach=False)
+
+
+@functools.cache
+def _signed() -> type[torch.optim.Optimizer]:
+    import torch
+
+    class Signed(torch.optim.Optimizer):
+        """Steps of one size, whatever the gradient's (arXiv:1802.04434)."""
+
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
+
+    return Signed
 
 
 def set_rate(made: torch.optim.Optimizer, rate: float) -> None:

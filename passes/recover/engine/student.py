@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NODE = "graphpress.node"  # in the meta of an fx node: the node of the graph that it computes
 _TOLD = "teacher: "  # in a batch, before the names of the teacher's values
+_FLOAT = "float: "  # likewise, of what the teacher reads
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,21 @@ def look(student: Module, teacher: Module | None, outputs: tuple[str, ...], batc
 def told(batch: Tensors, teacher: Tensors) -> dict[str, torch.Tensor]:
     """The batch with the teacher's values in it."""
     return {**batch, **{_TOLD + name: tensor for name, tensor in teacher.items()}}
+
+
+def given_by(batch: Tensors, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Those of the teacher's values that ``told`` has put into a batch."""
+    return {name: batch[_TOLD + name] for name in names if _TOLD + name in batch}
+
+
+def beside(batch: Tensors, read: Tensors) -> dict[str, torch.Tensor]:
+    """The batch with what the teacher reads in it, where that is not what the student does."""
+    return {**batch, **{_FLOAT + name: tensor for name, tensor in read.items()}}
+
+
+def float_of(batch: Tensors, name: str) -> torch.Tensor | None:
+    """What the teacher reads in place of a value, or None."""
+    return batch.get(_FLOAT + name)
 
 
 def build(model: ir.Model, ctx: Context, wanted: Excerpt) -> Module:

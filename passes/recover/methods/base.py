@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_ir as ir
 
+from graphpress.contracts import PassReport
 from graphpress.passes.recover.engine.needs import Needs
 from graphpress.passes.recover.engine.ranks import Ranks
 from graphpress.passes.recover.engine.roles import TrainedRole
@@ -72,6 +73,11 @@ class Method(Needs, ABC):
         teacher: Whether it needs a teacher.
         compares: Whether the option ``losses`` of ``recover`` is what it makes small (in ``scope.loss``).
         blocks: Whether it can train block by block; it then trains ``scope.student`` itself.
+        at_once: Whether it can train the whole model at once.
+        weighs: Whether it reads, in blocks mode, how much the teacher's outputs mind a change of a block's
+            (``engine.fisher``).
+        rewrites: Whether ``write`` changes more of the graph than parameters of ``scope.student``, so that what runs on
+            behind a trained block is built anew.
         select: How what is kept is chosen unless the user says otherwise.
         selects: The ways that make sense.
     """
@@ -79,6 +85,8 @@ class Method(Needs, ABC):
     teacher: ClassVar[bool] = True
     compares: ClassVar[bool] = True
     blocks: ClassVar[bool] = False
+    at_once: ClassVar[bool] = True
+    rewrites: ClassVar[bool] = False
     select: ClassVar[Select] = "held"
     selects: ClassVar[tuple[Select, ...]] = ("held", "metric", "last", "ema")
 
@@ -89,6 +97,22 @@ class Method(Needs, ABC):
             BadRequest: Too few steps, or a limit that it cannot keep.
         """
         return
+
+    @property
+    def weighs(self) -> bool:
+        return False
+
+    def inside(self, scope: Scope) -> tuple[str, ...]:
+        """Values within a block, beside its outputs, that the student and the teacher have to give."""
+        return ()
+
+    def usual_rate(self, steps: int | None) -> float | None:
+        """The learning rate unless the user says otherwise; None: by the bits of the weights."""
+        return None
+
+    def trains(self, model: ir.Model, names: Sequence[str], report: PassReport) -> list[str]:
+        """Those of the initializers that could be trained which the method does train; a Skip for others in the way."""
+        return list(names)
 
     @abstractmethod
     def setup(self, scope: Scope) -> dict[str, TrainedRole]:

@@ -29,11 +29,15 @@ class Distill(Method):
 
     def compare(self, scope: Scope, student: Module) -> TrainedRole:
         """Set a module of the model, or of a copy with something added, against the teacher; the role of its names."""
+        self.watch(scope, student)
+        return scope.role(student)
+
+    def watch(self, scope: Scope, student: Module) -> None:
+        """Set a module against the teacher."""
         assert scope.loss is not None
         self.loss, self.judge = scope.loss, scope.loss.fixed()
         self.student, self.look = student, partial(look, student, scope.taught, scope.outputs)
         self.values = dict[str, float]()  # of this step so far, by loss
-        return scope.role(student)
 
     def see(self, batch: Tensors, update: Update) -> Seen:
         """What both models make of a batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,26 +35,27 @@ def round_layer(
     """
     weight, groups, put = q.weight(), moments.matrix.shape[0], _putter(on)
     hessians = [put(h) for h in moments.matrix]
-    factors = [obs.factor(h, damping) for h in hessians]  # refuses what is not positive definite before all else
-    grid = _grid(q, weight, factors, observer)
+    orders = [obs.by_importance(h) if act_order else np.arange(weight.shape[1]) for h in hessians]
+    factors = [obs.factor(h, damping, o) for h, o in zip(hessians, orders, strict=True)]  # refuses before all else
+    grid = _grid(q, weight, zip(factors, orders, strict=True), observer)
     each = q.spread(grid).mapped(np.array)
     tables = {n: put(t) for n, t in grid.tables.items()}
     size = 0 if act_order or observer == "keep" else q.group
     if size:
         block = -(-block // size) * size
-    result = np.empty_like(weight)
-    for part, hessian in zip(np.split(np.arange(len(weight)), groups), hessians, strict=True):
-        order = obs.by_importance(hessian) if act_order else np.arange(weight.shape[1])
+    result, rows = np.empty_like(weight), len(weight) // groups
+    for i, (hessian, order, upper) in enumerate(zip(hessians, orders, factors, strict=True)):
+        part = slice(i * rows, (i + 1) * rows)
         mine = replace(_rows(each, part, put), tables=tables)
         project = _Rounding(q, put(weight[part]), mine, order, size, observer)
-        settled = obs.solve(put(weight[part]), hessian, project, damping=damping, block=block, order=order)
+        settled = obs.solve(put(weight[part]), hessian, project, damping=damping, block=block, order=order, upper=upper)
         result[part] = _numpy(settled)
         for name in ("scale", "zero_point", *each.beside):
             each.operand(name)[part] = _numpy(project.params.operand(name))
     return result, q.gathered(each)
 
 
-def _rows(each: QParams, part: np.ndarray, put: Callable[[Any], Any]) -> QParams:
+def _rows(each: QParams, part: slice, put: Callable[[Any], Any]) -> QParams:
     return each.mapped(lambda array: put(array[part]))
 
 
@@ -71,21 +72,35 @@ def _numpy(array: Array) -> np.ndarray:
     return found
 
 
-def _grid(q: QuantizedLayer, weight: np.ndarray, factors: list[Array], observer: str) -> QParams:
-    """The grid that the rounding begins with."""
+def _grid(q: QuantizedLayer, weight: np.ndarray, factors: Iterable[tuple[Array, Array]], observer: str) -> QParams:
+    """The grid that the rounding begins with; ``factors``: U of each group, and the order of columns that it is of."""
     if observer == "keep":
         return q.params()
     costs = None
     if observer == "loss":
-        each = _costs(np.stack([_numpy(u).diagonal() for u in factors]))
-        costs = q.stored(np.repeat(each, len(weight) // len(factors), axis=0).astype(np.float32))
+        each = np.stack([_in_place(_numpy(u).diagonal(), _numpy(order)) for u, order in factors])
+        each = _costs(each)
+        costs = q.stored(np.repeat(each, len(weight) // len(each), axis=0).astype(np.float32))
     return q.cast(q.quantizer.fit(q.stored(weight), _scheme(q.scheme, observer), costs))
 
 
+def _in_place(settled: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """By column, of what is by the order in which they are settled."""
+    found = np.empty_like(settled)
+    found[order] = settled
+    return found
+
+
 def _costs(diagonal: Array) -> Array:
-    """What a squared error of each column costs, of U_jj; 1 on average, as a common factor is of no account."""
+    """What a squared error of each column counts, of U_jj; 1 on average, as a common factor is of no account.
+
+    Settling a column costs its squared error over U_jj^2, if the later weights stay what they are. They do not: they
+    take up what is lost, and are clipped where that is much. Half way between that and counting all errors alike, the
+    least is lost: on the code model with outliers 0.8, 1.2 and 0 % less than by the former at 2, 3 and 4 bits, and
+    0.6 % less than by the latter.
+    """
     xp = array_namespace(diagonal)
-    costs = 1 / xp.square(diagonal)
+    costs = 1 / diagonal
     return costs / xp.mean(costs)
 
 

@@ -44,7 +44,7 @@ class Gptq(Pass):
             with each weight's error counted by what it costs the output.
         block: Columns between two updates of all later ones; at least the group size.
         largest: Inputs of a layer (times the kernel's elements) up to which it is taken. Memory grows with their square
-            (8,192: some 3 GB), time with their cube.
+            (float32 above 4,096; 8,192: some 1 GB beside the weights), time with their cube.
         device: Where columns are settled, as torch calls it, such as ``cuda``; None: numpy, on the CPU.
         state: A file that keeps what is done: an interrupted run, made again, goes on to the identical result.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from graphpress.observe import moments
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.im2col import Window
 from graphpress.observe.moments import Moments, collect_moments
+from graphpress.passes.quantizers import obs
 from tests import kit
 from tests.passes.quantizing import model, normal
 
@@ -154,3 +156,34 @@ def test_bad_sites() -> None:
         collect(two(), ["MatMul_9"], {"x": normal(1, 5, 4)})
     with pytest.raises(BadRequest, match="Relu"):
         collect(two(), ["Relu_2"], {"x": normal(1, 5, 4)})
+
+
+def test_of_very_wide_layers_they_are_float32_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = normal(3, 7, 23)
+    exact = collect_rows(x)
+    monkeypatch.setattr(moments, "WIDE", 16)
+    monkeypatch.setattr(moments, "_PANEL", 5)  # the last one is shorter
+    found = collect_rows(x)
+    assert (exact.matrix.dtype, found.matrix.dtype) == (np.float64, np.float32)
+    np.testing.assert_allclose(found.matrix, exact.matrix, atol=1e-6)
+    np.testing.assert_array_equal(found.matrix, np.swapaxes(found.matrix, 1, 2))
+    change = normal(11, 23, seed=1)
+    assert found.error(change) == pytest.approx(exact.error(change), rel=1e-5)
+
+
+def test_very_wide_layers_take_four_matrices_of_float32_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the samples that are fitted to and of those held out, the one that is factored, and the factor."""
+    width = 600
+    monkeypatch.setattr(moments, "WIDE", 512)
+    x = normal(2 * width, width)
+    obs.factor(np.eye(4), 0.01)  # imports
+    tracemalloc.start()
+    fit, held = collect_rows(x[:width]), collect_rows(x[width:])
+    upper = obs.factor(fit.matrix[0], 0.01, obs.by_importance(fit.matrix[0]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 4.6 * 4 * width**2
+    damped = fit.matrix[0].astype(np.float64) + 0.01 * fit.matrix[0].diagonal().mean() * np.eye(width)
+    order = obs.by_importance(fit.matrix[0])
+    np.testing.assert_allclose(upper.T @ upper @ damped[np.ix_(order, order)], np.eye(width), atol=2e-3)
+    assert held.matrix.dtype == upper.dtype == np.float32

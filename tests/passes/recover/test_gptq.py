@@ -328,7 +328,7 @@ def test_what_it_cannot_reach_is_a_skip() -> None:
     }
     """
     made = model(text, {"t": normal(9, 32), "w": normal(32, 32), "a": normal(32, 8), "b": normal(32, 8)})
-    feeds = {"f": np.array(True), "i": np.arange(8), "x": correlated(8)}
+    feeds = {"f": np.array(True), "i": np.arange(64) % 9, "x": correlated(64)}
     after, reports = kit.apply(made, GROUPS, Gptq(), ctx=context(feeds, None))
     said = {s.where: s.why for s in reports[-1].skips}
     assert "MatMul_5" not in said and "no weight of a linear layer" in said["Gather_0"]
