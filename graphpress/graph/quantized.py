@@ -86,10 +86,10 @@ def encoder(node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
 
 def storage(node: ir.Node) -> Storage | None:
     """The type of the codes that an encoding node makes."""
-    grid = grid_of(node) if is_quantize(node) else None
-    if is_quantize(node) and grid is None:
-        return None
-    return Storage.of_codes(node.outputs[0].dtype if grid is None else grid.dtype)
+    if is_quantize(node):
+        return None if (grid := grid_of(node)) is None else Storage.of_codes(grid.dtype)
+    held = int(edit.attribute(node, "stored", 0))  # narrower than what the node gives
+    return Storage.of_codes(ir.DataType(held) if held else node.outputs[0].dtype)
 
 
 def decoded(node: ir.Node) -> np.ndarray | None:

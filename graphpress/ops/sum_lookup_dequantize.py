@@ -76,8 +76,8 @@ def _verify(node: ir.Node) -> None:
     codes, book = node.inputs[0], edit.constant_tensor(node.inputs[3])
     assert codes is not None and book is not None
     expect(node, codes.dtype in (None, *CODES), f"takes codes of 2, 4 or 8 bits, not {codes.dtype}")
-    fits = codes.dtype is None or book.size == 1 << codes.dtype.bitwidth
-    expect(node, fits, "the books have a number for each code")
+    fits = codes.dtype is None or book.size in (4, 1 << codes.dtype.bitwidth)
+    expect(node, fits, "the books have a number for each code, or for each of 2 bits")
 
 
 def _straight(

@@ -2,7 +2,8 @@
 ``SumLookupDequantize``.
 
 A code is ``lowest`` plus the number of bounds ``bounds[i] * scale + second_bounds[i] * second`` below ``x``: midway
-between numbers, they give the nearest one. There are 255, ascending, those beyond the codes being infinite.
+between numbers, they give the nearest one. There are 255, ascending, those beyond the codes being infinite. Codes of
+2 bits are given as int8 (``stored`` says how a file holds them): ONNX Runtime 1.32 folds a Cast to INT2 and refuses it.
 """
 
 # mypy: disable-error-code="arg-type, type-var"
@@ -17,6 +18,7 @@ from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
+from graphpress.ops.lookup_dequantize import CODES as WIDE_CODES
 from graphpress.ops.lookup_dequantize import Array, repeated_scale
 from graphpress.ops.lookup_quantize import BOUNDS
 from graphpress.ops.sum_lookup_dequantize import CODES, check_terms
@@ -26,7 +28,16 @@ _dialect = Opset(DOMAIN, VERSION)
 
 @script(_dialect, default_opset=op)
 def SumLookupQuantize(  # type: ignore[no-untyped-def]  # noqa: N802
-    x, scale, second, bounds, second_bounds, lowest: int, dtype: int, axis: int = 0, block_size: int = 0
+    x,
+    scale,
+    second,
+    bounds,
+    second_bounds,
+    lowest: int,
+    dtype: int,
+    axis: int = 0,
+    block_size: int = 0,
+    stored: int = 0,
 ):
     """Repeat both scales along their axis; then a binary search, eight halvings."""
     along = op.Cast(axis, to=7)
@@ -74,7 +85,7 @@ def search_terms(x: Array, scale: Array, second: Array, bounds: Array, second_bo
 
 def compute(
     x: Array, scale: Array, second: Array, bounds: Array, second_bounds: Array,
-    *, lowest: int, dtype: int, axis: int = 0, block_size: int = 0,
+    *, lowest: int, dtype: int, axis: int = 0, block_size: int = 0, stored: int = 0,
 ) -> Array:  # fmt: skip
     """The codes: of the storage type in numpy, of int8 or uint8 in torch, which has no narrower one."""
     xp = array_namespace(x)
@@ -90,7 +101,7 @@ def compute(
 
 def _straight(
     x: Array, scale: Array, second: Array, bounds: Array, second_bounds: Array,
-    *, lowest: int, dtype: int, axis: int = 0, block_size: int = 0,
+    *, lowest: int, dtype: int, axis: int = 0, block_size: int = 0, stored: int = 0,
 ) -> Array:  # fmt: skip
     """Codes as floats, with the gradient of ``x / scale`` between the outermost bounds."""
     codes = compute(
@@ -99,7 +110,7 @@ def _straight(
     )  # fmt: skip
     steps = x / repeated_scale(scale, x.shape, axis, block_size)
     ends = codes.float() - lowest
-    inside = (ends > 0) & (ends < (1 << ir.DataType(dtype).bitwidth) - 1)
+    inside = (ends > 0) & (ends < (1 << ir.DataType(stored or dtype).bitwidth) - 1)
     return codes.to(steps.dtype) + (steps - steps.detach()) * inside
 
 
@@ -108,7 +119,8 @@ def _verify(node: ir.Node) -> None:
     tensors = [edit.constant_tensor(v) for v in node.inputs[3:]]
     expect(node, all(t is not None and t.size == BOUNDS for t in tensors), f"takes {BOUNDS} constant bounds")
     dtype = edit.attribute(node, "dtype")
-    expect(node, dtype in [c.value for c in CODES], "'dtype' is a type of codes of 2, 4 or 8 bits")
+    expect(node, dtype in [c.value for c in WIDE_CODES], "'dtype' is a type of codes of 4 or 8 bits")
+    expect(node, edit.attribute(node, "stored", 0) in [0, *(c.value for c in CODES)], "'stored' is a type of codes")
     given = node.outputs[0].dtype
     expect(node, given in (None, ir.DataType(dtype)), f"gives {ir.DataType(dtype)}, not {given}")
 

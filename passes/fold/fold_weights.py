@@ -69,7 +69,7 @@ def _codes(tensor: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:
     make = quantized.encoder(node)
 
     def integers() -> ir.Tensor[np.ndarray]:
-        return ir.Tensor(make(tensor.numpy()), dtype=dtype)
+        return ir.Tensor(make(tensor.numpy()).astype(dtype.numpy(), copy=False), dtype=dtype)
 
     if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes >= STREAMED:
         return ir.LazyTensor(integers, dtype=dtype, shape=ir.Shape(tensor.shape))

@@ -71,7 +71,7 @@ class Emitter:
         quantizer = named(scheme.quantizer)
         operands = self._parameters(value, group, params, scheme, after or origin)
         q = self._converter(quantizer.encode, value, operands, scheme, origin, before=after is None, after=after)
-        edit.like(q.outputs[0], value, scheme.ir_dtype)
+        edit.like(q.outputs[0], value, ir.DataType(edit.attribute(q, "dtype", 0) or scheme.ir_dtype))
         dq = self._converter(quantizer.decode, q.outputs[0], operands, scheme, origin, before=False, after=q)
         edit.like(dq.outputs[0], value)
         self._grids[dq.outputs[0]] = (group, scheme)

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace, is_numpy_array
 
 from graphpress.errors import BadRequest
 from graphpress.passes.quantizers import lattice
+from graphpress.passes.quantizers.half_quadratic import refined
 from graphpress.passes.quantizers.quantizer import Array, QParams, Quantizer, stored
 from graphpress.passes.quantizers.row_ranges import extremes, least_error
 from graphpress.scale import middle, scale_and_zero
@@ -25,21 +26,28 @@ class Affine(Quantizer):
     """Evenly spaced codes.
 
     Observers of weights: ``minmax`` reaches the extremes. ``mse`` shrinks both ends of each channel's or group's range
-    by the ratio between 1 and about 0.2 (steps of 0.025 around the best) that leaves the least squared error. A weight
+    by the ratio between 1 and about 0.2 (steps of 0.025 around the best) that leaves the least squared error. ``hqq``
+    goes on from there to scales and zero points that leave few large errors (``half_quadratic``). A weight
     that lies on an even grid already keeps its step wherever the codes suffice, whatever the observer: that loses
     nothing.
     """
 
     name: ClassVar[str] = "affine"
+    observers: ClassVar[tuple[str, ...]] = ("minmax", "mse", "hqq")
 
     def refusal(self, scheme: Scheme) -> str | None:
         return f"{scheme.dtype} is not evenly spaced: quantizer float8" if scheme.floating else None
 
     def fit_rows(self, rows: Array, scheme: Scheme, costs: Array | None, tables: Mapping[str, Array]) -> QParams:
         lo, hi = extremes(rows)
-        if scheme.observer == "mse":
+        if scheme.observer != "minmax":
             lo, hi = least_error(rows, lambda part, a, b, c: _error(part, a, b, scheme, c), costs)
-        return _keep_grid(rows, from_range(lo, hi, scheme), scheme)
+        params = from_range(lo, hi, scheme)
+        if scheme.observer == "hqq":
+            xp = array_namespace(rows)
+            scale, zero = refined(rows, params.scale, xp.asarray(_float(params.zero_point)), scheme, costs)
+            params = QParams(xp.astype(scale, xp.float32), _in_storage(xp.astype(zero, xp.int32), scheme))
+        return _keep_grid(rows, params, scheme)
 
     def codes(self, x: Array, params: QParams, scheme: Scheme) -> Array:
         """saturate(round(x / scale) + zero_point), halves to even."""

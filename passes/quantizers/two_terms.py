@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx_ir as ir
 from array_api_compat import array_namespace, device
 
 from graphpress.ops.lookup_quantize import BOUNDS
@@ -16,6 +17,7 @@ from graphpress.ops.sum_lookup_quantize import search_terms
 from graphpress.passes.quantizers.quantizer import Array, Form, QParams, Quantizer
 from graphpress.types import Scheme, Storage
 
+_NARROW = 4  # bits below which an encoding node gives wider codes
 SMALLEST = float(np.finfo(np.float32).tiny) * 2**24  # of scales
 
 
@@ -32,7 +34,15 @@ class TwoTerms(Quantizer):
 
     def attributes(self, form: Form, scheme: Scheme) -> dict[str, Any]:
         lowest = {"lowest": Storage.of(scheme.storage).low}
-        return lowest if form is self.decode else lowest | {"dtype": scheme.ir_dtype.value}
+        if form is self.decode:
+            return lowest
+        kind = scheme.ir_dtype
+        wide = (
+            {"dtype": ir.DataType.INT8.value, "stored": kind.value}
+            if kind.bitwidth < _NARROW
+            else {"dtype": kind.value}
+        )
+        return lowest | wide
 
     def table_bits(self, scheme: Scheme) -> int:
         return 2 * 32 << Storage.of(scheme.dtype).stored_bits

@@ -204,7 +204,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
             AFFINE.fit(x * np.float32(wrong), Scheme())
         with pytest.raises(BadRequest, match="NaN or infinity cannot be quantized"):
             from_range(-1.0, wrong, Scheme())
-    with pytest.raises(BadRequest, match=r"'entropy' is not for weights\. Known: minmax, mse"):
+    with pytest.raises(BadRequest, match=r"'entropy' is not for weights\. Known: hqq, minmax, mse"):
         AFFINE.fit(x, Scheme(observer="entropy"))
     with pytest.raises(BadRequest, match=r"axis 2 of a tensor of shape \(2, 3\)"):
         AFFINE.fit(x, Scheme(granularity=per_channel(2)))

@@ -179,7 +179,7 @@ def test_a_file_takes_as_many_bytes_as_it_says(name: str, scheme: Scheme, tmp_pa
 @pytest.mark.parametrize("observer", ["minmax", "mse"])
 def test_more_bits_are_never_worse(name: str, observer: str) -> None:
     quantizer, w, lost = named(name), weight(6, (64, 64)), []
-    for dtype in ("int3", "int4", "int8", "float8e5m2", "float8e4m3fn"):
+    for dtype in ("int2", "int3", "int4", "int8", "float8e5m2", "float8e4m3fn"):
         scheme = Scheme(dtype, per_channel(1), observer=observer, quantizer=name)
         if quantizer.refusal(scheme) is None:
             params = quantizer.fit(w, scheme)
