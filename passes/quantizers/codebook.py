@@ -70,9 +70,6 @@ class Codebook(Quantizer):
         index = codes.astype(np.int64) if is_numpy_array(codes) else codes.long()
         return params.tables["book"][index - Storage.of(scheme.storage).low] * params.scale
 
-    def learnable(self, scheme: Scheme) -> tuple[str, ...]:
-        return "scale", "book"
-
     def _scale(self, lo: Array, hi: Array, tables: Mapping[str, Array], scheme: Scheme) -> Array:
         """With which the outermost levels reach from ``lo`` to ``hi``."""
         xp, low = array_namespace(lo), Storage.of(scheme.storage).low

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
+from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.quantizers.power import Power, levels, power
+from graphpress.passes.recover.rounding import grids
+from graphpress.passes.recover.rounding.learn_format import LearnFormat
 from graphpress.types import Scheme, per_channel
+from tests import kit
+from tests.passes.quantizing import context, model, normal
 
 FOUR = Scheme("int4", per_channel(0))
 TAILS = {"gaussian": 0, "laplace": 1, "long": 2}
@@ -115,3 +121,15 @@ def test_zero_and_the_largest_are_kept() -> None:
 def test_exponents_out_of_range_are_refused(exponent: float) -> None:
     with pytest.raises(BadRequest, match="exponent"):
         Power(exponent)
+
+
+def test_learned_scales_leave_the_integers_that_kernels_multiply() -> None:
+    made = model(
+        "g (float[N, 32] x, float[32, 24] w) => (float[N, 24] y) { [m] y = MatMul(x, w) }", {"w": normal(32, 24)}
+    )
+    quantize = Quantize(mode="weight", weight="int4", quantizer="power", kernels="preferred")
+    x = np.random.default_rng(3).normal(size=(200, 32)).astype(np.float32)
+    after, _ = kit.apply(made, quantize, LearnFormat(steps=20), ctx=context({"x": x}, target=None))
+    (layer,) = grids.quantized_layers(after, PassReport())
+    book, codes = layer.params().tables["book"], np.arange(-8, 8)
+    np.testing.assert_array_equal(book, np.sign(codes) * codes**2)
