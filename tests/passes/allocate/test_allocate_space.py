@@ -18,13 +18,27 @@ def test_names_of_formats_mean_options_and_others_are_refused() -> None:
     assert formats.parse("w8a8-token").activation_granularity == "per_token"
     four = formats.parse("w4a16-g128-asym")
     assert (four.mode, four.weight, four.weight_granularity, four.group_size) == ("weight", "uint4", "per_group", 128)
-    for bad in ("w3a8", "w8a16-dynamic", "W8A8", "float8"):
+    assert (formats.parse("w3a16-tlq").weight, formats.parse("w3a16-tlq").quantizer) == ("int3", "tlq")
+    assert formats.parse("w4a16-g16-nvfp4").group_size == 16
+    assert (formats.parse("w8a8-float8").weight, formats.parse("w8a8-float8").activation) == ("float8e4m3fn",) * 2
+    assert formats.parse("w8a16-float8").activation is None
+    for bad in ("w5a8", "w3a16-asym", "w4a8-float8", "w8a8-token-float8", "w8a16-dynamic", "W8A8", "float8"):
         with pytest.raises(BadRequest, match="is no format"):
             formats.parse(bad)
     with pytest.raises(BadRequest, match="Did you mean 'w8a8-dynamic'"):
         formats.parse("w8a8-dynamc")
     with pytest.raises(BadRequest, match="group_size"):
         formats.parse("w4a16-g100")
+
+
+@pytest.mark.parametrize("name", ["w3a16-tlq", "w4a16-points", "w4a16-g32-mxfp4", "w4a16-g16-nvfp4", "w2a16-g64-fdb"])
+def test_every_number_format_is_a_candidate(name: str) -> None:
+    model, quantizer = allocating.residual(), name.rpartition("-")[2]
+    space = explore(model, allocating.TARGET, ("w8a16", name), (), KINDS)
+    choice = {n: name for n in space.own if name in space.own[n]}
+    plan, _ = make_plan(model, allocating.TARGET, formats.parse(name))
+    assert choice and dict(space.plan(choice)) == dict(plan)
+    assert {s.quantizer for s in plan.values()} == {quantizer}
 
 
 @pytest.mark.parametrize("name", ["w8a8", "w4a8", "w8a16", "w4a16-asym"])
