@@ -115,7 +115,8 @@ def factor(hessian: Array, damping: float, order: Sequence[int] | Array | None =
     dead = diagonal == 0
     h[dead, :] = 0
     h[:, dead] = 0
-    mean = float(xp.mean(diagonal[~dead])) if not bool(xp.all(dead)) else 1.0
+    alive = xp.flip(diagonal)[xp.flip(~dead)]  # in the order of the columns: a sum depends on it
+    mean = float(xp.mean(alive)) if not bool(xp.all(dead)) else 1.0
     places = xp.arange(size, device=device(h))
     h[places, places] = xp.where(dead, mean, diagonal) + damping * mean
     inverse = _inverse_factor(h)
