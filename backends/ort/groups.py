@@ -8,7 +8,7 @@ import onnx_ir as ir
 from graphpress.backends import canonical
 from graphpress.capability import Capability
 from graphpress.graph import edit
-from graphpress.graph.grid import is_quantize
+from graphpress.graph.grid import grid_of, is_quantize
 from graphpress.target import Target
 
 
@@ -73,11 +73,10 @@ def quantizers(value: ir.Value) -> list[ir.Node]:
 
 def _redundant(clip: ir.Node, q: ir.Node) -> bool:
     """Whether the codes of ``q`` end where ``clip`` clips."""
-    scale, zero = edit.constant(q.inputs[1]), edit.constant(q.inputs[2] if len(q.inputs) > 2 else None)
-    if scale is None or scale.size != 1 or zero is None:
+    grid = grid_of(q)
+    if grid is None or grid.scale.size != 1 or grid.values[1] is None:
         return False
-    codes = np.iinfo(zero.dtype)
-    low, high = ((c - int(zero.item())) * float(scale.item()) for c in (codes.min, codes.max))
+    low, high = ((c - int(grid.zero.item())) * float(grid.scale.item()) for c in grid.limits)
     bounds = [edit.constant(v) for v in (*clip.inputs[1:], None, None)[:2]]
     floor = 0.0 if clip.op_type == "Relu" else -np.inf if bounds[0] is None else float(bounds[0].item())
     ceiling = np.inf if bounds[1] is None else float(bounds[1].item())
