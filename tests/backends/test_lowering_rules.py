@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -46,6 +47,13 @@ SIGNED_MOVE = """g (float[2, 4] x) => (float[4, 2] y) <float s = {0.03}, int8 z 
 }"""
 
 
+NARROW = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[2, 4] x, float s, float z) => (float[2, 4] y) {
+    q = QuantizeLinear(x, s, z)
+    y = DequantizeLinear(q, s, z)
+}"""
+
+
 @functools.cache
 def corpus() -> tuple[ir.Model, ...]:
     """Canonical graphs of every kind: what each capability of the CPU provider is for, and what has no capability."""
@@ -57,7 +65,10 @@ def corpus() -> tuple[ir.Model, ...]:
         "[op] y = MatMul(x, f) }",
         w=codes(rng, "int8", (32, 8)), ws=rng.uniform(0.01, 0.1, 8).astype(np.float32),
     )  # fmt: skip
-    return (*table, island, weight, kit.parse(ATTENTION), kit.parse(SIGNED_MOVE), op_model("relu", 1))
+    zeros = (np.array(3, ml_dtypes.uint4), np.array(0, ml_dtypes.float8_e4m3fn))
+    narrow = [parse(NARROW, s=np.float32(0.3), z=z) for z in zeros]
+    texts = (kit.parse(ATTENTION), kit.parse(SIGNED_MOVE))
+    return (*table, island, weight, *texts, *narrow, op_model("relu", 1))
 
 
 def feeds_of(model: ir.Model) -> dict[str, np.ndarray]:
