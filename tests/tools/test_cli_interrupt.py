@@ -56,7 +56,7 @@ PHASES = {
     "page": "graphpress.report.page:render",
     "publish": "graphpress.job.bundle:publish",
 }
-ALWAYS = ("data", "passes", "gate", "draft", "publish")  # before, amid and behind the work, and twice while writing
+ALWAYS = ("passes", "draft", "publish")  # amid the work, and twice while writing
 
 
 def snapshot(folder: Path) -> dict[str, str]:

@@ -139,6 +139,7 @@ def test_gradients(more: dict[str, Any], mask: str) -> None:
     assert torch.autograd.gradcheck(lambda *xs: built(*xs, *rest), tensors, fast_mode=True)
 
 
+@pytest.mark.slow
 def test_open_shapes() -> None:
     source = """<ir_version: 10, opset_import: ["" : 23]>
         g (float[n, t, 32] q, float[n, t, 16] k, float[n, t, 16] v, float[n, 2, p, 8] pk, float[n, 2, p, 8] pv)

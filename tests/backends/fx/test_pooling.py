@@ -249,7 +249,10 @@ def test_no_regions() -> None:
 
 
 @pytest.mark.parametrize(("op", "options"), [
-    ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER", "outputs": 2}),
+    pytest.param(
+        "MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER", "outputs": 2},
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         "MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1], "ceil_mode": 1},
         marks=pytest.mark.slow,

@@ -22,6 +22,7 @@ from tests.frontends.test_torch_export_zoo import Basic, ResNet20, safetensors, 
 CASES = cases()
 STATIC = [name for name in CASES if "dynamic" not in name]
 QUICK = ("functional", "tied", "conv-norm")  # the others run by ``make slow``
+LONG = ("unet", "prefill", "moe, index", "decode")
 LOW = torch.bfloat16
 
 
@@ -45,7 +46,11 @@ def apart(given: list[Any], wanted: list[Any]) -> float:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if i % 2 and n not in QUICK else n for i, n in enumerate(STATIC)]
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in LONG or (i % 2 and n not in QUICK)))
+        for i, n in enumerate(STATIC)
+    ],
 )
 def test_float32(name: str) -> None:
     """Every second kind of module; the others are among the slow tests."""
@@ -87,7 +92,7 @@ def test_a_named_tuple_keeps_its_fields() -> None:
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        *((name, "module moved") for name in STATIC),
+        *(pytest.param(n, "module moved", marks=[pytest.mark.slow] * (n in LONG)) for n in STATIC),
         *(pytest.param(name, "traced so", marks=() if name in QUICK else pytest.mark.slow) for name in STATIC),
     ],
 )

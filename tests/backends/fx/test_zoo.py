@@ -20,7 +20,7 @@ CNNS = [
     "speech/kws/ds_cnn",
 ]  # fmt: skip
 WHOLE = [*CNNS, "llm/codelm/codelm", "llm/codelm/codelm_outliers", "speech/dtln/model_1", "speech/dtln/model_2"]
-QUICK = ("cifar10/mlperf_tiny_resnet8", "detection/fastestdet/FastestDet", "speech/kws/ds_cnn", "llm/codelm/codelm")
+QUICK = ("cifar10/mlperf_tiny_resnet8", "speech/kws/ds_cnn")
 BRANCHING = ["speech/silero_vad/silero_vad", "speech/silero_vad/silero_vad_16k_op15"]  # on the values of an input
 
 

@@ -125,6 +125,7 @@ def slow(model: ir.Model) -> Runner:
     return Slow()
 
 
+@pytest.mark.slow
 def test_latency_is_measured_on_the_target_and_held() -> None:
     ctx = replace(allocating.context(allocating.images()), deploy=slow)
     _, report = run(ctx, max_latency="0.6x", ties=())

@@ -70,7 +70,7 @@ def test_less_error_than_evenly_spaced_levels(kind: str, seed: int) -> None:
     assert min(error(w, a) for a in np.arange(0.4, 1, 0.05)) < 0.85 * error(w, 1.0)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_heavier_tails_want_smaller_exponents(seed: int) -> None:
     grid = np.linspace(0.4, 1, 25)
     best = [grid[np.argmin([error(weights(kind, seed), a) for a in grid])] for kind in TAILS]

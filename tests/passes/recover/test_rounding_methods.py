@@ -97,7 +97,9 @@ def test_in_the_end_every_weight_is_one_of_its_neighbours(
     assert (np.abs(heights[-1] - np.round(heights[-1])) <= 0.05).mean() >= 0.93
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m not in ("autoround", "genie_m"))) for m in METHODS]
+)
 def test_an_interrupted_training_goes_on_to_the_same_bytes(method: str, tmp_path: Path) -> None:
     teacher = chain()
     options = replace(SHORT, method=method)
