@@ -54,15 +54,15 @@ def _body() -> Any:  # noqa: C901 (a case an activation: functions of a body can
             x1 = op.Cast(x, to=1)
             s1 = op.Max(op.Div(op.ReduceMax(op.Abs(x1), [-1], keepdims=1), 127.0), 1.1754944e-38)
             x1 = op.Mul(op.Round(op.Div(x1, s1)), s1)
-        shape = op.Concat(op.Shape(x, end=-1), op.Shape(b2), axis=0)
-        y = op.Expand(b2, shape)
-        count = op.Squeeze(op.Shape(w1, end=1))
-        for i in range(count):
+        y = op.Expand(b2, op.Concat(op.Shape(x, end=-1), op.Shape(b2), axis=0))
+        for i in range(op.Squeeze(op.Shape(w1, end=1))):
             h = op.Add(op.MatMul(x1, op.Gather(w1, i)), op.Gather(b1, i))
             left = h
             right = h
+            if op.Cast(op.Constant(value_int=gated), to=9):  # one result each: onnxscript gives several in any order
+                left, _ = op.Split(h, num_outputs=2, axis=-1)
             if op.Cast(op.Constant(value_int=gated), to=9):
-                left, right = op.Split(h, num_outputs=2, axis=-1)
+                _, right = op.Split(h, num_outputs=2, axis=-1)
             a = left
             if op.Equal(kind, op.Constant(value_string="relu")):
                 a = op.Relu(left)

@@ -8,30 +8,17 @@ the tensor. Otherwise as ``LookupDequantize``. ONNX Runtime folds the body at lo
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import onnx_ir as ir
 from array_api_compat import array_namespace
-from onnxscript import opset21 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 from graphpress.ops.lookup_dequantize import CODES, Array, repeated_scale
 
-_dialect = Opset(DOMAIN, VERSION)
 SCALES = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
-
-
-@script(_dialect, default_opset=op)
-def BlockLookupDequantize(codes, scale, outer, book, lowest: int, axis: int = 0, block_size: int = 0):  # type: ignore[no-untyped-def]  # noqa: N802
-    """Gather the book; multiply both scales, and repeat them along their axis."""
-    index = op.Sub(op.Cast(op.Cast(codes, to=1), to=7), op.Cast(lowest, to=7))
-    along = op.Cast(axis, to=7)
-    count = op.Gather(op.Shape(index), along)
-    last = op.Sub(op.Gather(op.Shape(scale), along), 1)
-    group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
-    both = op.Mul(op.Cast(scale, to=1), outer)
-    return op.Mul(op.Gather(book, index), op.Gather(both, group, axis=axis))
 
 
 def whole_scale(scale: Array, outer: Array, shape: tuple[int, ...], axis: int, block_size: int) -> Array:
@@ -83,7 +70,28 @@ def _straight(
     return found * whole_scale(scale, outer, codes.shape, axis, block_size)
 
 
+@cache
+def _body() -> Any:
+    """As a protobuf; onnxscript is slow to load."""
+    from onnxscript import opset21 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
+
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    def BlockLookupDequantize(codes, scale, outer, book, lowest: int, axis: int = 0, block_size: int = 0):  # type: ignore[no-untyped-def]  # noqa: N802
+        """Gather the book; multiply both scales, and repeat them along their axis."""
+        index = op.Sub(op.Cast(op.Cast(codes, to=1), to=7), op.Cast(lowest, to=7))
+        along = op.Cast(axis, to=7)
+        count = op.Gather(op.Shape(index), along)
+        last = op.Sub(op.Gather(op.Shape(scale), along), 1)
+        group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
+        both = op.Mul(op.Cast(scale, to=1), outer)
+        return op.Mul(op.Gather(book, index), op.Gather(both, group, axis=axis))
+
+    return BlockLookupDequantize.to_function_proto()
+
+
 OP = Op(
-    "BlockLookupDequantize", lambda: ir.serde.deserialize_function(BlockLookupDequantize.to_function_proto()), 21,
+    "BlockLookupDequantize", lambda: ir.serde.deserialize_function(_body()), 21,
     _verify, lambda: compute, "decode", compute, lambda: _straight,
 )  # fmt: skip

@@ -9,34 +9,18 @@ as the scale of ``LookupDequantize`` does. ONNX Runtime folds the body at load w
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import onnx_ir as ir
 from array_api_compat import array_namespace
-from onnxscript import opset21 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 from graphpress.ops.lookup_dequantize import CODES as WIDE_CODES
 from graphpress.ops.lookup_dequantize import Array, repeated_scale
 
-_dialect = Opset(DOMAIN, VERSION)
 CODES = (*WIDE_CODES, ir.DataType.INT2, ir.DataType.UINT2)
-
-
-@script(_dialect, default_opset=op)
-def SumLookupDequantize(  # type: ignore[no-untyped-def]  # noqa: N802
-    codes, scale, second, book, second_book, lowest: int, axis: int = 0, block_size: int = 0
-):
-    """Gather both books; repeat both scales along their axis."""
-    index = op.Sub(op.Cast(op.Cast(codes, to=1), to=7), op.Cast(lowest, to=7))
-    along = op.Cast(axis, to=7)
-    count = op.Gather(op.Shape(index), along)
-    last = op.Sub(op.Gather(op.Shape(scale), along), 1)
-    group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
-    first = op.Mul(op.CastLike(op.Gather(book, index), scale), op.Gather(scale, group, axis=axis))
-    other = op.Mul(op.CastLike(op.Gather(second_book, index), scale), op.Gather(second, group, axis=axis))
-    return op.Add(first, other)
 
 
 def compute(
@@ -90,7 +74,31 @@ def _straight(
     return first + second_book[index] * repeated_scale(second, shape, axis, block_size)
 
 
+@cache
+def _body() -> Any:
+    """As a protobuf; onnxscript is slow to load."""
+    from onnxscript import opset21 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
+
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    def SumLookupDequantize(  # type: ignore[no-untyped-def]  # noqa: N802
+        codes, scale, second, book, second_book, lowest: int, axis: int = 0, block_size: int = 0
+    ):
+        """Gather both books; repeat both scales along their axis."""
+        index = op.Sub(op.Cast(op.Cast(codes, to=1), to=7), op.Cast(lowest, to=7))
+        along = op.Cast(axis, to=7)
+        count = op.Gather(op.Shape(index), along)
+        last = op.Sub(op.Gather(op.Shape(scale), along), 1)
+        group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
+        first = op.Mul(op.CastLike(op.Gather(book, index), scale), op.Gather(scale, group, axis=axis))
+        other = op.Mul(op.CastLike(op.Gather(second_book, index), scale), op.Gather(second, group, axis=axis))
+        return op.Add(first, other)
+
+    return SumLookupDequantize.to_function_proto()
+
+
 OP = Op(
-    "SumLookupDequantize", lambda: ir.serde.deserialize_function(SumLookupDequantize.to_function_proto()), 21, _verify,
+    "SumLookupDequantize", lambda: ir.serde.deserialize_function(_body()), 21, _verify,
     lambda: compute, "decode", compute, lambda: _straight,
 )  # fmt: skip

@@ -9,39 +9,18 @@ ONNX Runtime folds the body at load where the codes are constant.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import onnx_ir as ir
 from array_api_compat import array_namespace
-from onnxscript import opset21 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 from graphpress.ops.lookup_dequantize import Array, repeated_scale
 
-_dialect = Opset(DOMAIN, VERSION)
 CODES = (ir.DataType.INT8, ir.DataType.INT4)
 OPERANDS = ("scale", "negative", "row", "negative_row")
-
-
-@script(_dialect, default_opset=op)
-def TwinLookupDequantize(  # type: ignore[no-untyped-def]  # noqa: N802
-    codes, scale, negative, row, negative_row, book, lowest: int, axis: int = 0, block_size: int = 0
-):
-    """Repeat scale and row along their axis, those of the sign; gather the book."""
-    first = op.Cast(lowest, to=7)
-    code = op.Cast(op.Cast(codes, to=1), to=7)
-    along = op.Cast(axis, to=7)
-    count = op.Gather(op.Shape(code), along)
-    last = op.Sub(op.Gather(op.Shape(scale), along), 1)
-    group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
-    below = op.Less(code, 0)
-    upper = op.Gather(op.Cast(row, to=7), group, axis=axis)
-    line = op.Where(below, op.Gather(op.Cast(negative_row, to=7), group, axis=axis), upper)
-    place = op.Add(op.Mul(line, op.Gather(op.Shape(book), 1)), op.Sub(code, first))
-    number = op.CastLike(op.Gather(op.Reshape(book, op.Constant(value_ints=[-1])), place), scale)
-    factor = op.Where(below, op.Gather(negative, group, axis=axis), op.Gather(scale, group, axis=axis))
-    return op.Mul(number, factor)
 
 
 def of_sign(below: Array, positive: Array, negative: Array, axis: int, block_size: int) -> Array:
@@ -96,8 +75,37 @@ def _verify(node: ir.Node) -> None:
     expect(node, fits, "each row of the book has a number for each code")
 
 
+@cache
+def _body() -> Any:
+    """As a protobuf; onnxscript is slow to load."""
+    from onnxscript import opset21 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
+
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    def TwinLookupDequantize(  # type: ignore[no-untyped-def]  # noqa: N802
+        codes, scale, negative, row, negative_row, book, lowest: int, axis: int = 0, block_size: int = 0
+    ):
+        """Repeat scale and row along their axis, those of the sign; gather the book."""
+        first = op.Cast(lowest, to=7)
+        code = op.Cast(op.Cast(codes, to=1), to=7)
+        along = op.Cast(axis, to=7)
+        count = op.Gather(op.Shape(code), along)
+        last = op.Sub(op.Gather(op.Shape(scale), along), 1)
+        group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
+        below = op.Less(code, 0)
+        upper = op.Gather(op.Cast(row, to=7), group, axis=axis)
+        line = op.Where(below, op.Gather(op.Cast(negative_row, to=7), group, axis=axis), upper)
+        place = op.Add(op.Mul(line, op.Gather(op.Shape(book), 1)), op.Sub(code, first))
+        number = op.CastLike(op.Gather(op.Reshape(book, op.Constant(value_ints=[-1])), place), scale)
+        factor = op.Where(below, op.Gather(negative, group, axis=axis), op.Gather(scale, group, axis=axis))
+        return op.Mul(number, factor)
+
+    return TwinLookupDequantize.to_function_proto()
+
+
 OP = Op(
-    "TwinLookupDequantize", lambda: ir.serde.deserialize_function(TwinLookupDequantize.to_function_proto()), 21,
+    "TwinLookupDequantize", lambda: ir.serde.deserialize_function(_body()), 21,
     _verify, lambda: compute, "decode", compute, lambda: _straight,
 )  # fmt: skip
 

@@ -9,41 +9,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import onnx_ir as ir
 from array_api_compat import array_namespace, is_numpy_array
-from onnxscript import opset21 as op
-from onnxscript import script
-from onnxscript.values import Opset
 
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 from graphpress.ops.lookup_dequantize import Array
 from graphpress.ops.twin_lookup_dequantize import CODES, at, check_twin, of_sign
 
-_dialect = Opset(DOMAIN, VERSION)
 BOUNDS = 15
-
-
-@script(_dialect, default_opset=op)
-def TwinLookupQuantize(  # type: ignore[no-untyped-def]  # noqa: N802
-    x, scale, negative, row, negative_row, bounds, lowest: int, dtype: int, axis: int = 0, block_size: int = 0
-):
-    """Repeat scale and row along their axis, those of the sign; then a binary search, four halvings."""
-    along = op.Cast(axis, to=7)
-    count = op.Gather(op.Shape(x), along)
-    last = op.Sub(op.Gather(op.Shape(scale), along), 1)
-    group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
-    below = op.Less(x, op.CastLike(0.0, x))
-    factor = op.Where(below, op.Gather(negative, group, axis=axis), op.Gather(scale, group, axis=axis))
-    steps = op.Cast(op.Div(x, factor), to=1)
-    upper = op.Gather(op.Cast(row, to=7), group, axis=axis)
-    start = op.Mul(op.Where(below, op.Gather(op.Cast(negative_row, to=7), group, axis=axis), upper), 15)
-    flat = op.Reshape(bounds, op.Constant(value_ints=[-1]))
-    i3 = op.Where(op.Greater(steps, op.Gather(flat, op.Add(start, 7))), 8, 0)
-    i2 = op.Where(op.Greater(steps, op.Gather(flat, op.Add(start, op.Add(i3, 3)))), op.Add(i3, 4), i3)
-    i1 = op.Where(op.Greater(steps, op.Gather(flat, op.Add(start, op.Add(i2, 1)))), op.Add(i2, 2), i2)
-    i0 = op.Where(op.Greater(steps, op.Gather(flat, op.Add(start, i1))), op.Add(i1, 1), i1)
-    return op.Cast(op.Cast(op.Add(i0, op.Cast(lowest, to=7)), to=1), to=dtype)
 
 
 def search_rows(steps: Array, bounds: Array, row: Array) -> Array:
@@ -98,7 +75,38 @@ def _verify(node: ir.Node) -> None:
     expect(node, given in (None, ir.DataType(dtype)), f"gives {ir.DataType(dtype)}, not {given}")
 
 
+@cache
+def _body() -> Any:
+    """As a protobuf; onnxscript is slow to load."""
+    from onnxscript import opset21 as op
+    from onnxscript import script
+    from onnxscript.values import Opset
+
+    @script(Opset(DOMAIN, VERSION), default_opset=op)
+    def TwinLookupQuantize(  # type: ignore[no-untyped-def]  # noqa: N802
+        x, scale, negative, row, negative_row, bounds, lowest: int, dtype: int, axis: int = 0, block_size: int = 0
+    ):
+        """Repeat scale and row along their axis, those of the sign; then a binary search, four halvings."""
+        along = op.Cast(axis, to=7)
+        count = op.Gather(op.Shape(x), along)
+        last = op.Sub(op.Gather(op.Shape(scale), along), 1)
+        group = op.Min(op.Div(op.Range(0, count, 1), op.Max(op.Cast(block_size, to=7), 1)), last)
+        below = op.Less(x, op.CastLike(0.0, x))
+        factor = op.Where(below, op.Gather(negative, group, axis=axis), op.Gather(scale, group, axis=axis))
+        steps = op.Cast(op.Div(x, factor), to=1)
+        upper = op.Gather(op.Cast(row, to=7), group, axis=axis)
+        start = op.Mul(op.Where(below, op.Gather(op.Cast(negative_row, to=7), group, axis=axis), upper), 15)
+        flat = op.Reshape(bounds, op.Constant(value_ints=[-1]))
+        i3 = op.Where(op.Greater(steps, op.Gather(flat, op.Add(start, 7))), 8, 0)
+        i2 = op.Where(op.Greater(steps, op.Gather(flat, op.Add(start, op.Add(i3, 3)))), op.Add(i3, 4), i3)
+        i1 = op.Where(op.Greater(steps, op.Gather(flat, op.Add(start, op.Add(i2, 1)))), op.Add(i2, 2), i2)
+        i0 = op.Where(op.Greater(steps, op.Gather(flat, op.Add(start, i1))), op.Add(i1, 1), i1)
+        return op.Cast(op.Cast(op.Add(i0, op.Cast(lowest, to=7)), to=1), to=dtype)
+
+    return TwinLookupQuantize.to_function_proto()
+
+
 OP = Op(
-    "TwinLookupQuantize", lambda: ir.serde.deserialize_function(TwinLookupQuantize.to_function_proto()), 21, _verify,
+    "TwinLookupQuantize", lambda: ir.serde.deserialize_function(_body()), 21, _verify,
     lambda: compute, "encode", compute, lambda: _straight,
 )  # fmt: skip

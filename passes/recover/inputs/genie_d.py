@@ -55,11 +55,6 @@ class GenieD(Synthesis):
     rate: float = 0.1
     swing: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.rate > 0:
-            raise BadRequest("must be above 0", where=f"{self.where}, option 'rate'")
-
     def distil(
         self, model: ir.Model, ctx: Context, report: PassReport, known: list[Learned],
         sources: list[StatisticsSource], batches: int,

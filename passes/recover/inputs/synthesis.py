@@ -37,6 +37,7 @@ class Synthesis(Pass):
         samples: How many are made; more where a model fixes its batch size and this is no multiple of it.
         batch: How many are looked for together; memory grows with it.
         iterations: Steps for each batch.
+        rate: Learning rate of what is trained.
         patience: Steps without a better loss after which the rate falls to a tenth.
         mean: Of the inputs, one for all channels or one for each.
         std: Likewise.
@@ -54,6 +55,7 @@ class Synthesis(Pass):
     samples: int = 32
     batch: int = 32
     iterations: int = 500
+    rate: float = 0.5
     patience: int = 100
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -69,7 +71,7 @@ class Synthesis(Pass):
         for name in ("samples", "batch", "iterations"):
             if getattr(self, name) < 1:
                 raise BadRequest("must be at least 1", where=f"{self.where}, option {name!r}")
-        for name in ("reach", "seconds"):
+        for name in ("rate", "reach", "seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise BadRequest("must be above 0", where=f"{self.where}, option {name!r}")

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import PassReport
-from graphpress.errors import BadRequest
 from graphpress.passes.recover.engine.student import Excerpt, build
 from graphpress.passes.recover.inputs.distilled_inputs import Distilled, Pixels, Search, StatisticsSource, distil
 from graphpress.passes.recover.inputs.learned import Learned
@@ -32,13 +31,7 @@ class ZeroQ(Synthesis):
     """
 
     name: ClassVar[str] = "zeroq"
-    rate: float = 0.5
     statistics: Literal["batch", "image"] = "batch"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.rate > 0:
-            raise BadRequest("must be above 0", where=f"{self.where}, option 'rate'")
 
     def distil(
         self, model: ir.Model, ctx: Context, report: PassReport, known: list[Learned],
