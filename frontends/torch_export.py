@@ -32,13 +32,12 @@ from graphpress.frontends import (
     torch_truth,
     torch_weights,
 )
-from graphpress.graph import edit, verify
+from graphpress.graph import edit, randomness, verify
 
 if TYPE_CHECKING:
     import torch
 
 _DRAWN = 21  # the last at which ONNX Runtime 1.32 has kernels of these
-_DRAWING = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 OPSET = 23  # the first that has attention and RMS norm as single operators
 
 
@@ -85,7 +84,7 @@ def trace(
     with _quiet(), torch_registry.kept(), _evaluating(torch, module), torch.no_grad(), plain as constants:
         try:
             program = _exported(torch, module, args, kwargs, dynamic_shapes, opset)
-            if opset > _DRAWN and any(n.op_type in _DRAWING for n in edit.nodes(program.model)):
+            if opset > _DRAWN and randomness.draws(program.model):
                 program = _exported(torch, module, args, kwargs, dynamic_shapes, _DRAWN)
         except Exception as e:
             raise torch_errors.refusal(e, module) from e

@@ -20,7 +20,7 @@ from graphpress.borrowed import Step, as_pass
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, PassError, VerifyError
-from graphpress.graph import edit, half, names, quantized, text, verify, widening
+from graphpress.graph import edit, half, names, quantized, randomness, text, verify, widening
 from graphpress.keys import BY, STAGE
 from graphpress.observe.sources.taken import calibration_data
 from graphpress.runner import Arrays, Runner
@@ -223,6 +223,7 @@ class _Oracle:
     def remember(self, model: ir.Model) -> None:
         """Take ``model`` as the truth for the next check: a copy that shares its tensors, run only if there is one."""
         if not self.why_not and self.outputs is None and self.before is None:
+            self.why_not = "it draws random numbers, and no two runs are alike" if randomness.draws(model) else ""
             self.before = model.clone()
 
     def _run_before(self) -> None:

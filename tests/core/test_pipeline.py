@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as onnx_ir_passes
 import pytest
 
+from graphpress.backends import reference
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, PassError, VerifyError
@@ -160,3 +161,15 @@ def test_passes_after_a_lossy_one_get_the_model_before_it_as_teacher() -> None:
     assert [r.metrics.get("teacher") for r in reports] == [None, None, before]
     _, reports = Pipeline([Drop(), Drop()]).run(model, Context(teacher=kit.parse(CHAIN.replace("Relu", "Neg"))))
     assert all("Neg" in str(r.metrics["teacher"]) for r in reports)
+
+
+def test_a_model_that_draws_random_numbers_is_not_compared_with_itself() -> None:
+    model = kit.parse("g (float[N, 4] x) => (float[N, 4] y) { r = RandomNormalLike(x) a = Relu(x) y = Add(a, r) }")
+    ctx = Context(oracle=reference.execute, data=CalibrationData.from_arrays({"x": np.ones((4, 4), np.float32)}))
+
+    @dataclass(frozen=True)
+    class Other(Rename):
+        numerics: ClassVar[Numerics] = Numerics.CLOSE
+
+    _, (report,) = Pipeline([Other(to="Abs")]).run(model, ctx)
+    assert report.checked == "not checked: it draws random numbers, and no two runs are alike"
