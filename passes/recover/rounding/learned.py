@@ -6,6 +6,7 @@ works whose codes ascend with their numbers.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ZETA, GAMMA = 1.1, -0.1  # the ends of the stretched sigmoid (arXiv:2004.10568, eq. 23)
 
 
-class LearnedRounding:
+class LearnedRounding(ABC):
     """The weight of a layer, in numbers of its format.
 
     Args:
@@ -51,17 +52,17 @@ class LearnedRounding:
         """Of the initializer."""
         return self.layer.layer.weight_value.name or ""
 
+    @abstractmethod
     def tensor(self, hard: bool) -> torch.Tensor:
         """The weight as it is now; ``hard``: as it would come out, else with gradients for what is learned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parameters(self) -> Mapping[str, torch.nn.Parameter]:
         """What is learned, by kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def exported(self) -> tuple[torch.Tensor, QParams]:
         """(codes, parameters) that would come out."""
-        raise NotImplementedError
 
     def write(self, layer: QuantizedLayer) -> None:
         """Put what comes out into a graph.

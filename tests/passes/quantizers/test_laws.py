@@ -175,6 +175,9 @@ def test_a_file_takes_as_many_bytes_as_it_says(name: str, scheme: Scheme, tmp_pa
     assert (tmp_path / "m.onnx").stat().st_size == pytest.approx(bits / 8, rel=0.01)
 
 
+ONE_TYPE = ("fdb", "mxfp4", "mxfp8", "nvfp4")  # formats that are stored in one width
+
+
 @EACH
 @pytest.mark.parametrize("observer", ["minmax", "mse"])
 def test_more_bits_are_never_worse(name: str, observer: str) -> None:
@@ -185,7 +188,7 @@ def test_more_bits_are_never_worse(name: str, observer: str) -> None:
             params = quantizer.fit(w, scheme)
             back = quantizer.dequantize(quantizer.quantize(w, params, scheme), params, scheme)
             lost.append(np.square(back - w).sum())
-    assert lost
+    assert len(lost) > 1 or name in ONE_TYPE
     assert all(b <= a for a, b in itertools.pairwise(lost))
 
 
@@ -211,5 +214,7 @@ def test_schemes_go_through_text_and_json(name: str, scheme: Scheme) -> None:
 
 @EACH
 def test_what_is_not_finite_is_refused(name: str) -> None:
+    broken = weight(0, (40, 36)).astype(np.float32)
+    broken[7, 3] = np.nan
     with pytest.raises(BadRequest, match="NaN or infinity"):
-        named(name).fit(np.full((40, 36), np.nan, np.float32), next(s for n, s in cases() if n == name))
+        named(name).fit(broken, next(s for n, s in cases() if n == name))
