@@ -69,6 +69,7 @@ QUANTIZER = "graphpress.quantizer"  # node that encodes or decodes: its number f
 STORED = "graphpress.stored"  # node: how its int8 weights are stored instead, for signed products saturate there
 ADAPTED = _json("graphpress.adapter")  # node or initializer, as JSON: the adapter that made it, its site, its part
 TURNS = "graphpress.turns"  # node: the product that all of a stream passes where it changes its basis, or changes back
+CORRECTED = "graphpress.corrected"  # node: ``bias``, where that makes up for rounded weights
 SPARSITY = "graphpress.sparsity"  # node: the pattern n:m that its weight keeps, such as 2:4
 # model: the half type that hardly a weight lacked; initializer: the one that it had. As long as they are wide.
 HALF: Key[ir.DataType] = Key("graphpress.half", lambda t: t.name, lambda text: ir.DataType[text])

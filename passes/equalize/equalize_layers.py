@@ -12,7 +12,6 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
-from graphpress.keys import STATISTICS
 from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, follow
 from graphpress.passes.structure.channels.ledger import Ledger, factor
@@ -89,8 +88,6 @@ class _Place:
         for holder in self.carried.holders:
             ledger.add(holder, divided if holder.side == WRITER else multiplied)
         ledger.write()
-        for holder in self.writers:
-            _note(holder, by)
         return far
 
 
@@ -145,10 +142,3 @@ def _of_copies(largest: np.ndarray, alike: np.ndarray) -> np.ndarray:
     found = np.zeros(alike.max() + 1)
     np.maximum.at(found, alike, largest)
     return found
-
-
-def _note(holder: Holder, by: np.ndarray) -> None:
-    """What training saw of the outputs of a layer is divided, too, where it is noted."""
-    told, rows = STATISTICS.get(holder.node), holder.lanes.reshape(-1)
-    if told is not None and len(told["mean"]) == len(rows):
-        STATISTICS.set(holder.node, {n: (np.asarray(a) / by[rows]).tolist() for n, a in told.items()})

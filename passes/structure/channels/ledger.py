@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
-from graphpress.keys import SPARSITY
+from graphpress.keys import SPARSITY, STATISTICS
 from graphpress.passes.structure.channels.lanes import Lanes, appearance, told_apart, varying
-from graphpress.passes.structure.channels.moves import Holder
+from graphpress.passes.structure.channels.moves import WRITER, Holder
 from graphpress.passes.structure.channels.survey import Survey
 
 _LARGE = 1 << 24  # elements; more than that are not held in float64 at once where they can be taken in parts
@@ -25,6 +25,8 @@ Change: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class _Entry:
     lanes: Lanes
     change: Change
+    rows: bool = False  # it changes the rows of a layer's weight
+    mixes: bool = False
 
     def like(self, other: _Entry) -> bool:
         return self.change is other.change and np.array_equal(self.lanes, other.lanes)
@@ -59,10 +61,14 @@ class Ledger:
                 f"its weight is pruned {node.metadata_props[SPARSITY]}, and a change of basis would fill the zeros",
                 where=f"node {node.name!r}", fix="Rotate first and prune then.",
             )  # fmt: skip
-        self.entries.setdefault((node, holder.slot), []).append(_Entry(holder.lanes, change))
+        self.entries.setdefault((node, holder.slot), []).append(
+            _Entry(holder.lanes, change, rows=holder.side == WRITER and holder.slot == 1, mixes=mixes)
+        )
 
     def write(self, *, equal: bool = True) -> int:
         """Apply everything; returns how many constants were written. The ledger is empty then.
+
+        What training saw of a layer's outputs, where that is noted, changes along.
 
         Args:
             equal: Whether to write what comes out as it was.
@@ -72,6 +78,7 @@ class Ledger:
         for (node, slot), entries in self.entries.items():
             value = node.inputs[slot]
             assert value is not None
+            _note(node, entries)
             uses = [(u.node, u.idx) for u in value.uses()]
             if (node, slot) in done:
                 continue
@@ -89,6 +96,18 @@ class Ledger:
             count += 1
         self.entries.clear()
         return count
+
+
+def _note(node: ir.Node, entries: list[_Entry]) -> None:
+    """Mean and deviation of the outputs of a layer, after its rows have changed; none after they were mixed."""
+    for entry in entries:
+        told, rows = STATISTICS.get(node), entry.lanes.reshape(-1)
+        if told is None or not entry.rows or len(told["mean"]) != len(rows):
+            continue
+        if entry.mixes:
+            del node.metadata_props[STATISTICS]
+        else:
+            STATISTICS.set(node, {n: entry.change(np.asarray(a), rows).tolist() for n, a in told.items()})
 
 
 def _alike(a: list[_Entry], b: list[_Entry]) -> bool:
