@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from graphpress.contracts import Budget, HoldsBudgets, Ignores, Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import file_size, half_storage
 from graphpress.observe.memo import Recall
-from graphpress.passes.allocate import amounts
+from graphpress.passes.allocate import amounts, aspects
 from graphpress.passes.allocate import model as tables
 from graphpress.passes.allocate.choose import Goal, choose
 from graphpress.passes.allocate.edges import Probe
@@ -57,6 +58,9 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         samples: Calibration samples that sensitivity is measured on, at most.
         seconds: Time for that; operators that it does not reach are estimated by fisher. None: no limit.
         measure: About how many plans to compile and measure.
+        metrics: Selector -> what its operators are judged by (ViDiT-Q-MP): ``divergence`` of all outputs, the name of
+            one output, or ``module:function``, a function of the outputs before and after (by name) that says what was
+            lost. Each selection gets its part of the size; with sensitivity kl, and all is measured.
         ties: What makes operators one decision: scales, weights, inputs, residual.
         ignore: Selectors of operators that stay float.
         cache: A folder for what was measured: accuracy by model, data and format, latency by machine, runtime version
@@ -73,6 +77,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
     samples: int = 32
     seconds: float | None = 60.0
     measure: int = 3
+    metrics: Mapping[str, str] = field(default_factory=dict)
     ties: tuple[str, ...] = KINDS
     ignore: tuple[str, ...] = ()
     cache: str | None = None
@@ -95,12 +100,15 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         wide, said = find(watched.model, ctx)
         space = explore(watched.model, ctx.target, self.formats, self.ignore, self.ties, wide)
         parts, probe = Parts(space, ctx, watched.natures), Probe(watched.model, ctx, self.samples)
-        found = Measurer(parts, ctx, self.sensitivity, self.samples, self.seconds, self._store("sensitivity")).run()
-        problem = self._problem(parts, probe, ctx, found, timed)
+        judge = aspects.read(self.metrics, space, watched.natures)
+        seconds = None if self.metrics else self.seconds
+        store = self._store("sensitivity")
+        found = Measurer(parts, ctx, self.sensitivity, self.samples, seconds, store, judge).run()
+        judge, problem = judge.decoupled(self._problem(parts, probe, ctx, found, timed))
         known = file_size.names(model) if self.max_size is not None else None
         problem = replace(problem, size=float(bytes_of(watched.model, known, replace(ctx, lower=None))))
         goal = self._goal(problem, ctx, timed, problem.size + half_storage.saved(model))
-        bench = Bench(parts, problem, ctx, Probe(watched.model, ctx, max(CHECKED, self.samples)), timed, known)
+        bench = Bench(parts, problem, ctx, Probe(watched.model, ctx, max(CHECKED, self.samples)), timed, judge, known)
         bench.weigh()
         taken = choose(bench, goal)
         report.skips += [
@@ -150,6 +158,12 @@ class Allocate(Pass, HoldsBudgets, Ignores):
             )
         if self.samples < 1 or self.measure < 1:
             raise BadRequest("must be at least 1", where="allocate: options 'samples' and 'measure'")
+        if self.metrics and self.sensitivity != "kl":
+            why = "operators that are judged by metrics of their own are measured on the outputs"
+            raise BadRequest(why, where="allocate: option 'metrics'", fix="Set sensitivity to kl.")
+        if self.metrics and self.max_drop is not None and ctx.evaluate is None:
+            why = "losses by different metrics have no common unit that max_drop could be in"
+            raise BadRequest(why, where="allocate: option 'metrics'", fix="Give a metric, or limit size or latency.")
         alone = self.max_latency is None and self._size is None
         timed = self.max_latency is not None or self.objective == "latency"
         timed |= self.objective == "auto" and alone and ctx.deploy is not None

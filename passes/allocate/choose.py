@@ -106,8 +106,7 @@ def _around(bench: Bench, goal: Goal) -> None:
     budgets = {**goal.budgets, **drop}
     bench.run(solve(bench.problem, goal.objective, budgets).chosen)
     for chosen in _uniform(bench.problem):
-        totals = bench.problem.totals(chosen)
-        if all(totals.get(k) <= b for k, b in budgets.items()):
+        if bench.problem.within(chosen, budgets):
             bench.run(chosen)
     count = len(bench.trials) - 1
     for margin in MARGINS[1:] if budgets else ():
@@ -156,8 +155,7 @@ def _bisect(bench: Bench, goal: Goal) -> None:
     if goal.holds_drop(bench.run(cheapest.chosen)):
         return
     for chosen in _uniform(bench.problem):
-        totals = bench.problem.totals(chosen)
-        if all(totals.get(k) <= b for k, b in goal.budgets.items()):
+        if bench.problem.within(chosen, goal.budgets):
             bench.run(chosen)
     low, high = max(lowest, _LOWEST), max(cheapest.totals.drop, _LOWEST)
     at = math.sqrt(low * high) if goal.points or goal.drop is None else min(max(goal.drop, low), high)

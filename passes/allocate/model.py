@@ -76,7 +76,8 @@ def _variable(parts: Parts, tables: Tables, group: Group) -> Variable:
     if static is not None:
         kept = (c for c in choices if c.keeps and all(_joins(parts, n, c.format, static.format) for n in group.nodes))
         choices += [replace(c, latency=static.latency, reads=True, gives=static.gives, joined=True) for c in kept]
-    return Variable(group.name, group.nodes, tuple(choices))
+    size = sum(tables.sizes[n][FLOAT] for n in group.nodes if n not in _shared(parts, group))
+    return Variable(group.name, group.nodes, tuple(choices), size=float(size))
 
 
 def _reachable(index: int, variable: Variable, variables: list[Variable], links: list[Link]) -> Variable:

@@ -16,6 +16,8 @@ from graphpress.report import tables
 MOST = 150  # points of the front in the report
 _THINNED = "The front was thinned out on the way: its points are near the best ones."
 
+_WHOLE = "The front does not divide the budget between the selections of option 'metrics'."
+
 
 def picture(problem: Problem, bench: Bench, taken: Trial, cost: str, asked: Mapping[str, float | None]) -> Exhibit:
     """``cost`` (latency in ms or size in bytes) against the loss: the predicted front, and what was compiled.
@@ -38,8 +40,8 @@ def picture(problem: Problem, bench: Bench, taken: Trial, cost: str, asked: Mapp
         "whole": whole,
         "points": points,
         "asked": dict(asked),
-        "up": "loss: divergence of the outputs",
-        "note": "" if front.exact else _THINNED,
+        "up": "loss: share of the worst, by own metrics" if problem.shares else "loss: divergence of the outputs",
+        "note": " ".join(s for s in (_WHOLE if problem.shares else "", "" if front.exact else _THINNED) if s),
     }
     return Exhibit("scatter", f"{cost} against loss", data)
 

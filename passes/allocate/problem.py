@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 OUTSIDE = -1  # in a Link: something that is always float
@@ -40,12 +40,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Variable:
-    """Operators that are decided together; ``free`` ones (no weights) follow their neighbours and are in no plan."""
+    """Operators that are decided together; ``free`` ones (no weights) follow their neighbours and are in no plan.
+
+    ``size``: bytes in float.
+    """
 
     name: str
     nodes: tuple[str, ...]
     choices: tuple[Candidate, ...]
     free: bool = False
+    size: float = 0.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """Variables, by index, that together get a part of a budget of size: as large a one as of the bytes in float.
+
+    ``size``: their bytes in float.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    size: float
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,7 @@ class Problem:
         latency: Milliseconds of the float model.
         added: Bytes around the tensors (nodes, names) that a plan adds to the file, whichever it is; 0 where tensors
             alone count.
+        shares: Sets of variables none of which may take what a budget of size leaves to another.
     """
 
     variables: tuple[Variable, ...]
@@ -105,6 +122,25 @@ class Problem:
     size: float = 0.0
     latency: float = 0.0
     added: float = 0.0
+    shares: tuple[Share, ...] = ()
+
+    def within(self, chosen: Sequence[int], budgets: Mapping[str, float]) -> bool:
+        """Whether an assignment keeps largest totals, and each share its part of the size."""
+        totals = self.totals(chosen)
+        whole = all(totals.get(k) <= b for k, b in budgets.items())
+        return whole and all(self.taken(s, chosen) <= room for s, room in self.rooms(budgets))
+
+    def rooms(self, budgets: Mapping[str, float]) -> list[tuple[Share, float]]:
+        """Bytes that each share may take, where size is limited: what lies in none is there anyway."""
+        if "size" not in budgets:
+            return []
+        whole = sum(s.size for s in self.shares)
+        left = budgets["size"] - (self.size + self.added - whole)
+        return [(s, left * s.size / whole) for s in self.shares if whole > 0]
+
+    def taken(self, share: Share, chosen: Sequence[int]) -> float:
+        """Bytes of a share's variables."""
+        return share.size + sum(self.variables[i].choices[chosen[i]].size for i in share.members)
 
     def totals(self, chosen: Sequence[int]) -> Totals:
         """The costs of the ``chosen[i]``-th choice of each variable i."""

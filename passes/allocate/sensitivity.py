@@ -23,7 +23,7 @@ from graphpress.job.natures import Nature
 from graphpress.observe.checkpoint import key
 from graphpress.observe.inner import WORKERS, InnerValues
 from graphpress.passes.allocate import fisher, own_error
-from graphpress.passes.allocate.divergence import divergence
+from graphpress.passes.allocate.aspects import Judge
 from graphpress.passes.allocate.edges import Probe, Values
 from graphpress.passes.allocate.evaluated import evaluated, number
 from graphpress.passes.allocate.parts import Parts
@@ -59,6 +59,7 @@ class Measurer:
         samples: How many samples are used.
         seconds: When to stop and estimate what is left; None: never.
         store: Figures known from before.
+        judge: What an operator's changes are judged by.
     """
 
     parts: Parts
@@ -67,6 +68,7 @@ class Measurer:
     samples: int
     seconds: float | None
     store: Cache
+    judge: Judge = field(default_factory=Judge)
 
     def run(self) -> Sensitivity:
         """Measure.
@@ -83,7 +85,7 @@ class Measurer:
         for node, formats in self.parts.space.wanted().items():
             for name in formats:
                 sites = self.parts.schemes(node, name)
-                known = self.store.get(owner, known_as, node, *_text(sites))
+                known = self.store.get(owner, known_as + self.judge.text(node), node, *_text(sites))
                 if known is not None:
                     result.drops.setdefault(node, {})[name] = known
                 elif isinstance(why := self.parts.quantized(node, name), str):
@@ -96,7 +98,8 @@ class Measurer:
             for node, name in ((n, f) for n, formats in left.items() for f in formats):
                 if (node, name) not in result.estimated:
                     text = _text(self.parts.schemes(node, name))
-                    self.store.put(result.drops[node][name], owner, known_as, node, *text)
+                    known_by = known_as + self.judge.text(node)
+                    self.store.put(result.drops[node][name], owner, known_by, node, *text)
             self.store.save()
         return result
 
@@ -173,7 +176,7 @@ class Measurer:
         for name in formats:
             made = self.parts.run(node, name, values)
             feeds = values | {n: made[n] for n in part.outputs}
-            costs.append(divergence(values, rest(feeds), wanted))
+            costs.append(self.judge.one(node, values, rest(feeds), wanted))
         return costs
 
     def _metric(self, left: dict[str, list[str]], started: float) -> Drops:

@@ -15,7 +15,7 @@ import numpy as np
 
 from graphpress.errors import BadRequest
 from graphpress.hush import hushed
-from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Problem, Totals
+from graphpress.passes.allocate.problem import OUTSIDE, Candidate, Problem, Share, Totals
 
 if TYPE_CHECKING:
     from scipy.optimize import LinearConstraint
@@ -58,6 +58,10 @@ def solve(problem: Problem, objective: str, budgets: Mapping[str, float]) -> Ans
 
 def _infeasible(program: _Program, budgets: Mapping[str, float]) -> Infeasible:
     """Each budget alone, then each beside all others: the least that can be asked for in its place."""
+    for share, room in program.problem.rooms(budgets):
+        least = share.size + sum(min(c.size for c in program.problem.variables[i].choices) for i in share.members)
+        if least > room + _SLACK * abs(room):
+            raise _short(share, room, least, budgets["size"])
     tightest: dict[str, float] = {}
     for rest in (lambda k: {}, lambda k: {o: b for o, b in budgets.items() if o != k}):
         for kind, budget in budgets.items():
@@ -73,6 +77,16 @@ def _infeasible(program: _Program, budgets: Mapping[str, float]) -> Infeasible:
         where=f"budget {' and '.join(tightest or budgets)}", fix="Loosen it, or allow more formats.",
     )  # fmt: skip
     error.tightest = tightest
+    return error
+
+
+def _short(share: Share, room: float, least: float, budget: float) -> Infeasible:
+    """One set of operators cannot be as small as its part of the budget."""
+    error = Infeasible(
+        f"no plan keeps the budget: of {budget:.6g} bytes {room:.6g} are for {share.name!r}, {least:.6g} is the least",
+        where="budget size", fix="Loosen it, or allow more formats.",
+    )  # fmt: skip
+    error.tightest = {"size": budget + (least - room)}
     return error
 
 
@@ -109,6 +123,7 @@ class _Program:
             size = np.abs(row).max() or 1.0
             room = (budget - self._fixed(kind)) * (1 + _SLACK * np.sign(budget - self._fixed(kind)))
             rules.append(LinearConstraint(row[None] / size, -np.inf, room / size))
+        rules += [self._share(s, room) for s, room in self.problem.rooms(budgets)]
         with hushed():  # HiGHS prints some lines whatever it is asked
             found = milp(
                 cost / scale,
@@ -136,6 +151,16 @@ class _Program:
         for i, (a, b) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
             rows[i, a:b] = 1
         return rows
+
+    def _share(self, share: Share, room: float) -> LinearConstraint:
+        """The bytes of some variables, without those of links."""
+        from scipy.optimize import LinearConstraint
+
+        row = np.zeros(self.width)
+        for i in share.members:
+            row[self.starts[i] : self.starts[i + 1]] = [c.size for c in self.problem.variables[i].choices]
+        size = np.abs(row).max() or 1.0
+        return LinearConstraint(row[None] / size, -np.inf, (room - share.size + _SLACK * abs(room)) / size)
 
     def _links(self) -> Sequence[LinearConstraint]:
         """Of each link, with g(ives) and r(eads) of each reader; what is joined stands beside codes only.

@@ -12,7 +12,7 @@ from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.graph import file_size
 from graphpress.job.latency import compare_latency
-from graphpress.passes.allocate.divergence import divergence
+from graphpress.passes.allocate.aspects import Judge
 from graphpress.passes.allocate.edges import Probe, Values
 from graphpress.passes.allocate.evaluated import evaluated
 from graphpress.passes.allocate.formats import FLOAT
@@ -56,6 +56,7 @@ class Bench:
         ctx: Runtimes, metric.
         probe: The samples of the divergence.
         timed: Whether latency matters.
+        judge: What is lost, in the unit of the problem.
         known: Names that the user's model has: then sizes are those of the file, not of the tensors alone.
     """
 
@@ -64,6 +65,7 @@ class Bench:
     ctx: Context
     probe: Probe
     timed: bool
+    judge: Judge = field(default_factory=Judge)
     known: Collection[str] | None = None
     trials: dict[tuple[str, ...], Trial] = field(default_factory=dict)
 
@@ -127,7 +129,7 @@ class Bench:
         found = []
         for feeds, before in self._outputs:
             after = runner({n: feeds[n] for n in runner.input_names})
-            found.append(divergence(before, after, self.parts.compared))
+            found.append(self.judge.whole(before, after, self.parts.compared))
         return sum(found) / max(len(found), 1)
 
 
