@@ -10,8 +10,9 @@ import enum
 import functools
 import json
 import platform
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ class Target:
         package: What to install where the provider is missing.
         provider_options: Handed to the provider.
         threads_option: The provider's own option for the number of threads; "" where the session's counts.
+        phases: Shapes that models are run in, by name: the size of axes of the inputs by name (``observe.shaped``).
+        phase: In which shapes models are run: ``decode`` (one token at a time), ``prefill``, or shapes as text; ""
+            where in those of the calibration data.
+        shapes: Of that phase: latency is measured in them.
     """
 
     name: str
@@ -85,6 +90,9 @@ class Target:
     package: str = ""
     provider_options: Mapping[str, str] = field(default_factory=dict, hash=False)
     threads_option: str = ""
+    phases: Mapping[str, Mapping[str, int]] = field(default_factory=dict, hash=False)
+    phase: str = ""
+    shapes: Mapping[str, int] = field(default_factory=dict, hash=False)
     _by_op: dict[tuple[str, str], tuple[Capability, ...]] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
@@ -93,10 +101,20 @@ class Target:
     def load(cls, name: str | Path, isa: str | None = None) -> Target:
         """Read ``targets/NAME.json``, or a JSON file of your own, for this machine or for another ``isa``.
 
+        A phase of it may stand behind a colon, or shapes: ``ort-cpu:decode``, ``ort-cpu:batch=4,sequence=1``.
+
         Raises:
-            BadRequest: There is no such target or file, it does not know the machine, or something in it is wrong.
+            BadRequest: There is no such target, file or phase, it does not know the machine, or something in it is
+                wrong.
         """
-        return _load(str(name), isa or _isa())
+        plain, phase = _PHASE.fullmatch(str(name)).groups()  # type: ignore[union-attr]
+        found = _load(plain, isa or _isa())
+        return found if phase is None else replace(found, phase=phase, shapes=_shapes(found, phase))
+
+    @property
+    def title(self) -> str:
+        """The name, and the phase where there is one."""
+        return f"{self.name}:{self.phase}" if self.phase else self.name
 
     def find(self, op_type: str, mode: str) -> tuple[Capability, ...]:
         """The capabilities of an operator in one mode, best first."""
@@ -125,6 +143,26 @@ class Target:
         broken = [c.violations(node, schemes) for c in found]
         nearest_by = min(broken, key=len)  # that of transB says nothing where alpha is wrong for all
         return nearest_by[0] if nearest_by else None
+
+
+_PHASE = re.compile(r"(.*?)(?::([\w-]+|[^:/\\\\]*=[^:/\\\\]*))?", re.DOTALL)
+
+
+def _shapes(target: Target, phase: str) -> Mapping[str, int]:
+    """The sizes of axes in a phase that the target names, or that ``phase`` spells out."""
+    if phase in target.phases:
+        return target.phases[phase]
+    where = f"target {target.name!r}, phase {phase!r}"
+    if "=" not in phase:
+        fix = f"{nearest(phase, target.phases)} Or write batch=1,sequence=1."
+        raise BadRequest("there is no such phase", where=where, fix=fix)
+    found = {}
+    for part in phase.split(","):
+        key, _, size = (word.strip() for word in part.partition("="))
+        if not key or not size.isdecimal() or int(size) < 1:
+            raise BadRequest(f"{part!r} is no size of an axis", where=where, fix="Write batch=1,sequence=1.")
+        found[key] = int(size)
+    return found
 
 
 def _mode(schemes: Schemes) -> str:
@@ -191,6 +229,7 @@ def _parsed(text: str, name: str, where: str, isa: str) -> Target:
         package=data.get("package", ""),
         provider_options=data.get("provider_options", {}),
         threads_option=data.get("threads_option", ""),
+        phases=data.get("phases", {}),
     )
 
 
@@ -200,6 +239,7 @@ _KEYS: Mapping[str, tuple[type, bool]] = {
     "opsets": (list, True), "weight_only_accuracy_level": (int, True), "capabilities": (list, True),
     "exact_codes": (dict, False), "wide_moves": (list, False), "kernels": (list, False), "facts": (dict, False),
     "package": (str, False), "provider_options": (dict, False), "threads_option": (str, False),
+    "phases": (dict, False),
 }  # fmt: skip
 
 
@@ -232,6 +272,13 @@ def _check_values(data: Mapping[str, Any], where: str) -> None:
     for fact in facts:
         if fact not in set(Fact):
             raise BadRequest(f"{fact!r} is no known fact", where=where, fix=nearest(fact, [f.value for f in Fact]))
+    _check_phases(data.get("phases", {}), where)
     wrong = [c for c in data["capabilities"] if not isinstance(c, dict)]
     if wrong:
         raise BadRequest(f"a capability is {wrong[0]!r}, not a JSON object", where=where)
+
+
+def _check_phases(phases: Mapping[str, Any], where: str) -> None:
+    for phase, shapes in phases.items():
+        if not isinstance(shapes, dict) or not all(isinstance(n, int) and n > 0 for n in shapes.values()):
+            raise BadRequest(f"phase {phase!r} is {shapes!r}, not sizes of axes by name", where=where)

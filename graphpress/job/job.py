@@ -28,6 +28,7 @@ from graphpress.observe import looks
 from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.memo import Recall
+from graphpress.observe.shaped import shaped
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe
 from graphpress.report import diagnosis
@@ -236,7 +237,7 @@ class Job:
     def report(self, compiled: Compiled, source: str) -> Report:
         report = compiled.report
         report.measured_by = getattr(self.evaluate, "title", "") or getattr(self.evaluate, "name", "")
-        report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.name, self.seed
+        report.model, report.recipe, report.target, report.seed = source, self.recipe.name, self.target.title, self.seed
         if self.odd:
             LOG.warning("data: %s", self.odd)
         report.idle += [*([Skip("data", self.odd)] if self.odd else []), *idle(self.recipe, report.passes)]
@@ -278,7 +279,7 @@ class Job:
         report.histograms = diagnosis.worst_histograms(report.sites, seen)
 
     def prove(self, compiled: Compiled, report: Report) -> None:
-        feeds = next(iter(self.held_out.batches(1))) if self.held_out else None
+        feeds = shaped(self.model, next(iter(self.held_out.batches(1))), self.target) if self.held_out else None
         try:
             found = self.engine.audit(compiled.lowered, self.target, feeds)
         except BadRequest as e:

@@ -74,7 +74,10 @@ def before_after(report: Report) -> Table:
             rows.append((label, *map(size, held), f"{held[1] / held[0]:.2f}x"))
     if report.latency:
         a, b = report.latency["before"], report.latency["after"]
-        rows.append(("latency, one sample", f"{a:.3f} ms", f"{b:.3f} ms", f"{report.latency['ratio']:.2f}x"))
+        phase = report.target.partition(":")[2]
+        rows.append(
+            (f"latency, {phase or 'one sample'}", f"{a:.3f} ms", f"{b:.3f} ms", f"{report.latency['ratio']:.2f}x")
+        )
     if report.metric:
         a, b = report.metric["before"], report.metric["after"]
         errors = (report.metric.get("before_error"), report.metric.get("after_error"))

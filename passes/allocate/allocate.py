@@ -180,7 +180,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
             values = probe.one([v for p in parts.parts.values() for v in (*p.inputs, *p.outputs)])
             static = dict.fromkeys(space.light, (space.static or "",))
             times = LatencyMeter(parts, ctx, self._store("latency"), values).run({**_possible(space, found), **static})
-            feeds = next(probe.data.batches(1))
+            feeds = probe.sample()
             latency = alternate({"float": (ctx.need("deploy", "allocate")(space.model), feeds)}, 0.5)["float"]
         return tables.build(parts, tables.Tables(found, tables.sizes(parts), times, latency))
 

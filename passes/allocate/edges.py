@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.observe.inner import InnerValues
+from graphpress.observe.shaped import shaped
 
 BUDGET = 512 << 20  # bytes of values kept at a time
 _MOST = 32  # samples in a run
@@ -55,9 +56,13 @@ class Probe:
             yield values(feeds) | feeds
 
     def one(self, names: Sequence[str]) -> Values:
-        """The named values on the smallest batch: what latency is measured with."""
-        feeds = next(self.data.batches(1))
+        """The named values on ``sample``."""
+        feeds = self.sample()
         return self._values(names)(feeds) | feeds
+
+    def sample(self) -> Values:
+        """What latency is measured with: the smallest batch, in the shapes of the target's phase where it has one."""
+        return dict(shaped(self.model, next(self.data.batches(1)), self.ctx.target))
 
     def _values(self, names: Sequence[str]) -> InnerValues:
         return InnerValues.of(self.model, names, self.run, floats=False)

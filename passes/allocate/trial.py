@@ -106,7 +106,7 @@ class Bench:
         runner = self.parts.runner(model)
         latency = predicted.latency
         if self.timed:
-            feeds = next(self.probe.data.batches(1))
+            feeds = self.probe.sample()
             latency = self.problem.latency * compare_latency(self.float_runner, runner, feeds, SECONDS)["ratio"]
         measured = Totals(self._divergence(runner), float(bytes_of(model, self.known, self.ctx)), latency)
         lost = None

@@ -40,7 +40,9 @@ Plan = Annotated[
     typer.Argument(help="A plan's JSON, a report.json or its folder, or a quantized ONNX file.", show_default=False),
 ]
 Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
-Target = Annotated[str, typer.Option("--target", help="Where the result will run.")]
+Target = Annotated[
+    str, typer.Option("--target", help="Where the result will run; a phase or shapes behind it: ort-cpu:decode.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Data = Annotated[
     Path | None,
