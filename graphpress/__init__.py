@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from graphpress.job.models import lower as lower
     from graphpress.job.models import save as save
     from graphpress.job.models import trace as trace
+    from graphpress.job.step_ranges import RangedModel as RangedModel
+    from graphpress.job.step_ranges import RangedPlan as RangedPlan
+    from graphpress.job.step_ranges import compile_ranges as compile_ranges
     from graphpress.job.training import from_torch as from_torch
     from graphpress.job.training import parameter_groups as parameter_groups
     from graphpress.job.training import to_torch as to_torch
@@ -47,6 +50,7 @@ _HOME = {
     "job.compile": ("compile",),
     "job.job": ("Compiled", "Job"),
     "job.models": ("audit", "load", "lower", "save", "trace"),
+    "job.step_ranges": ("RangedModel", "RangedPlan", "compile_ranges"),
     "job.training": ("from_torch", "parameter_groups", "to_torch"),
     "observe.data": ("CalibrationData",),
     "observe.sources.audio": ("Audio",),

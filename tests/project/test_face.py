@@ -12,8 +12,9 @@ import pytest
 import graphpress
 
 VERBS = {"audit", "calibration_data", "compile", "diff", "from_torch", "inspect", "load", "lower", "save", "to_torch"}
-VERBS |= {"parameter_groups", "trace", "view"}
+VERBS |= {"compile_ranges", "parameter_groups", "trace", "view"}
 VALUES = {"CalibrationData", "Context", "Granularity", "Plan", "Recipe", "Report", "Scheme", "Site", "Target"}
+VALUES |= {"RangedModel", "RangedPlan"}
 SOURCES = {"Audio", "Images", "Text"}
 ERRORS = {"GateError", "GraphpressError"}
 PUBLIC = VERBS | VALUES | SOURCES | ERRORS | {"Compiled", "Job", "Pass", "PassReport", "Pipeline"}

@@ -23,6 +23,7 @@ _FACE = (
     "models",
     "own_noise",
     "remedy",
+    "step_ranges",
     "student",
     "training",
 )
