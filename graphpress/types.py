@@ -115,7 +115,7 @@ def per_group(axis: int, group_size: int) -> Granularity:
 Integer: TypeAlias = Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
 SmallFloat: TypeAlias = Literal["float8e4m3fn", "float8e5m2"]
 ActivationType: TypeAlias = Literal[Integer, SmallFloat]
-WeightType: TypeAlias = Literal[Integer, "int3", SmallFloat]
+WeightType: TypeAlias = Literal[Integer, "int3", "ternary", "binary", SmallFloat]
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ class Storage:
     Attributes:
         name: As schemes have it.
         bits, low, high: Of the codes; of floats the largest numbers.
-        opset: The first opset whose Q/DQ has it.
-        onnx: The ONNX type that a runtime sees and a file holds; its range may be wider.
+        opset, onnx: The first opset whose Q/DQ has it; the ONNX type, whose range may be wider.
         floating: Whether codes are floats: numbers in scales, not evenly spaced.
+        dense: Where a file packs codes (``ops.dense_codes``): how many a byte of each plane holds.
     """
 
     name: str
@@ -137,6 +137,7 @@ class Storage:
     opset: int
     onnx: str
     floating: bool = False
+    dense: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, name: str) -> Storage:
@@ -156,13 +157,17 @@ class Storage:
 
     @property
     def stored_bits(self) -> int:
-        """Of one code in a file."""
+        """Of one code in a tensor of the ONNX type."""
         return STORAGE[self.onnx].bits
 
+    def file_bits(self, count: int) -> int:
+        """What a file takes for so many codes, in whole bytes."""
+        return sum(8 * -(-count // n) for n in self.dense) if self.dense else 8 * -(-count * self.stored_bits // 8)
 
-def _storage(name: str, bits: int, opset: int, onnx: str = "") -> Storage:
+
+def _storage(name: str, bits: int, opset: int) -> Storage:
     low = 0 if name.startswith("u") else -(1 << (bits - 1))
-    return Storage(name, bits, low, low + (1 << bits) - 1, opset, onnx or name)
+    return Storage(name, bits, low, low + (1 << bits) - 1, opset, name)
 
 
 STORAGE = {
@@ -173,10 +178,12 @@ STORAGE = {
         _storage("int16", 16, 21),
         _storage("uint16", 16, 21),
         _storage("int4", 4, 21),
-        _storage("int3", 3, 21, "int4"),
+        Storage("int3", 3, -4, 3, 21, "int4", dense=(4, 8)),
         _storage("uint4", 4, 21),
         _storage("int2", 2, 25),
         _storage("uint2", 2, 25),
+        Storage("ternary", 2, -1, 1, 21, "int4", dense=(5,)),
+        Storage("binary", 1, -1, 1, 21, "int4", dense=(8,)),
         Storage("float8e4m3fn", 8, -448, 448, 19, "float8e4m3fn", floating=True),
         Storage("float8e5m2", 8, -57344, 57344, 19, "float8e5m2", floating=True),
     )
@@ -190,9 +197,9 @@ class Scheme:
     """How one tensor is stored: integer type, granularity, and how its scale is found.
 
     Attributes:
-        dtype: Storage type: int8, uint8, int16, uint16, int4, uint4, int2, uint2; int3 for weights, which ONNX does not
-            have: half the codes of an int4 tensor. Activations at run time by token: int8 or int4, in int8 tensors.
-            float8e4m3fn, float8e5m2: 8-bit floats in scales, symmetric.
+        dtype: Storage type: int8, uint8, int16, uint16, int4, uint4, int2, uint2; for weights some codes of an int4
+            tensor: int3 (-4 to 3), ternary (-1, 0, 1), binary (-1, 1). Activations at run time by token: int8 or int4,
+            in int8 tensors. float8e4m3fn, float8e5m2: 8-bit floats in scales, symmetric.
         granularity: How many scales; axes are of the stored tensor.
         symmetric: zero_point fixed at the middle of the range (0 for signed types).
         dynamic: The scale is computed at run time (activations only).

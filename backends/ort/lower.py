@@ -15,7 +15,7 @@ from graphpress.backends.ort.session import Session, execute
 from graphpress.errors import Unsupported
 from graphpress.graph import edit, half, half_storage, widening
 from graphpress.keys import STAGE, TARGET
-from graphpress.ops import packing
+from graphpress.ops import dense_packing, packing
 from graphpress.target import Target
 from graphpress.types import Stage
 
@@ -37,13 +37,14 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
     edit.index(result)
     if half.found(result):
         widening.widen(result)
-    patterns = packing.unpack(result)
+    patterns, narrow = packing.unpack(result), dense_packing.unpack(result)
     shared = emit.Shared()
     for node in list(edit.nodes(result)):
         if node.graph is not None:
             any(rule(node, target, shared) for rule in rules())
     masks.expand(result)
     packing.pack_all(result, patterns)
+    dense_packing.pack_all(result, narrow)
     half_storage.store(result)
     used = {n.op_identifier() for n in edit.nodes(result)}
     for identifier in result.functions.keys() - used:

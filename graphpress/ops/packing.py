@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graphpress.graph import edit, pattern
 from graphpress.keys import SPARSITY
-from graphpress.ops import sparse_codes, sparse_matmul, sparse_weight
+from graphpress.ops import dense_packing, sparse_codes, sparse_matmul, sparse_weight
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.ops.sparse_codes import GROUP, Packed
 
@@ -79,11 +79,12 @@ def unpack(model: ir.Model) -> set[int]:
 
 
 def unpacked(model: ir.Model) -> ir.Model:
-    """The model itself where nothing is packed, else a copy with dense weights."""
-    if next(packed_nodes(model), None) is None:
+    """The model itself where nothing is packed, else a copy with dense weights, and with codes in tensors of theirs."""
+    if next(packed_nodes(model), None) is None and next(dense_packing.packed_nodes(model), None) is None:
         return model
     copy = model.clone()
     unpack(copy)
+    dense_packing.unpack(copy)
     return copy
 
 

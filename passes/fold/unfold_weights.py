@@ -12,8 +12,10 @@ from graphpress.contracts import Pass, PassReport
 from graphpress.graph import edit, quantized
 from graphpress.graph.grid import QUANTIZE, Grid, grid_of, is_dequantize
 from graphpress.graph.movement import rearranges
-from graphpress.keys import SCOPE, STORED, note_scaled
-from graphpress.types import Numerics, Stage
+from graphpress.keys import QUANTIZER, SCOPE, STORED, note_scaled
+from graphpress.ops import dense_packing
+from graphpress.passes.quantizers.named import named
+from graphpress.types import AFFINE, Numerics, Stage
 
 _BIAS = ir.DataType.INT32
 _CENTRE = 128  # the zero point of int8 codes that are stored as uint8
@@ -40,6 +42,7 @@ class UnfoldWeights(Pass):
 def unfold(model: ir.Model, report: PassReport) -> None:
     """What the pass does; what stays as codes is skipped with the reason."""
     edit.index(model)
+    dense_packing.unpack(model)
     for scope in list(edit.graphs(model)):
         for codes in list(scope.initializers.values()) if isinstance(scope, ir.Graph) else ():
             decoders = _decoders(codes)
@@ -91,7 +94,7 @@ def _weight(scope: ir.Graph, codes: ir.Value, decoders: list[ir.Node]) -> str | 
     """None when done, else why not."""
     grids = [grid_of(node) if is_dequantize(node) else None for node in decoders]
     first = grids[0]
-    if first is None or any(grid != first for grid in grids):
+    if first is None or any(grid != first for grid in grids) or not _by_q(decoders[0]):
         return "its codes are of no even steps, or several grids read them"
     moved = any(node.inputs[0] is not codes for node in decoders)
     if moved and first.axis is not None:
@@ -108,6 +111,11 @@ def _weight(scope: ir.Graph, codes: ir.Value, decoders: list[ir.Node]) -> str | 
         user.replace_input_with(slot, encode.outputs[0])
     edit.remove_unused([codes])
     return None
+
+
+def _by_q(decoder: ir.Node) -> bool:
+    """Whether QuantizeLinear gives the codes that a node decodes."""
+    return named(decoder.metadata_props.get(QUANTIZER, AFFINE)).encode.op is None
 
 
 def _encode(scope: ir.Graph, source: ir.Value, decoders: list[ir.Node], grid: Grid, *, centred: bool) -> ir.Node:

@@ -19,6 +19,7 @@ Mode: TypeAlias = Literal["static", "dynamic", "weight"]
 Kernels: TypeAlias = Literal["required", "preferred"]
 
 FLOAT8 = "float8"  # the quantizer of weights of 8-bit floats
+SIGNS = ("binary", "ternary")  # types of codes, and the quantizers of these
 _FLOAT_OBSERVERS = ("minmax", "moving_average", "percentile")
 TOKEN_TYPES = ("int8", "int4")  # of activations that are quantized by token
 
@@ -35,7 +36,8 @@ class QuantizeOptions(Ignores):
     Attributes:
         mode: ``static`` (activation ranges from calibration data), ``dynamic`` (found at run time) or ``weight``
             (activations stay float).
-        weight: Storage type of weights. int3 is stored as int4. float8e4m3fn and float8e5m2 are floats of 8 bits.
+        weight: Storage type of weights. int3, ternary (-1, 0, 1) and binary (-1, 1) stand in int4 tensors for kernels,
+            and take 3, 1.6 and 1 bits in a file (``pack-codes``). float8e4m3fn and float8e5m2 are floats of 8 bits.
         weight_granularity: How many scales a weight has.
         group_size: Elements that share a scale where weight_granularity is per_group; a power of two from 16 to 256.
         weight_symmetric: Weights without a zero point.
@@ -146,7 +148,7 @@ class QuantizeOptions(Ignores):
 
     def weight_scheme(self, granularity: Granularity) -> Scheme:
         """How a weight is stored."""
-        quantizer = FLOAT8 if self.quantizer == AFFINE and Storage.of(self.weight).floating else self.quantizer
+        quantizer = of_type(self.weight) if self.quantizer == AFFINE else self.quantizer
         return Scheme(
             self.weight, granularity, self.weight_symmetric, observer=self.weight_observer, quantizer=quantizer
         )
@@ -163,6 +165,13 @@ class QuantizeOptions(Ignores):
         if self.activation_granularity == "per_token" and not recurrent:
             return Scheme(self.activation or "int8", PER_TOKEN, dynamic=True)
         return Scheme("uint8", PER_TENSOR, symmetric=False, dynamic=True)
+
+
+def of_type(dtype: str) -> str:
+    """The quantizer of weights of a type that belongs to one: of 8-bit floats, of signs; else affine."""
+    if dtype in SIGNS:
+        return dtype
+    return FLOAT8 if Storage.of(dtype).floating else AFFINE
 
 
 def _wrong(option: str, what: str, fix: str = "") -> BadRequest:

@@ -36,6 +36,8 @@ class Affine(Quantizer):
     observers: ClassVar[tuple[str, ...]] = ("minmax", "mse", "hqq")
 
     def refusal(self, scheme: Scheme) -> str | None:
+        if scheme.dtype in ("binary", "ternary"):
+            return f"{scheme.dtype} codes are signs: quantizer {scheme.dtype}"
         return f"{scheme.dtype} is not evenly spaced: quantizer float8" if scheme.floating else None
 
     def fit_rows(self, rows: Array, scheme: Scheme, costs: Array | None, tables: Mapping[str, Array]) -> QParams:

@@ -39,7 +39,8 @@ class Codebook(Quantizer):
         """
 
     def refusal(self, scheme: Scheme) -> str | None:
-        if Storage.of(scheme.dtype).stored_bits not in (4, 8) or scheme.floating:
+        kind = Storage.of(scheme.dtype)
+        if kind.stored_bits not in (4, 8) or kind.floating or kind.bits < 3:
             return f"codes are stored in 4 or 8 bits, not as {scheme.dtype}"
         return None if scheme.symmetric else "it has no zero point"
 

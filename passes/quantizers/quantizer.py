@@ -248,9 +248,9 @@ class Quantizer(ABC):
     def bits(self, shape: tuple[int, ...], scheme: Scheme, scale_bits: int = 32) -> int:
         """Bits that a tensor of this shape takes in a file, parameters included (quantization.md, C3)."""
         count = math.prod(parameters_shape(shape, scheme))
-        size = Storage.of(scheme.dtype).stored_bits
-        zero = size if "zero_point" in self.decode.operands else 0
-        stored = _whole_bytes(math.prod(shape) * size) + _whole_bytes(count * zero)
+        held = Storage.of(scheme.dtype)
+        zero = held.stored_bits if "zero_point" in self.decode.operands else 0
+        stored = held.file_bits(math.prod(shape)) + _whole_bytes(count * zero)
         return stored + count * (scale_bits + self.beside_bits(scale_bits)) + self.table_bits(scheme)
 
     def beside_bits(self, scale_bits: int) -> int:

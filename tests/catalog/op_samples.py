@@ -10,12 +10,14 @@ import onnx_ir as ir
 
 from graphpress import catalog
 from graphpress.graph import edit
-from graphpress.ops import sparse_codes
+from graphpress.ops import dense_codes, sparse_codes, unpack_codes
 from graphpress.ops.base import DOMAIN, attach
 from tests import kit
 from tests.core.ops import test_ops, test_ops_hadamard
 from tests.passes import acm_models
 from tests.passes.quantizing import normal
+
+_OF_CONSTANTS = ("SparseWeight", "UnpackCodes")  # operators that read nothing else
 
 
 def _one(name: str, text: str, constants: dict[str, np.ndarray], attributes: dict[str, object]) -> ir.Model:
@@ -23,7 +25,7 @@ def _one(name: str, text: str, constants: dict[str, np.ndarray], attributes: dic
     model = kit.parse(text)
     old = edit.find(model, "old")
     held = [edit.add_const(model.graph, a, n) for n, a in constants.items()]
-    kept = [v for v in old.inputs if v is not None and name != "SparseWeight"]
+    kept = [v for v in old.inputs if v is not None and name not in _OF_CONSTANTS]
     made = edit.new_node(name, [*kept, *held], attributes, before=old, domain=DOMAIN, name="new")
     edit.like(made.outputs[0], old.outputs[0])
     edit.replace(old.outputs[0], made.outputs[0])
@@ -121,6 +123,20 @@ def _blocks_encode() -> ir.Model:
     return _one("BlockLookupQuantize", text, _blocks(np.sort(normal(255, seed=1)) * 3), attributes)
 
 
+def _sign() -> ir.Model:
+    text = "g (float[4, 6] x) => (int8[4, 6] y) { [old] y = Cast<to = 3>(x) }"
+    constants = {"s": np.abs(normal(4, 2)) + np.float32(0.1)}
+    return _one("SignQuantize", text, constants, {"share": 0.5, "dtype": 3, "axis": 1, "block_size": 3})
+
+
+def _unpack() -> ir.Model:
+    dense = dense_codes.pack(np.arange(-4, 4).repeat(5).reshape(4, 10))
+    assert dense is not None
+    text = "g (float[4, 10] x) => (int8[4, 10] y) { [old] y = Cast<to = 3>(x) }"
+    constants = {"low": dense.low, "high": dense.high}
+    return _one("UnpackCodes", text, constants, unpack_codes.attributes(dense, ir.DataType.INT8))
+
+
 def _hadamard() -> ir.Model:
     left, right = test_ops_hadamard.factor(4, True), test_ops_hadamard.factor(3, False)
     return test_ops_hadamard.model(left, right, "2, 12", "float")
@@ -135,12 +151,14 @@ MODELS: dict[str, Callable[[], ir.Model]] = {
     "Hadamard": _hadamard,
     "LookupDequantize": _decode,
     "LookupQuantize": _encode,
+    "SignQuantize": _sign,
     "SparseMatMul": _product,
     "SparseWeight": _weight,
     "SumLookupDequantize": _terms_decode,
     "SumLookupQuantize": _terms_encode,
     "TwinLookupDequantize": _twin_decode,
     "TwinLookupQuantize": _twin_encode,
+    "UnpackCodes": _unpack,
 }
 # Operators whose kernel has the gradient of the body; the others round or choose, and what stands in for their gradient
 # is held by tests of their own (tests/core/ops, tests/passes/acm).

@@ -206,7 +206,8 @@ def _site(model: ir.Model, decode: ir.Node, reader: ir.Node, slot: int) -> Quant
 
 def _layer(layer: Linear, found: Pair) -> QuantizedLayer | str:
     kind = storage(found.encode)
-    if kind is None or not all(map(edit.is_constant, found.encode.inputs[1:])) or len(found.encode.inputs) < 3:
+    bare = is_quantize(found.encode) and len(found.encode.inputs) < 3
+    if kind is None or bare or not all(map(edit.is_constant, found.encode.inputs[1:])):
         return "its scale or zero point is not constant, or its type is no integer"
     if not found.same:
         return "Q and DQ have different scales"

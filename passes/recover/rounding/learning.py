@@ -181,6 +181,8 @@ def _refusal(q: QuantizedLayer, model: ir.Model) -> str:
     if q.scheme.ir_dtype.is_floating_point():
         return f"its codes are {q.scheme.dtype}, not counted from one number to the next"
     codes = np.arange(q.scheme.qmin, q.scheme.qmax + 1)
+    if len(codes) > len(every := q.quantizer.every_code(q.scheme)) and (np.diff(every) > 1).any():
+        return f"of its codes, {', '.join(map(str, every))}, some between are none"
     shape = (*q.params().scale.shape, len(codes))
     params = q.params()
     spread = params.mapped(lambda array: array[..., None])

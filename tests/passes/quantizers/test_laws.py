@@ -18,6 +18,7 @@ from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
 from graphpress.passes.fold.fold_weights import FoldWeights
+from graphpress.passes.fold.pack_codes import PackCodes
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.passes.quantizers.named import named
 from graphpress.passes.quantizers.quantizer import QParams, Quantizer
@@ -25,7 +26,7 @@ from graphpress.types import PER_TENSOR, Plan, Role, Scheme, Site, per_channel, 
 from tests import kit
 
 GRAINS = [PER_TENSOR, per_channel(0), per_channel(1), per_group(0, 8), per_group(1, 16)]
-TYPES = ["int8", "uint8", "int4", "uint4", "int3", "int2", "uint2", "float8e4m3fn", "float8e5m2"]
+TYPES = ["int8", "uint8", "int4", "uint4", "int3", "int2", "uint2", "ternary", "binary", "float8e4m3fn", "float8e5m2"]
 
 
 def cases() -> list[tuple[str, Scheme]]:
@@ -142,6 +143,7 @@ def written(w: np.ndarray, scheme: Scheme, *, fold: bool) -> ir.Model:
     ApplyPlan(Plan({Site("m", 1, Role.WEIGHT): scheme})).run(model, Context(), PassReport())
     if fold:
         FoldWeights().run(model, Context(), PassReport())
+        PackCodes().run(model, Context(), PassReport())
     return model
 
 
@@ -168,14 +170,15 @@ SIZED = [
 
 @pytest.mark.parametrize(("name", "scheme"), SIZED, ids=case)
 def test_a_file_takes_as_many_bytes_as_it_says(name: str, scheme: Scheme, tmp_path: Path) -> None:
-    w = np.random.default_rng(5).standard_normal((1024, 1024)).astype(np.float32)
+    wide = {"int3": 1280, "ternary": 1536, "binary": 2048}  # so that names and nodes are less than a hundredth
+    w = np.random.default_rng(5).standard_normal((1024, wide.get(scheme.dtype, 1024))).astype(np.float32)
     model = written(w, scheme, fold=True)
     gp.save(model, tmp_path / "m.onnx")
     bits = named(name).bits(w.shape, scheme)
     assert (tmp_path / "m.onnx").stat().st_size == pytest.approx(bits / 8, rel=0.01)
 
 
-ONE_TYPE = ("fdb", "mxfp4", "mxfp8", "nvfp4")  # formats that are stored in one width
+ONE_TYPE = ("binary", "ternary", "fdb", "mxfp4", "mxfp8", "nvfp4")  # formats that are stored in one width
 
 
 @EACH
