@@ -32,8 +32,8 @@ PASSES = catalog.passes()
 # Options that keep the smallest models cheap: laws do not depend on how long a search is.
 SHORT = {
     "recover": {"steps": 2}, "train-acm": {"learner_steps": 1, "gate_steps": 1, "steps": 1},
-    "zeroq": {"iterations": 2, "samples": 2},
-    "genie-d": {"iterations": 2, "samples": 2}, "permute": {"escapes": 1}, "allocate": {"samples": 4, "measure": 1},
+    **{name: {"iterations": 2, "samples": 2} for name in ("zeroq", "genie-d", "dfq-boxes")},
+    "permute": {"escapes": 1}, "allocate": {"samples": 4, "measure": 1},
     "apply-plan": {"plan": {"sites": {"node[1] weight": {"dtype": "int8", "granularity": "per_tensor"}}}},
 }  # fmt: skip
 MOST = {Numerics.EXACT: 1e-5, Numerics.CLOSE: 1e-3}  # of the largest output, at least of 1

@@ -30,7 +30,9 @@ FILES = sorted(Path(__file__).parent.glob("*/pairs/*.txt"))
 # Passes that have no such pair, and why.
 WITHOUT = {
     "infer-shapes": "writes shapes and types down; the nodes stay",
-    **dict.fromkeys(("zeroq", "genie-d", "generate-tokens", "choose-samples"), "makes data; the graph stays"),
+    **dict.fromkeys(
+        ("zeroq", "genie-d", "dfq-boxes", "generate-tokens", "choose-samples"), "makes data; the graph stays"
+    ),
     **dict.fromkeys(("gptq", "awq"), "chooses other numbers for the same graph"),
     "svd-branch": "stands where it pays, which numbers this few do not show: test_svd_branch.py",
     "learn-format": "trains the numbers of the same graph",

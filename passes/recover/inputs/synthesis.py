@@ -98,7 +98,7 @@ class Synthesis(Pass):
         data = CalibrationData.from_arrays(made.arrays).bind(model)
         report.handed["data"] = data
         wanted = self.iterations * -(-len(data) // self._size(model))
-        report.metrics = {
+        report.metrics |= {
             "samples": len(data), "values with statistics": len(known), "iterations": made.steps,
             "loss of noise": made.first, "loss": made.last,
         }  # fmt: skip

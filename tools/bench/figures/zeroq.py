@@ -9,14 +9,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graphpress.recipe import Recipe
+from graphpress.backends import ort
+from graphpress.pipeline import Pipeline
+from graphpress.recipe import Recipe, make_pass
 from graphpress.runner import Progress, quiet
+from graphpress.target import Target
 from graphpress.tools.bench.figures.base import Figure
 from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import tasks
 
 _ALLOWED, _SECONDS = 0.3, 30.0
 _STEPS = 200
+_PICTURES, _LOOKS = 8, 100
 
 
 def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
@@ -29,11 +33,39 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
         )  # fmt: skip
         note = "torch on one thread, so that a neighbour on the machine costs nothing"
         yield Figure(f"the same, all in all, {what}", "under 30 s", f"{seconds:.1f} s", seconds < _SECONDS, note)
+    yield from detectors(zoo, progress)
     right, loss = painted(zoo, _STEPS, progress)
     yield Figure(
         "ResNet-20 W8A8 on images that genie-d painted, `_bn` export", "", f"{right:.2f} %", None,
         f"{_STEPS} steps of the paper's 4,000; distance from the statistics {loss:.2f}",
     )  # fmt: skip
+
+
+def detectors(zoo: Path, progress: Progress = quiet) -> Iterator[Figure]:
+    """UltraFace on photographs, on inputs of ZeroQ, on pictures of ``dfq-boxes``: as many, after as many steps."""
+    import graphpress as gp
+    from graphpress.job.job import context
+
+    task = tasks(zoo, "version-slim-320")[0]
+    model = gp.load(task.file(zoo))
+    found: dict[str, list[str]] = {}
+    for name in ("photographs", "zeroq", "dfq-boxes"):
+        data = task.data()
+        if name != "photographs":
+            step = make_pass(name, {"samples": _PICTURES, "iterations": _LOOKS, "range": [-1, 1]})
+            steps, where = [*Recipe.load("clean").passes, step], context(Target.load("ort-cpu"), progress=progress)
+            data = Pipeline(steps).run(model, where)[1][-1].handed["data"]
+        for bits in ("w8a8", "4-bit activations"):
+            passes = Recipe.load("w8a8").to_json()["passes"]
+            coarse = {"activation": "uint4", "kernels": "preferred"} if bits != "w8a8" else {}
+            passes = [{"quantize": p["quantize"] | coarse} if "quantize" in p else p for p in passes]
+            recipe = Recipe.load({"name": bits, "passes": passes})
+            made, _ = gp.compile(model, recipe, data, gate=False, prove=False, progress=progress)
+            scores = task.scores(ort.execute(made), ort.execute(model))
+            found.setdefault(bits, []).append(f"{name} {scores['box AP50 vs float %']:.2f}")
+    for bits, said in found.items():
+        note = f"{_PICTURES} pictures each, {_LOOKS} steps; the float model's boxes are the truth"
+        yield Figure(f"UltraFace slim, {bits}, calibrated on", "", "; ".join(said) + " % AP50", None, note)
 
 
 def painted(zoo: Path, steps: int, progress: Progress = quiet) -> tuple[float, float]:
@@ -101,7 +133,5 @@ def _task(zoo: Path) -> Task:
 
 
 def _score(task: Task, model: ir.Model) -> float:
-    from graphpress.backends import ort
-
     runner = ort.execute(model)
     return next(iter(task.scores(runner, runner).values()))
