@@ -17,7 +17,6 @@ from graphpress.errors import BadRequest, GraphpressError, nearest
 from graphpress.observe import checkpoint, statefile
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.recover.engine import blockwise, end_to_end, parameters
-from graphpress.passes.recover.engine.parameters import Trainable
 from graphpress.passes.recover.engine.recovery import Recovery
 from graphpress.passes.recover.engine.samples import Samples, split, tensors
 from graphpress.passes.recover.engine.schedule import Settings
@@ -158,7 +157,10 @@ class Recover(Pass):
         if self._nothing_lost(model, ctx):
             report.skip("the model", "it is the one that it would be trained towards: no pass has changed it")
             return
-        recovery = self._recovery(model, ctx, report)
+        names = self._names(model, report)
+        if not names:
+            return
+        recovery = self._recovery(model, names, ctx, report)
         values = [v for v in model.graph.initializers.values() if v.const_value is not None]
         old = [(v.const_value, dict(v.metadata_props)) for v in values]
         whole = self.mode == "end_to_end"
@@ -184,9 +186,8 @@ class Recover(Pass):
         )
         return all(loss.teacher for _, loss in self._loss().terms.values()) and mine == its
 
-    def _recovery(self, model: ir.Model, ctx: Context, report: PassReport) -> Recovery:
+    def _recovery(self, model: ir.Model, names: list[str], ctx: Context, report: PassReport) -> Recovery:
         method, found = self._method(), parameters.trainable_of(model)
-        names = self._names(model, method, found, report)
         data = self._data(ctx).bind(model).take(self.samples, ctx.seed)
         teacher = self._teacher(model, ctx)
         rest, held = split(data, self.held_back, ctx.seed)
@@ -219,12 +220,13 @@ class Recover(Pass):
             ctx.need("run", "recover")
         return Selection(chosen, self.ema)
 
-    def _names(self, model: ir.Model, method: Method, found: Trainable, report: PassReport) -> list[str]:
-        """What to train; a Skip for each weight that cannot be.
+    def _names(self, model: ir.Model, report: PassReport) -> list[str]:
+        """What to train; a Skip for each weight that cannot be. Nothing only for a method that may be left out.
 
         Raises:
             BadRequest: There is nothing, or all weights are integers.
         """
+        method, found = self._method(), parameters.trainable_of(model)
         weights = found.weights if self.train in ("weights", "all") else []
         names = [*weights, *(found.scales if self.train in ("scales", "all") else [])]
         if self.train != "scales":
@@ -233,7 +235,7 @@ class Recover(Pass):
         integers = bool(found.refused) and not found.matrices and self.train != "scales"
         if not integers:
             names = method.trains(model, names, report)
-        if not names or integers:
+        if (not names and method.needed) or integers:
             why = next(iter(found.refused.values()), "the graph has no float parameters of that kind")
             raise BadRequest(f"nothing to train: {why}", where="recover: option 'train'")
         return names

@@ -21,7 +21,7 @@ from graphpress.passes.structure.channels.ends import ends
 from graphpress.passes.structure.channels.follow import Carried, by_node
 from graphpress.passes.structure.channels.lanes import along
 from graphpress.passes.structure.channels.ledger import Ledger, turn
-from graphpress.passes.structure.channels.moves import READER, WRITER, Holder, Move
+from graphpress.passes.structure.channels.moves import READER, Holder, Move
 from graphpress.passes.structure.layers.heads import before_copies, find_heads
 from graphpress.passes.structure.layers.linear import Linear, layers
 from graphpress.passes.structure.layers.norms import Norm, find_norms
@@ -115,10 +115,7 @@ class _Rotation:
 
     def stream(self, stream: ResidualStream) -> None:
         stream = self.turned_back(stream)
-        obstacles = [f"{b.where}: {b.why}" for b in stream.carried.blocks]
-        obstacles += [why for n in stream.norms if (why := _kept(n))]
-        obstacles = obstacles or ([] if stream.writers else ["no weight writes it"])
-        if obstacles:
+        if obstacles := stream.obstacles():
             more = f", and {len(obstacles) - _SHOWN} more" if len(obstacles) > _SHOWN else ""
             self.report.skip(stream.seed, f"residual stream: {'; '.join(obstacles[:_SHOWN])}{more}")
             return
@@ -132,7 +129,7 @@ class _Rotation:
     def turned_back(self, stream: ResidualStream) -> ResidualStream:
         """The stream with a product at each place where it leaves, if nothing else is in the way; else as it is."""
         graph, found = stream.seed.graph, ends(stream.carried)
-        if not found or any(map(_kept, stream.norms)) or self.unknown(stream.width):
+        if not found or any(n.fixed() for n in stream.norms) or self.unknown(stream.width):
             return stream
         made = [insert(e, "MatMul", np.eye(stream.width), "turned_back") for e in found]
         again = next(s for s in find_streams(graph) if s.seed is stream.seed) if isinstance(graph, ir.Graph) else stream
@@ -161,7 +158,7 @@ class _Rotation:
             carried = heads.values(found)
             if carried.members.keys() <= self.turned:
                 continue  # of another attention that shares its values
-            why = _fixed(carried, self.turned)
+            why = heads.fixed(carried, self.turned)
             basis = why or self.choice.basis(heads.value_size, self.rng)
             if isinstance(basis, str):
                 self.report.skip(heads.node, f"values: {basis}")
@@ -212,27 +209,6 @@ class _Rotation:
             lanes = along(np.arange(view.shape[1]), 0 if view.transposed else 1, 2)
             self.ledger.add(Holder(view.node, 1, lanes, READER), change, mixes=True)
         self.online.insert([(view.node, 0) for view in views], factors, views[0].node)
-
-
-def _kept(norm: Norm) -> str:
-    """Why a norm does not turn with its stream."""
-    if norm.centred:
-        return f"{norm.name} is a LayerNormalization still"
-    return "" if norm.uniform() else f"{norm.name} has a gain of its own still"
-
-
-def _fixed(carried: Carried, turned: set[ir.Value]) -> str:
-    """Why the values of a head cannot change basis, or ""."""
-    if carried.blocks:
-        return f"{carried.blocks[0].where}: {carried.blocks[0].why}"
-    if carried.norms:
-        return f"{next(iter(carried.norms)).name} normalizes them"
-    if carried.members.keys() & turned:
-        return "they are part of a stream that is turned already"
-    for side in (WRITER, READER):
-        if not any(not h.summand for h in carried.side(side)):
-            return f"no linear layer is their {side}"
-    return ""
 
 
 def _prove(before: ir.Model, model: ir.Model, job: _Rotation, ctx: Context) -> None:

@@ -55,6 +55,10 @@ def _weight() -> ir.Model:
     return _one("SparseWeight", "g (float[8, 6] x) => (float[8, 6] y) { [old] y = Neg(x) }", *_packed())
 
 
+def _clip() -> ir.Model:
+    return _one("ClipToken", "g (float[3, 8] x) => (float[3, 8] y) { [old] y = Neg(x) }", {}, {"share": 0.5})
+
+
 def _decode() -> ir.Model:
     text = "g (int8[4, 6] c) => (float[4, 6] y) { [old] y = Cast<to = 1>(c) }"
     book = np.sort(normal(256, seed=1))
@@ -147,6 +151,7 @@ MODELS: dict[str, Callable[[], ir.Model]] = {
     "ACMPrice": _price,
     "BlockLookupDequantize": _blocks_decode,
     "BlockLookupQuantize": _blocks_encode,
+    "ClipToken": _clip,
     "DynamicQuantizeToken": lambda: test_ops.token_model("2, 3, 8"),
     "Hadamard": _hadamard,
     "LookupDequantize": _decode,
@@ -162,7 +167,7 @@ MODELS: dict[str, Callable[[], ir.Model]] = {
 }
 # Operators whose kernel has the gradient of the body; the others round or choose, and what stands in for their gradient
 # is held by tests of their own (tests/core/ops, tests/passes/acm).
-SMOOTH = {"ACMPrice", "Hadamard", "SparseMatMul"}
+SMOOTH = {"ACMPrice", "ClipToken", "Hadamard", "SparseMatMul"}
 
 
 def feeds(model: ir.Model, seed: int = 0) -> dict[str, np.ndarray]:

@@ -76,6 +76,7 @@ class Method(Needs, ABC):
         at_once: Whether it can train the whole model at once.
         weighs: Whether it reads, in blocks mode, how much the teacher's outputs mind a change of a block's
             (``engine.fisher``).
+        needed: Whether it is an error that a model has nothing for it; else a Skip says so.
         rewrites: Whether ``write`` changes more of the graph than parameters of ``scope.student``, so that what runs on
             behind a trained block is built anew.
         select: How what is kept is chosen unless the user says otherwise.
@@ -86,6 +87,7 @@ class Method(Needs, ABC):
     compares: ClassVar[bool] = True
     blocks: ClassVar[bool] = False
     at_once: ClassVar[bool] = True
+    needed: ClassVar[bool] = True
     rewrites: ClassVar[bool] = False
     select: ClassVar[Select] = "held"
     selects: ClassVar[tuple[Select, ...]] = ("held", "metric", "last", "ema")

@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -81,9 +81,9 @@ class LearnsRounding(Distill):
         if not layers:
             raise BadRequest("no weight of a linear layer stands before Q -> DQ", where="recover: option 'method'")
         self.steps = list[str]()
-        self.found = [self.learned(q, scope) for q in layers]
+        self.found: list[LearnedRounding] = [self.learned(q, scope) for q in layers]
         self.hard = False
-        copy = _past_pairs(scope.model, layers)
+        copy = past_pairs(scope.model, layers)
         chance = insert_drops(copy) if self.dropped else ""
         self.module = scope.build(copy)
         self.dropping = self.module.own(chance) if chance in self.module.parameters else None
@@ -132,12 +132,19 @@ class LearnsRounding(Distill):
             one.write(known[one.name])
 
 
+class Computed(Protocol):
+    """A weight that is computed from what is learned."""
+
+    @property
+    def name(self) -> str: ...
+
+    def tensor(self, hard: bool) -> torch.Tensor: ...
+
+
 class Substituted(Module):
     """A module that reads, in place of some of its parameters, weights that are computed anew at each call."""
 
-    def __init__(
-        self, module: Module, found: Sequence[LearnedRounding], hard: Callable[[LearnedRounding], bool]
-    ) -> None:
+    def __init__(self, module: Module, found: Sequence[Computed], hard: Callable[[Any], bool]) -> None:
         super().__init__(module.module, module.inputs, module.outputs, module.parameters, module.forms)
         paths = {id(p): path for path, p in module.module.named_parameters(remove_duplicate=False)}
         self.given = [(paths[id(self.parameters[one.name])], one) for one in found]
@@ -150,7 +157,7 @@ class Substituted(Module):
         given = torch.func.functional_call(self.module, weights, tuple(batch[name] for name in self.inputs))
         return dict(zip(self.outputs, given, strict=True))
 
-    def _as_kept(self, one: LearnedRounding) -> torch.Tensor:
+    def _as_kept(self, one: Computed) -> torch.Tensor:
         tensor, parameter = one.tensor(self.hard(one)), self.parameters[one.name]
         return tensor.t() if self.forms[one.name] == "transpose" else tensor.reshape(parameter.shape)
 
@@ -190,7 +197,7 @@ def _refusal(q: QuantizedLayer, model: ir.Model) -> str:
     return "" if (np.diff(values, axis=-1) >= 0).all() else "its codes do not ascend with their numbers"
 
 
-def _past_pairs(model: ir.Model, layers: Sequence[QuantizedLayer]) -> ir.Model:
+def past_pairs(model: ir.Model, layers: Sequence[QuantizedLayer]) -> ir.Model:
     """A copy in which some layers read their float weights."""
     copy, names = typed(model).clone(), {q.name for q in layers}
     for q in grids.quantized_layers(copy, PassReport()):

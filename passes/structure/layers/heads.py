@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,7 +13,7 @@ from graphpress.graph.movement import Way, moves
 from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.follow import Carried, follow
 from graphpress.passes.structure.channels.lanes import covers, dims, size
-from graphpress.passes.structure.channels.moves import Move
+from graphpress.passes.structure.channels.moves import READER, WRITER, Move
 from graphpress.passes.structure.channels.survey import Survey
 
 _BETWEEN = (
@@ -60,6 +60,25 @@ class Heads:
         value = node.inputs[slot]
         assert value is not None
         return follow(found, value, axis, self.value_size)
+
+    @staticmethod
+    def fixed(carried: Carried, turned: Set[ir.Value]) -> str:
+        """Why its values cannot change basis, or "".
+
+        Args:
+            carried: Their class.
+            turned: What is turned already.
+        """
+        if carried.blocks:
+            return f"{carried.blocks[0].where}: {carried.blocks[0].why}"
+        if carried.norms:
+            return f"{next(iter(carried.norms)).name} normalizes them"
+        if carried.members.keys() & turned:
+            return "they are part of a stream that is turned already"
+        for side in (WRITER, READER):
+            if not any(not h.summand for h in carried.side(side)):
+                return f"no linear layer is their {side}"
+        return ""
 
 
 def find_heads(nodes: Iterable[ir.Node]) -> list[Heads]:

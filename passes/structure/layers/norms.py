@@ -65,6 +65,12 @@ class Norm:
         """float64 [width], or None where there is no bias."""
         return _wide(self.bias)
 
+    def fixed(self) -> str:
+        """Why it does not turn with what it reads, or ""."""
+        if self.centred:
+            return f"{self.name} is a LayerNormalization still"
+        return "" if self.uniform() else f"{self.name} has a gain of its own still"
+
     def uniform(self) -> bool:
         """Whether all channels have the same gain, and no bias stands on it."""
         gain, bias = self.gain_array(), self.bias_array()

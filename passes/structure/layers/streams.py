@@ -46,6 +46,12 @@ class ResidualStream:
     def norms(self) -> list[Norm]:
         return list(self.carried.norms)
 
+    def obstacles(self) -> list[str]:
+        """What keeps it in its basis."""
+        found = [f"{b.where}: {b.why}" for b in self.carried.blocks]
+        found += [why for n in self.norms if (why := n.fixed())]
+        return found or ([] if self.writers else ["no weight writes it"])
+
     @property
     def sums(self) -> int:
         """Sums of two of its values: the places where branches join."""
