@@ -1,9 +1,10 @@
 """``spinquant``: the bases of residual streams and attention values, turned so that quantization costs little.
 
-(SpinQuant, arXiv:2405.16406: R1 and R2, learned by Cayley SGD with the weights in float and the activations quantized,
-since GPTQ takes care of the weights behind it.) Every basis begins as it stands, behind ``rotate`` a Hadamard matrix's,
-and stays orthogonal: a step is a skew matrix A, and the basis becomes R (1 - A/2)^-1 (1 + A/2). What is learned is
-merged into the weights as ``rotate`` does it, in float64 and rounded once; their scales are found anew then.
+(SpinQuant, arXiv:2405.16406: R1 and R2, learned with the weights in float and the activations quantized, since GPTQ
+takes care of the weights behind it.) Every basis begins as it stands, behind ``rotate`` a Hadamard matrix's, and stays
+orthogonal: a step is a skew matrix A, and the basis becomes R (1 - A/2)^-1 (1 + A/2). Steps are Adam's (Cayley ADAM,
+arXiv:2002.01113) in place of the paper's SGD, whose rate depends on the size of the loss. What is learned is merged
+into the weights as ``rotate`` does it, in float64 and rounded once; their scales are found anew then.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import onnx_ir as ir
 
 from graphpress.contracts import PassReport
 from graphpress.passes.recover.engine.roles import TrainedRole
-from graphpress.passes.recover.engine.schedule import Settings
 from graphpress.passes.recover.engine.scope import Scope
 from graphpress.passes.recover.engine.state import Saved
 from graphpress.passes.recover.engine.student import typed
@@ -34,7 +34,7 @@ from graphpress.passes.structure.channels.ledger import Ledger, turn
 if TYPE_CHECKING:
     import torch
 
-_RATE = 2.0
+_RATE = 0.06  # of Adam, over the root of the size: then a step turns by as much in every size
 
 
 @dataclass
@@ -75,10 +75,9 @@ class Spinquant(Distill):
         module = substituted(copy, self.bases, self.turned, scope)
         self.watch(scope, module)
         learned = {basis.name: one.step for basis, one in zip(self.bases, self.turned, strict=True)}
-        return {"bases": TrainedRole(learned, self.settings(scope), module=module)}
-
-    def settings(self, scope: Scope) -> Settings:
-        return replace(scope.settings, optimizer="sgd", weight_decay=0.0)
+        rates = {basis.name: basis.size**-0.5 for basis in self.bases}
+        settings = replace(scope.settings, optimizer="adam", weight_decay=0.0)
+        return {"bases": TrainedRole(learned, settings, rates, module=module)}
 
     def losses(self, batch: Tensors, update: Update) -> Mapping[str, torch.Tensor]:
         return {"bases": self.total(self.see(batch, update), update)}

@@ -55,7 +55,7 @@ FOUR = Quantize(
     mode="dynamic", weight="int4", weight_observer="mse", activation="int4", activation_granularity="per_token",
     kernels="preferred", embeddings=False,
 )  # fmt: skip
-SHORT = Recover(method="spinquant", steps=12, batch_size=16, samples=64)
+SHORT = Recover(method="spinquant", steps=6, batch_size=16, samples=48)
 
 
 def floats(seed: int = 0, rotated: bool = True) -> ir.Model:
@@ -84,12 +84,13 @@ def learned(
     return student, recover(student, options, context(teacher, ids(7), **more))[0]
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_learned_bases_lose_less_than_those_they_began_with(seed: int) -> None:
     """Of 4-bit activations: what weights of 4 bits lose is up to how they are rounded behind it."""
     teacher = floats(seed)
     student, after = learned(teacher, replace(SHORT, steps=60, samples=96), weight="int8")
-    assert error(after, teacher, ids(8)) <= 0.95 * error(student, teacher, ids(8))
+    assert error(after, teacher, ids(8)) <= 0.9 * error(student, teacher, ids(8))
 
 
 def test_without_its_quantizers_the_model_is_the_teacher_in_orthogonal_bases() -> None:
@@ -156,7 +157,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     teacher = floats()
     wanted = arrays(learned(teacher)[1])
     with pytest.raises(KeyboardInterrupt):
-        learned(teacher, replace(SHORT, state=str(tmp_path / "a.state")), progress=Stop(5))
+        learned(teacher, replace(SHORT, state=str(tmp_path / "a.state")), progress=Stop(3))
     found = arrays(learned(teacher, replace(SHORT, state=str(tmp_path / "a.state")))[1])
     assert wanted.keys() == found.keys()
     assert all(np.array_equal(wanted[n], found[n]) for n in wanted)
