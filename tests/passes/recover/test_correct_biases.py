@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -222,3 +223,28 @@ def test_what_it_cannot_do_is_said_first() -> None:
     with pytest.raises(BadRequest, match="'samples'"):
         corrected(made, x, samples=0)
     assert [s.why for s in corrected(made, None)[2].skips] == ["no statistics say what it reads on average"]
+
+
+@pytest.mark.slow
+def test_a_network_with_one_scale_a_weight_of_4_bits_wins_points(zoo: Path) -> None:
+    """Measured: 64.0 % without, 78.3 % by data, 77.9 % by statistics; float 80.85 %."""
+    import graphpress as gp
+    from graphpress.backends import ort
+    from graphpress.recipe import Recipe
+
+    with np.load(zoo / "cifar10/test.npz") as f, np.load(zoo / "cifar10/calib.npz") as g:
+        x, calib, y = f["x"][:1000], g["x"][:100], f["y"][:1000]
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+    x, calib = (((a.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2) for a in (x, calib))
+    model, passes = gp.load(zoo / "cifar10/resnet20_bn.onnx"), Recipe.load("w8a8-cle").to_json()["passes"]
+    (name,) = (v.name or "" for v in model.graph.inputs)
+    right = {}
+    for means in (None, "data", "batchnorm"):
+        steps = [{"quantize": p["quantize"] | {"weight": "int4"}} if "quantize" in p else p for p in passes]
+        steps = [{"correct-biases": {"means": means}} if "correct-biases" in p else p for p in steps]
+        steps = [p for p in steps if means or "correct-biases" not in p]
+        made, _ = gp.compile(model, {"name": "x", "passes": steps}, {name: calib}, gate=False, prove=False)
+        run = ort.execute(made)
+        logits = np.concatenate([run({name: x[i : i + 50]})[run.output_names[0]] for i in range(0, len(x), 50)])
+        right[means] = float((logits.argmax(1) == y).mean() * 100)
+    assert right["data"] > right[None] + 8 and right["batchnorm"] > right[None] + 8
