@@ -20,7 +20,7 @@ from graphpress.passes.quantizers.quantizer import Array
 from graphpress.passes.quantizers.row_ranges import extremes
 from graphpress.types import Scheme
 
-_RANGE = (0.2, 1.0)  # of exponents: below, the levels next to zero lie at zero in float16
+RANGE = (0.2, 1.0)  # of exponents: below, the levels next to zero lie at zero in float16
 _SAMPLE = 1 << 18  # elements that the search looks at
 _TOP = 63.0  # the highest level as an integer: two products with 8-bit codes add up to less than 2^15
 _INT8 = 4  # bits up to which levels are 8-bit integers
@@ -39,8 +39,8 @@ class Power(Codebook):
     exponent: float | Literal["search"] = 0.5
 
     def __post_init__(self) -> None:
-        if self.exponent != "search" and not _RANGE[0] <= self.exponent <= _RANGE[1]:
-            what = f"{self.exponent} is not from {_RANGE[0]} to {_RANGE[1]}"
+        if self.exponent != "search" and not RANGE[0] <= self.exponent <= RANGE[1]:
+            what = f"{self.exponent} is not from {RANGE[0]} to {RANGE[1]}"
             raise BadRequest(what, where="power: option 'exponent'")
 
     def refusal(self, scheme: Scheme) -> str | None:
@@ -66,7 +66,7 @@ class Power(Codebook):
 
         start = np.array([[0.5], [0.75]])
         tolerance = {"xatol": 1e-3, "fatol": 1e-4 * lost(start[0]), "initial_simplex": start}
-        return float(minimize(lost, start[0], method="Nelder-Mead", bounds=[_RANGE], options=tolerance).x[0])
+        return float(minimize(lost, start[0], method="Nelder-Mead", bounds=[RANGE], options=tolerance).x[0])
 
 
 QUANTIZER = Power

@@ -52,6 +52,11 @@ class LearnedRounding(ABC):
         """Of the initializer."""
         return self.layer.layer.weight_value.name or ""
 
+    @property
+    def tables(self) -> Mapping[str, np.ndarray]:
+        """Those that come out."""
+        return self.fitted.tables
+
     @abstractmethod
     def tensor(self, hard: bool) -> torch.Tensor:
         """The weight as it is now; ``hard``: as it would come out, else with gradients for what is learned."""
@@ -74,7 +79,7 @@ class LearnedRounding(ABC):
         known = layer.params()
         plain = params.mapped(lambda tensor: tensor.detach().cpu().numpy().reshape(known.scale.shape))
         whole = plain.zero_point.astype(np.int32)
-        plain = layer.cast(replace(plain, zero_point=whole, tables=self.fitted.tables))
+        plain = layer.cast(replace(plain, zero_point=whole, tables=self.tables))
         weight = self.quantizer.dequantize(codes.cpu().numpy().astype(np.int32), plain, self.scheme)
         if self.kept is not None:
             weight = np.where(self.kept.cpu().numpy(), weight, np.float32(0))
