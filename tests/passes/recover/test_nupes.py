@@ -54,7 +54,7 @@ def test_outputs_come_closer_out_of_sample_and_the_exponent_moves(seed: int) -> 
 @pytest.mark.parametrize("weight", ["int3", "int4"])
 def test_learned_exponents_lose_less_than_those_found_without_data(weight: str, seed: int) -> None:
     """Than PowerQuant's search, rounded to nearest: by a tenth at least."""
-    teacher, _, after, _ = learned(seed, weight, 600)
+    teacher, _, after, _ = learned(seed, weight, 250)
     held = {"x": inputs(seed)[-256:]}
     searched = int4(teacher, weight=weight, **{**FIT, "quantizer": "power:exponent=search"})
     assert error(after, teacher, held) <= 0.9 * error(searched, teacher, held)
