@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest, GraphpressError
 from graphpress.passes.allocate.allocate import Allocate
+from graphpress.passes.allocate.aspects import Aspect, Judge
 from graphpress.passes.allocate.problem import Candidate, Problem, Share, Variable
 from graphpress.passes.allocate.solve import Infeasible, solve
 from tests import kit
@@ -95,6 +97,23 @@ def run(**options: Any) -> PassReport:
 TWO = {"re:stem|first|second": f"{HERE}:power", "head": "y"}
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_losses_are_shares_of_the_worst_whatever_their_unit(unit: float) -> None:
+    plain = drawn(0)
+    far = [replace(c, drop=unit * c.drop) for c in plain.variables[0].choices]
+    scaled = replace(plain, variables=(replace(plain.variables[0], choices=tuple(far)), *plain.variables[1:]))
+    judge = Judge(
+        (Aspect("text", "divergence", frozenset({"v0"})), Aspect("rest", "divergence", frozenset({"v1", "v2"})))
+    )
+    found = [judge.decoupled(p)[1] for p in (plain, scaled)]
+    for v, w in zip(found[0].variables, found[1].variables, strict=True):
+        assert [c.drop for c in v.choices] == pytest.approx([c.drop for c in w.choices])
+    assert max(c.drop for c in found[0].variables[0].choices) == 1
+    assert sum(max(c.drop for c in v.choices) for v in found[0].variables[1:3]) == pytest.approx(1)
+    assert [(s.name, s.members) for s in found[0].shares] == [("text", (0,)), ("rest", (1, 2))]
+
+
+@pytest.mark.slow
 def test_the_unit_of_a_metric_does_not_count_and_each_keeps_its_part() -> None:
     reports = [run(ties=(), metrics=TWO | {"re:stem|first|second": f"{HERE}:{m}"}) for m in ("power", "louder")]
     plans = [r.plan for r in reports]
@@ -106,6 +125,7 @@ def test_the_unit_of_a_metric_does_not_count_and_each_keeps_its_part() -> None:
     assert plain.plan is not None and not plain.plan.of("head")
 
 
+@pytest.mark.slow
 def test_what_a_metric_does_not_see_costs_nothing() -> None:
     report = run(ties=(), metrics={"*": f"{HERE}:blind"})
     assert report.metrics["divergence predicted"] == report.metrics["divergence"] == 0.0

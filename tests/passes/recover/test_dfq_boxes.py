@@ -37,7 +37,7 @@ def boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([low, low + rng.uniform(0.01, 0.9, (count, 2))], 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 12), rounds=st.integers(1, 4))
 def test_targets_stay_inside_apart_and_at_least_one(seed: int, count: int, rounds: int) -> None:
     rng = np.random.default_rng(seed)
@@ -125,11 +125,11 @@ def run(made: ir.Model, **options: Any) -> PassReport:
 
 
 def test_pictures_show_more_than_noise_and_stay_in_their_range() -> None:
-    report = run(detector(), samples=2, iterations=12, range=(-1, 1))
+    report = run(detector(), samples=2, iterations=6, range=(-1, 1))
     x = np.concatenate([f["x"] for f in report.handed["data"].batches(2)])
     assert x.shape == (2, 3, 8, 8) and np.abs(x).max() <= 1
     assert report.metrics["loss"] < 0.9 * report.metrics["loss of noise"] and report.metrics["boxes"] >= 2
-    again = run(detector(), samples=2, iterations=12, range=(-1, 1))
+    again = run(detector(), samples=2, iterations=6, range=(-1, 1))
     assert np.array_equal(np.concatenate([f["x"] for f in again.handed["data"].batches(2)]), x)
 
 

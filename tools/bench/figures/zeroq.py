@@ -20,7 +20,7 @@ from graphpress.tools.bench.zoo import tasks
 
 _ALLOWED, _SECONDS = 0.3, 30.0
 _STEPS = 200
-_PICTURES, _LOOKS = 8, 100
+_PICTURES, _LOOKS = 4, 40
 
 
 def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
