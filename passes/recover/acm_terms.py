@@ -6,6 +6,7 @@ avoided: gates get the gradient of the task, and a token whose first learner is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -117,7 +118,8 @@ class GateChoice:
 
     Attributes:
         share: Learners taken over all there are, each with its work: forward the real ones, backward the softmax's.
-        by_sample: The same for each sample, [samples].
+        by_sample: The same for each sample, [samples]: parts of the leading axis that all layers have in common, for
+            some hold windows or frames of a sample there.
         mixture: For each layer the distribution of choices over the batch, [choices].
     """
 
@@ -131,13 +133,14 @@ def choice(layers: Sequence[Layer], values: Tensors, price: torch.Tensor) -> Gat
     import torch
 
     total = sum(layer.site.learner_macs * layer.site.learners for layer in layers)
+    samples = math.gcd(*(len(values[layer.site.input.name or ""]) for layer in layers))
     cost, mixture = [], []
     for layer in layers:
         scores = layer.scores(values[layer.site.input.name or ""], price)
         hard = acm_torch.straight_through(scores)
         counts = torch.arange(layer.site.least, layer.site.learners + 1, dtype=hard.dtype, device=hard.device)
         taken = (hard * counts).sum(-1)
-        cost.append(taken.reshape(len(taken), -1).mean(-1) * (layer.site.learner_macs / total))
+        cost.append(taken.reshape(samples, -1).mean(-1) * (layer.site.learner_macs / total))
         mixture.append(hard.reshape(-1, hard.shape[-1]).mean(0))
     by_sample = torch.stack(cost).sum(0)
     return GateChoice(by_sample.mean(), by_sample, mixture)
@@ -145,8 +148,6 @@ def choice(layers: Sequence[Layer], values: Tensors, price: torch.Tensor) -> Gat
 
 def entropy_loss(mixture: Sequence[torch.Tensor]) -> torch.Tensor:
     """L_e: minus the entropy of the batch's mean choice, as a share of the largest, mean over layers: no collapse."""
-    import math
-
     terms = [(p * p.clamp_min(1e-9).log()).sum() / math.log(max(len(p), 2)) for p in mixture]
     return sum(terms[1:], start=terms[0]) / len(terms)
 

@@ -87,6 +87,16 @@ def test_labels_by_worth_are_the_best_for_the_work() -> None:
         assert share - 0.02 < site.share([y.site for y in made], means) <= share
 
 
+def test_a_layer_may_hold_the_parts_of_a_sample_on_its_leading_axis() -> None:
+    """Frames or windows: the temporal layers of a video U-Net read [samples x positions, frames, C]."""
+    made = layers()
+    values = {y.site.input.name: torch.from_numpy(normal(4, 6, 8, seed=i)) for i, y in enumerate(made)}
+    folded = {made[0].site.input.name: values[made[0].site.input.name].reshape(12, 2, 8)}
+    wanted = terms.choice(made, values, torch.tensor(0.2))
+    found = terms.choice(made, {**values, **folded}, torch.tensor(0.2))
+    torch.testing.assert_close(found.by_sample, wanted.by_sample, rtol=1e-6, atol=1e-6)
+
+
 def test_terms_of_the_last_phase() -> None:
     made = layers()
     values = {y.site.input.name: torch.from_numpy(normal(6, 5, 8, seed=i)) for i, y in enumerate(made)}
