@@ -70,6 +70,9 @@ class _Planner:
         at_ends, wider = self._ends(nodes), replace(self, options=self.options.wider)
         for node in nodes:
             if node.domain == "" and node.op_type in operators.WEIGHTS and self._asked(node):
+                if node in at_ends and self.options.ends == "float":
+                    self._skip(node, "it stands at an end of the model, which stay float (ends: float)")
+                    continue
                 sites = (wider if node in at_ends else self)._heavy(node)
                 schemes.update(sites)
                 if any(s.role is not Role.WEIGHT and not v.dynamic for s, v in sites.items()):
@@ -83,7 +86,7 @@ class _Planner:
         return overridden(plan, self.options, self._activation("static"), nodes), self.skips
 
     def _ends(self, nodes: list[ir.Node]) -> set[ir.Node]:
-        """Layers at the ends of the model, where they get more bits."""
+        """Layers at the ends of the model, where they get more bits or stay float."""
         graph = nodes[0].graph if nodes and self.options.ends != "same" else None
         return {*first_layers(graph), *last_layers(graph)} if isinstance(graph, ir.Graph) else set()
 

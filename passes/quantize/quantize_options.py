@@ -59,9 +59,10 @@ class QuantizeOptions(Ignores):
         kernels: ``required``: what the target has no low-bit kernel for gets another format or stays float.
             ``preferred``: it is quantized as asked all the same, for its size or to learn what it costs in accuracy,
             and computed in float; the report names it.
-        ends: What layers get that no other layer stands before, or none behind: ``same``, or 8 bits for weights and
-            activations (``int8``), as papers have it below 8 bits: their rounding errors go through the whole model, or
-            meet the result unmixed.
+        ends: What layers get that no other layer stands before, or none behind: ``same``; 8 bits for weights and
+            activations (``int8``), as papers have it below 8 bits; or ``float``. Their rounding errors go through the
+            whole model, or meet the result unmixed. A diffusion model predicts what its input holds: most of what a
+            U-Net loses in 8 bits is the rounding of that input.
         op_types: Only these operators; empty: all that can be, except Softmax, whose input loses too much in 8 bits.
         ignore: Selectors of nodes that stay float: exact names, globs, or ``re:`` and a regular expression.
         sites: Overrides all of the above: selector of nodes, or a site such as ``conv1[1] weight``, to ``float`` or to
@@ -83,7 +84,7 @@ class QuantizeOptions(Ignores):
     embeddings: bool = True
     fallback: tuple[Mode, ...] = ()
     kernels: Kernels = "required"
-    ends: Literal["same", "int8"] = "same"
+    ends: Literal["same", "int8", "float"] = "same"
     op_types: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     sites: Mapping[str, str] = field(default_factory=dict)
@@ -128,12 +129,10 @@ class QuantizeOptions(Ignores):
 
     @property
     def wider(self) -> Self:
-        """For layers at the ends, where ``ends`` says so."""
-        return (
-            replace(self, weight="int8", quantizer=AFFINE, activation=None, ends="same")
-            if self.ends != "same"
-            else self
-        )
+        """For layers at the ends, where ``ends`` says that they get 8 bits."""
+        if self.ends != "int8":
+            return self
+        return replace(self, weight="int8", quantizer=AFFINE, activation=None, ends="same")
 
     @property
     def whole(self) -> Self:

@@ -355,6 +355,15 @@ def test_layers_at_the_ends_get_8_bits_on_request() -> None:
     assert {v.bits for v in plain.values()} == {4}
 
 
+def test_layers_at_the_ends_stay_float_on_request() -> None:
+    made = model(ENDS, {n: normal(64, 64, seed=i) for i, n in enumerate("abc")})
+    names = [n.name for n in made.graph if n.op_type == "MatMul"]
+    options = QuantizeOptions(ends="float")
+    assert {s.node for s in plan(made, options)} == {names[1]}
+    why = "it stands at an end of the model, which stay float (ends: float)"
+    assert reasons(made, options) == {names[0]: why, names[2]: why}
+
+
 def test_what_has_no_tokens_gets_one_scale_at_run_time_on_request() -> None:
     made = model(
         "g (float[N, 4, 8, 8] x, float[8, 4, 3, 3] w) => (float[N, 8, 6, 6] y) { y = Conv(x, w) }",
