@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,11 @@ APART = 0.005  # nats that the two variants may differ by after rotation
 _STATIC = "quantize{mode=static,weight=int8,observer=mse,LAYERS}"
 _TOKEN = "quantize{mode=dynamic,activation_granularity=per_token,weight_observer=mse,LAYERS,weight=%s,activation=%s}"
 _GROUPS = "quantize{mode=weight,weight_granularity=per_group,group_size=64,LAYERS,weight=%s,weight_observer=%s}"
+_FOUR = (
+    "quantize{mode=dynamic,weight=int4,weight_granularity=per_group,weight_observer=mse,activation=int4,"
+    "activation_granularity=per_token,kernels=preferred,LAYERS}"
+)
+_LEARNED = "recover{method=spinquant,losses={kl: {}},steps=60,batch_size=4,samples=256}"
 _LAYERS = "op_types=[MatMul,Gemm],attention=false,embeddings=false,ignore=[HEAD]"
 _ROTATED = "fold-norms,rotate{down=true}"
 
@@ -58,6 +64,14 @@ def _rows() -> list[_Row]:
         _Row("W4A8 per token", _TOKEN % ("int4", "int8"), {}),
         _Row("W4A4 per token, to nearest", four, {}),
         _Row("W4A4 per token, rotated", f"{_ROTATED},{four}", {}),
+        _Row("W4A4 group 64, rotated, GPTQ", f"{_ROTATED},{_FOUR},gptq", {}),
+        _Row("W4A4 group 64, rotated, tokens cut, GPTQ", f"{_ROTATED},{_FOUR},clip-tokens,gptq", {}),
+        _Row(
+            "W4A4 group 64, rotated, tokens cut, bases learned, GPTQ",
+            f"{_ROTATED},{_FOUR},clip-tokens,{_LEARNED},gptq",
+            dict.fromkeys(both, 0.01),
+            "minutes of training",
+        ),
         _Row("W4A4 per token, rotated, GPTQ", f"{_ROTATED},{four},gptq", dict.fromkeys(both, 0.06)),
     ]
 
@@ -86,6 +100,12 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
         yield Figure(f"{last}: the variants differ by", f"<= {APART}", f"{apart:.4f}", apart <= APART)
 
 
+def _differentiate(*arguments: Any, **options: Any) -> Any:
+    from graphpress.backends import fx
+
+    return fx.build(*arguments, **options)
+
+
 class _Variant:
     """One of the two models, tidied, and what it loses."""
 
@@ -95,7 +115,7 @@ class _Variant:
             seen, self.ids = calib["ids"].astype(np.int64)[:, : language.TOKENS], valid["ids"].astype(np.int64)
         self.ctx = Context(
             target=self.target, data=CalibrationData.from_arrays({"ids": seen}), run=partial(ort.execute, threads=1),
-            oracle=reference.execute, progress=progress,
+            oracle=reference.execute, progress=progress, differentiate=_differentiate,
         )  # fmt: skip
         self.model = self._rewritten(models.load(folder / f"{name}.onnx"), Recipe.load("clean").passes)
         head = layers(list(self.model.graph))[-1].node
