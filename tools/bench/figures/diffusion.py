@@ -23,6 +23,8 @@ def recipes() -> dict[str, Recipe]:
     viditq, svd, tlq = (Recipe.load(n) for n in ("w4a8-viditq", "w4a4-svdquant", "w3a16-tlq"))
     rtn = _without(viditq, "smooth", "rotate", "gptq")
     return {
+        "W8A8 static": Recipe.load("w8a8"),
+        "W8A8 static, ends float": Recipe.load("w8a8").set(["quantize.ends=float"]),
         "W8A8 per token": rtn.set(["quantize.weight=int8", "quantize.weight_granularity=per_channel"]),
         "W4A8 RTN": rtn,
         "W4A8 smooth": _without(viditq, "rotate", "gptq"),
@@ -32,7 +34,7 @@ def recipes() -> dict[str, Recipe]:
         "W4A4 smooth": _without(svd, "svd-branch", "gptq"),
         "W4A4 smooth, low rank": _without(svd, "gptq"),
         "W4A4 SVDQuant, GPTQ": svd,
-        "W4A4 rotated, GPTQ": Recipe.load("w4a4-rot"),
+        "W4A4 rotated, GPTQ": Recipe.load("w4a4-rot").set(["quantize.ends=float"]),
         "W3A16 TLQ": _without(tlq, "gptq"),
         "W3A16 TLQ, GPTQ": tlq,
     }
