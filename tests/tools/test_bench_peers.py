@@ -1,0 +1,92 @@
+"""The table of other tools: what it says of rows, and that each method runs by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphpress.errors import BadRequest
+from graphpress.tools.bench.peers import child, methods
+from graphpress.tools.bench.peers.__main__ import known, main
+from graphpress.tools.bench.peers.rows import PeerRow, render, verdict
+
+
+def row(method: str, score: float | None, ours: bool = False, kind: str = "language", why: str = "") -> PeerRow:
+    whole = 1.0 if kind == "language" else 80.0
+    cost = {} if score is None else {"size": 2_000_000, "seconds": 4.0 if ours else 8.0, "peak": 300_000_000}
+    return PeerRow("m", kind, method, "W4A16", ours, whole, score, why=why, **cost)
+
+
+def test_ours_may_be_worse_by_a_little() -> None:
+    """0.005 nats or 0.3 points, to either side of the bound."""
+    for kind, ours, theirs, held in (
+        ("language", 1.0149, 1.01, "holds"), ("language", 1.0151, 1.01, "does NOT hold"),
+        ("classifier", 79.0, 79.25, "holds"), ("classifier", 79.0, 79.35, "does NOT hold"),
+        ("classifier", 79.9, 70.0, "holds"),
+    ):  # fmt: skip
+        said = " ".join(verdict([row("a", ours, True, kind), row("b", theirs, False, kind)]))
+        assert f"which {held};" in said
+        assert "0.50x of its time, 1.00x of its memory" in said
+
+
+def test_the_best_of_each_side_is_compared_and_a_failure_is_a_row() -> None:
+    rows = [
+        row("bad", 1.5, True),
+        row("good", 1.001, True),
+        row("peer", 1.003),
+        row("gone", None, why="not installed: x"),
+    ]
+    page = render(rows)
+    lines = page.splitlines()
+    order = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert order == ["method", "**good**", "peer", "**bad**", "gone"]
+    assert "| gone | - | - | - | - | not installed: x |" in lines
+    assert "Ours (good) against the best peer (peer): -0.0020, which holds;" in page
+    assert "Nothing to compare." in " ".join(verdict(rows[:2]))
+
+
+def test_methods_are_told_apart_by_name_and_scheme() -> None:
+    keys = [methods.key(m) for m in methods.every()]
+    assert len(keys) == len(set(keys))
+    assert methods.named(keys[0]).ours
+    with pytest.raises(BadRequest, match="is no method"):
+        methods.named("graphpres w8a8 W8A8")
+
+
+def test_a_child_writes_the_model_and_says_what_it_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import onnxruntime as ort
+
+    import graphpress.tools.demo as demo
+
+    folder = Path(demo.__file__).parent
+    data = tmp_path / "data.npz"
+    with np.load(folder / "digits.npz") as arrays:
+        np.savez(data, image=arrays["image"][:32])
+    out = tmp_path / "out.onnx"
+    args = [
+        "--method",
+        "graphpress w8a8 W8A8",
+        "--model",
+        str(folder / "digits.onnx"),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+    ]
+    assert child.main(args) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert cost["seconds"] > 0
+    assert cost["peak"] > 10_000_000
+    ort.InferenceSession(out, providers=["CPUExecutionProvider"])
+
+
+def test_rows_are_kept_and_a_wrong_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.jsonl"
+    out.write_text(json.dumps(row("a", 1.0, True).to_json()) + "\n")
+    assert known(out) == [row("a", 1.0, True)]
+    assert known(tmp_path / "none") == []
+    assert main(["--zoo", str(tmp_path), "--models", "nothing"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

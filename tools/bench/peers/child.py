@@ -1,0 +1,40 @@
+"""One method on one model in a process of its own; prints a line of JSON: seconds and the peak of its memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from graphpress.tools.bench.peers.methods import named
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the compressed model; whatever the tool raises ends the process."""
+    parser = argparse.ArgumentParser(prog="graphpress.tools.bench.peers.child", description=__doc__)
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--model", type=Path, required=True, help="float ONNX file")
+    parser.add_argument("--data", type=Path, required=True, help=".npz of calibration samples")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    method = named(args.method)
+    with np.load(args.data) as arrays:
+        data = dict(arrays)
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):  # tools print there
+        method.compress(args.model, data, args.out)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    print(json.dumps({"seconds": round(seconds, 2), "peak": peak}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

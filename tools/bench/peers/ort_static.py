@@ -1,0 +1,31 @@
+"""ONNX Runtime's static quantization."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+from graphpress.runner import Arrays
+from graphpress.tools.bench.peers.base import Method
+from graphpress.tools.bench.peers.feeds import Reader
+
+
+def _compress(calibrate: str, source: Path, data: Arrays, out: Path) -> None:
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(folder) / "ready.onnx"
+        quant_pre_process(str(source), str(ready))
+        quantize_static(
+            str(ready), str(out), Reader(data, 8), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True,
+            calibrate_method=CalibrationMethod[calibrate],
+        )  # fmt: skip
+
+
+METHODS = tuple(
+    Method(f"ONNX Runtime {m}", "W8A8", ("classifier", "language"), functools.partial(_compress, m))
+    for m in ("MinMax", "Entropy", "Percentile")
+)
