@@ -25,7 +25,7 @@ def committed(checkout: Path) -> dict[str, str]:
     return table
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [pytest.param(n, marks=[pytest.mark.slow] * (n % 2)) for n in range(PARTS)])
 def test_every_model_comes_back_equal_or_is_refused(zoo: Path, committed: dict[str, str], part: int) -> None:
     paths = [path for path in roundtrip.files(zoo) if path.parent.name != LIGHT][part::PARTS]
     _hold(zoo, committed, paths)

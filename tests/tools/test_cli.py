@@ -173,6 +173,7 @@ def test_the_lists(capsys: pytest.CaptureFixture[str]) -> None:
         found = parsed(capsys, "passes", name)
         assert found["pass"] == name
         assert found["about"]
+    for name in ("quantize", "recover", "allocate"):
         assert run(capsys, "passes", name)
 
 

@@ -19,7 +19,8 @@ from tests.passes.recover.test_gptq_formats import dtype
 torch = pytest.importorskip("torch")
 learned = pytest.importorskip("graphpress.passes.recover.rounding.learned")
 ONE = "g (float[N, 32] x, float[32, 6] w) => (float[N, 6] y) { [m] y = MatMul(x, w) }"
-COUNTED = [n for n in catalog.quantizers() if not dtype(n).startswith("float")]  # whose codes are integers
+# Whose codes are integers, with neighbours: of two signs none is the next number.
+COUNTED = [n for n in catalog.quantizers() if not dtype(n).startswith("float") and n != "binary"]
 GROUPS = {"weight_granularity": "per_group", "group_size": 16}
 
 
@@ -28,6 +29,15 @@ def layer(seed: int = 0, **options: object) -> QuantizedLayer:
     made, _ = kit.apply(model(ONE, {"w": normal(32, 6, seed=seed)}), quantize, ctx=context(None, None))
     (found,) = learning.takes(made, PassReport())
     return found
+
+
+def test_signs_have_no_neighbour_to_choose() -> None:
+    quantize = Quantize(mode="weight", weight="binary", kernels="preferred", quantizer="binary", **GROUPS)  # type: ignore[arg-type]
+    made, _ = kit.apply(model(ONE, {"w": normal(32, 6)}), quantize, ctx=context(None, None))
+    report = PassReport()
+    assert learning.takes(made, report) == []
+    (skip,) = report.skips
+    assert skip.where == "m"
 
 
 def numpy(tensor: torch.Tensor) -> np.ndarray:
