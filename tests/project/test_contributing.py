@@ -59,6 +59,7 @@ def test_what_is_shown_is_short(path: str) -> None:
     assert BLOCKS[path].count("\n") <= 60
 
 
+@pytest.mark.slow
 def test_the_shown_tests_pass_on_the_shown_files(house: Path) -> None:
     done = run(house, "--rootdir", str(house), str(house / "shown"))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -56,7 +56,7 @@ PHASES = {
     "page": "graphpress.report.page:render",
     "publish": "graphpress.job.bundle:publish",
 }
-ALWAYS = ("passes", "draft", "publish")  # amid the work, and twice while writing
+ALWAYS = ("passes", "publish")  # amid the work, and while writing
 
 
 def snapshot(folder: Path) -> dict[str, str]:

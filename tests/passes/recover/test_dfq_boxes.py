@@ -124,6 +124,7 @@ def run(made: ir.Model, **options: Any) -> PassReport:
     return kit.apply(made, DfqBoxes(**options), ctx=CTX)[1][0]
 
 
+@pytest.mark.slow
 def test_pictures_show_more_than_noise_and_stay_in_their_range() -> None:
     report = run(detector(), samples=2, iterations=6, range=(-1, 1))
     x = np.concatenate([f["x"] for f in report.handed["data"].batches(2)])
