@@ -25,6 +25,13 @@ from graphpress.tools.bench.peers.rows import PeerRow, render
 from graphpress.tools.bench.task import Task, select
 from graphpress.tools.bench.zoo import tasks
 
+_HEAD = """# Other tools on the same weights and data
+
+Written by `python -m graphpress.tools.bench.peers --zoo DIR --out FILE --page docs/figures/peers.md`: each method in a
+process of its own, its file scored by ONNX Runtime; in bold ours. Weights in groups of 64 where a tool takes that. The
+torch tools' weights are dequantized into the file for the score, so their MB are those of floats. Seconds without imports.
+
+"""
 MODELS = "codelm,codelm_outliers,stories260K,resnet20,resnet56,mobilenet_v1_0.75_192"
 
 
@@ -50,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GraphpressError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    page = render(sorted(rows, key=lambda r: (r.model, r.scheme)))
+    page = _HEAD + render(sorted(rows, key=lambda r: (r.model, r.scheme)))
     if args.page:
         args.page.write_text(page)
     else:
