@@ -29,7 +29,8 @@ _HEAD = """# Other tools on the same weights and data
 
 Written by `python -m graphpress.tools.bench.peers --zoo DIR --out FILE --page docs/figures/peers.md`: each method in a
 process of its own, its file scored by ONNX Runtime; in bold ours. Weights in groups of 64 where a tool takes that. The
-torch tools' weights are dequantized into the file for the score, so their MB are those of floats. Seconds without imports.
+torch tools' weights are dequantized into the file for the score, so their MB are those of floats. Imports take no
+part in the seconds.
 
 """
 MODELS = "codelm,codelm_outliers,stories260K,resnet20,resnet56,mobilenet_v1_0.75_192"
