@@ -107,7 +107,9 @@ class Target:
             BadRequest: There is no such target, file or phase, it does not know the machine, or something in it is
                 wrong.
         """
-        plain, phase = _PHASE.fullmatch(str(name)).groups()  # type: ignore[union-attr]
+        parts = _PHASE.fullmatch(str(name))
+        assert parts is not None  # every text matches: the phase is optional
+        plain, phase = parts.groups()
         found = _load(plain, isa or _isa())
         return found if phase is None else replace(found, phase=phase, shapes=_shapes(found, phase))
 

@@ -173,8 +173,12 @@ def test_the_lists(capsys: pytest.CaptureFixture[str]) -> None:
         found = parsed(capsys, "passes", name)
         assert found["pass"] == name
         assert found["about"]
-    for name in ("quantize", "recover", "allocate"):
-        assert run(capsys, "passes", name)
+
+
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
+def test_each_pass_is_told_as_text(capsys: pytest.CaptureFixture[str], every: int) -> None:
+    for name in list(parsed(capsys, "passes"))[::every]:
+        assert run(capsys, "passes", name).split()[:2] == ["pass", name]
 
 
 def test_a_pipe_is_quiet(tmp_path: Path) -> None:
