@@ -70,6 +70,8 @@ STORED = "graphpress.stored"  # node: how its int8 weights are stored instead, f
 ADAPTED = _json("graphpress.adapter")  # node or initializer, as JSON: the adapter that made it, its site, its part
 TURNS = "graphpress.turns"  # node: the product that all of a stream passes where it changes its basis, or changes back
 CORRECTED = "graphpress.corrected"  # node: ``bias``, where that makes up for rounded weights
+# node: the root mean square of what a layer read before ``smooth`` divided its channels
+LOUDNESS: Key[float] = Key("graphpress.loudness", repr, float)
 SPARSITY = "graphpress.sparsity"  # node: the pattern n:m that its weight keeps, such as 2:4
 # model: the half type that hardly a weight lacked; initializer: the one that it had. As long as they are wide.
 HALF: Key[ir.DataType] = Key("graphpress.half", lambda t: t.name, lambda text: ir.DataType[text])

@@ -38,6 +38,12 @@ class SeenRows:
     part: list[np.ndarray] = field(default_factory=list)
     count: int = 0
     _updates: int = 0
+    _square: float = 0.0
+
+    @property
+    def loudness(self) -> float:
+        """The root mean square of everything seen."""
+        return float(np.sqrt(self._square / max(self.count * len(self.largest), 1)))
 
     @property
     def largest(self) -> np.ndarray:
@@ -62,6 +68,7 @@ class SeenRows:
         self.kept.append(rows[chosen])
         self.part.append(part[chosen])
         self.count += len(rows)
+        self._square += float(np.square(rows, dtype=np.float64).sum())
 
     def held_out(self) -> Iterator[tuple[int, np.ndarray]]:
         """Each part and the kept rows of it; the last alone where there are many rows, none where there is one part."""

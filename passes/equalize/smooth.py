@@ -13,6 +13,7 @@ from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
 from graphpress.graph import edit
+from graphpress.keys import LOUDNESS
 from graphpress.observe.inner import stream
 from graphpress.observe.observers import OBSERVERS
 from graphpress.passes.equalize.factors import OutputError, SeenRows, factors
@@ -214,6 +215,9 @@ class Choice:
         for holder in self.place.carried.readers:
             ledger.add(holder, multiplied)
         ledger.write()
+        for reader in self.place.readers:
+            if LOUDNESS.get(reader.node) is None:
+                LOUDNESS.set(reader.node, self.seen.loudness)
         if self.place.inserted:
             _insert(self.place, 1 / by_channel)
 

@@ -11,16 +11,18 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
+from graphpress.errors import BadRequest
 from graphpress.graph import edit
 from graphpress.passes.rotate.at_ends import insert, take_out
 from graphpress.passes.rotate.bases import BasisChoice, Kind
 from graphpress.passes.rotate.online import Online, merged
+from graphpress.passes.rotate.salience import Salience, Threshold, listen
 from graphpress.passes.rotate.witness import witness
 from graphpress.passes.structure.channels.commuting import survey
 from graphpress.passes.structure.channels.ends import ends
 from graphpress.passes.structure.channels.follow import Carried, by_node
 from graphpress.passes.structure.channels.lanes import along
-from graphpress.passes.structure.channels.ledger import Ledger, turn
+from graphpress.passes.structure.channels.ledger import Ledger, on_runs, turn
 from graphpress.passes.structure.channels.moves import READER, Holder, Move
 from graphpress.passes.structure.layers.heads import before_copies, find_heads
 from graphpress.passes.structure.layers.linear import Linear, layers
@@ -49,6 +51,13 @@ class Rotate(Pass):
         down: R4: turn what an MLP's last layer reads at run time, and back in its weight.
         inputs: Turn whatever else layers read at run time, and back in their weights: what stands behind a modulation
             (AdaLN) or a LayerNormalization cannot be turned by weights alone. Not what the first layers read.
+        salient: The root mean square of what a layer reads, on calibration data, from which on ``down`` and ``inputs``
+            turn it by the dual transform of its loud channels: two block rotations and an order between them, at run
+            time. Below it, and without it, by a Hadamard matrix. 1 in LRQ-DiT, whose adaptive rotation scheme this is;
+            where ``smooth`` went before, what counts is what it found. ``auto``: whichever leaves less of an error in
+            rows of 4 bits that it was not made for: a Hadamard matrix without signs gathers what channels have in
+            common, such as the mean behind an activation function, in one of them.
+        samples: Of the calibration data, for ``salient``.
         kind: ``hadamard`` (with random signs where it is merged), ``orthogonal`` (random; merged only), ``block``
             (Hadamard blocks down the diagonal), or ``auto``: a Hadamard matrix where one of the order is known, else
             the largest blocks.
@@ -65,17 +74,32 @@ class Rotate(Pass):
     keys: bool = False
     down: bool = False
     inputs: bool = False
+    salient: Threshold | None = None
+    samples: int = 128
     kind: Kind = "auto"
     block_size: int | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
         BasisChoice(self.kind, self.block_size)
+        if self.salient is not None and not (self.down or self.inputs):
+            what = "is of what is turned at run time, and nothing is"
+            raise BadRequest(what, where="rotate: option 'salient'", fix="Set inputs or down.")
+        if isinstance(self.salient, float | int) and not self.salient >= 0:
+            raise BadRequest(f"{self.salient} is no root mean square", where="rotate: option 'salient'")
+        if self.samples < 1:
+            raise BadRequest(f"{self.samples} is not positive", where="rotate: option 'samples'")
+
+    def check(self, ctx: Context) -> None:
+        if self.salient is not None:
+            ctx.need("data", "rotate: option 'salient'", "needs to hear what layers read", "leave it out")
+            ctx.need("run", "rotate: option 'salient'")
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         before = model.clone() if ctx.oracle is not None and ctx.data is not None else model
         rng = np.random.default_rng(ctx.seed if self.seed is None else self.seed)
-        job = _Rotation(BasisChoice(self.kind, self.block_size), rng, Online(model), report)
+        salience = None if self.salient is None else listen(model, ctx, self.salient, self.samples, report)
+        job = _Rotation(BasisChoice(self.kind, self.block_size), rng, Online(model), report, salience)
         for graph in [g for g in edit.graphs(model) if isinstance(g, ir.Graph)]:
             self._of(graph, job)
         report.changed += job.ledger.write() + job.online.made
@@ -105,6 +129,7 @@ class _Rotation:
     rng: np.random.Generator
     online: Online
     report: PassReport
+    salience: Salience | None = None
     ledger: Ledger = field(default_factory=Ledger)
     turned: set[ir.Value] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
@@ -181,12 +206,10 @@ class _Rotation:
 
     def down(self, graph: ir.Graph) -> None:
         for pair in find_pairs(graph):
-            factors = self.choice.factors(pair.width)
-            if isinstance(factors, str):
-                self.report.skip(pair.down[0].node, f"down projection: {factors}")
-                continue
-            self.before(pair.down, factors)
-            self.count("down projections turned")
+            if why := self.before(pair.down):
+                self.report.skip(pair.down[0].node, f"down projection: {why}")
+            else:
+                self.count("down projections turned")
 
     def inputs(self, graph: ir.Graph) -> None:
         readers: dict[ir.Value, list[Linear]] = {}
@@ -195,20 +218,31 @@ class _Rotation:
             if view.input not in self.turned and not self.online.gives(view.input):
                 readers.setdefault(view.input, []).append(view)
         for value, views in readers.items():
-            known = "" if value.dtype is not None else f"the type of {value.name!r} is not known"
-            factors = known or self.choice.factors(views[0].shape[1])
-            if isinstance(factors, str):
-                self.report.skip(views[0].node, f"inputs: {factors}")
-                continue
-            self.before(views, factors)
-            self.count("inputs turned")
+            why = f"the type of {value.name!r} is not known" if value.dtype is None else self.before(views)
+            if why:
+                self.report.skip(views[0].node, f"inputs: {why}")
+            else:
+                self.count("inputs turned")
 
-    def before(self, views: Sequence[Linear], factors: tuple[np.ndarray, np.ndarray]) -> None:
-        change = turn(merged(factors))
+    def before(self, views: Sequence[Linear]) -> str:
+        """Turn what some layers read at run time, and back in their weights; or say why not."""
+        edges, origin = [(view.node, 0) for view in views], views[0].node
+        factors = self.choice.factors(views[0].shape[1])
+        plain = None if isinstance(factors, str) else merged(factors)
+        loud = self.salience.transform(views, plain, self.rng) if self.salience is not None else None
+        if loud is not None:
+            change = on_runs(loud, views[0].shape[1])
+            self.online.insert_dual(edges, loud, origin)
+            self.count("of them by the dual transform")
+        elif plain is None or isinstance(factors, str):
+            return str(factors)
+        else:
+            change = turn(plain)
+            self.online.insert(edges, factors, origin)
         for view in views:
             lanes = along(np.arange(view.shape[1]), 0 if view.transposed else 1, 2)
             self.ledger.add(Holder(view.node, 1, lanes, READER), change, mixes=True)
-        self.online.insert([(view.node, 0) for view in views], factors, views[0].node)
+        return ""
 
 
 def _prove(before: ir.Model, model: ir.Model, job: _Rotation, ctx: Context) -> None:

@@ -146,12 +146,19 @@ def _hadamard() -> ir.Model:
     return test_ops_hadamard.model(left, right, "2, 12", "float")
 
 
+def _dual_turn() -> ir.Model:
+    turns = {n: np.linalg.qr(normal(2, 4, 4, seed=i))[0] for i, n in enumerate(("first", "second"))}
+    constants = {"first": turns["first"], "order": np.array([3, 0, 6, 1, 7, 2, 5, 4]), "second": turns["second"]}
+    return _one("DualTurn", "g (float[2, 3, 8] x) => (float[2, 3, 8] y) { [old] y = Neg(x) }", constants, {})
+
+
 MODELS: dict[str, Callable[[], ir.Model]] = {
     "ACM": lambda: acm_models.op_model("silu", 1, 1),
     "ACMPrice": _price,
     "BlockLookupDequantize": _blocks_decode,
     "BlockLookupQuantize": _blocks_encode,
     "ClipToken": _clip,
+    "DualTurn": _dual_turn,
     "DynamicQuantizeToken": lambda: test_ops.token_model("2, 3, 8"),
     "Hadamard": _hadamard,
     "LookupDequantize": _decode,
@@ -167,7 +174,7 @@ MODELS: dict[str, Callable[[], ir.Model]] = {
 }
 # Operators whose kernel has the gradient of the body; the others round or choose, and what stands in for their gradient
 # is held by tests of their own (tests/core/ops, tests/passes/acm).
-SMOOTH = {"ACMPrice", "ClipToken", "Hadamard", "SparseMatMul"}
+SMOOTH = {"ACMPrice", "ClipToken", "DualTurn", "Hadamard", "SparseMatMul"}
 
 
 def feeds(model: ir.Model, seed: int = 0) -> dict[str, np.ndarray]:
