@@ -95,7 +95,7 @@ def test_learned_bases_lose_less_than_those_they_began_with(seed: int) -> None:
 
 def test_without_its_quantizers_the_model_is_the_teacher_in_orthogonal_bases() -> None:
     teacher = floats()
-    after = learned(teacher)[1]
+    after = learned(teacher, replace(SHORT, select="last"))[1]  # which step is best depends on the processor
     plain = without_quantizers(after)
     assert error(plain, teacher, ids(8)) <= 1e-10  # squares of float32's rounding
     old, new = (arrays(m) for m in (teacher, plain))
