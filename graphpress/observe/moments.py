@@ -114,10 +114,11 @@ class Sum:
         step = len(x) if rows.window is None else max(1, _ELEMENTS // max(x[:1].size * _taps(rows.window), 1))
         for i in range(0, len(x), max(step, 1)):
             unfolded = rows(x[i : i + step])
-            kind = np.float32 if unfolded.shape[-1] > WIDE else np.float64
-            for_groups = np.nan_to_num(unfolded.astype(kind), posinf=0.0, neginf=0.0)
-            self._add(for_groups)
-            self.count += for_groups.shape[1]
+            parts = unfolded.astype(np.float32 if unfolded.shape[-1] > WIDE else np.float64)
+            if not np.isfinite(parts.sum()):  # one pass, where all are finite
+                parts = np.nan_to_num(parts, posinf=0.0, neginf=0.0)
+            self._add(parts)
+            self.count += parts.shape[1]
 
     def _add(self, parts: np.ndarray) -> None:
         groups, _, width = parts.shape

@@ -64,9 +64,12 @@ class _Chooser:
     m: int
     kept: np.ndarray | None = None
 
+    @property
+    def step(self) -> int:
+        return self.m
+
     def enter(self, columns: np.ndarray, start: int, diagonal: np.ndarray) -> None:
-        if start % self.m == 0:
-            self.kept = masks.mask((columns[:, : self.m] / diagonal[: self.m]) ** 2, self.n, self.m)
+        self.kept = masks.mask((columns[:, : self.m] / diagonal[: self.m]) ** 2, self.n, self.m)
 
     def __call__(self, column: np.ndarray, j: int) -> np.ndarray:
         assert self.kept is not None

@@ -52,10 +52,10 @@ class Affine(Quantizer):
         return _keep_grid(rows, params, scheme)
 
     def codes(self, x: Array, params: QParams, scheme: Scheme) -> Array:
-        """saturate(round(x / scale) + zero_point), halves to even."""
+        """saturate(round(x / scale) + zero_point), halves to even; by the arrays' own clip, as columns come by thousands."""
         xp = array_namespace(x)
         steps = xp.round(xp.astype(x, xp.float32) / params.scale)
-        return xp.clip(steps + _float(params.zero_point), scheme.qmin, scheme.qmax)
+        return (steps + _float(params.zero_point)).clip(scheme.qmin, scheme.qmax)
 
     def clipped(self, x: Array, params: QParams, scheme: Scheme) -> Array:
         """Beyond the ends by as much as surely rounds back to them."""
@@ -129,7 +129,7 @@ def _error(rows: Array, lo: Array, hi: Array, scheme: Scheme, costs: Array | Non
     total: Any = 0.0
     for i in range(0, max(rows.shape[1], 1), _BLOCK):
         part = rows[:, i : i + _BLOCK]
-        off = xp.clip(xp.round(part / scale), low, high)
+        off = xp.round(part / scale).clip(low, high)
         off *= scale
         off -= part
         total = total + dot(off if costs is None else off * costs[:, i : i + _BLOCK], off)

@@ -10,7 +10,7 @@ Source: Frantar et al., "GPTQ", 2022, algorithm 1; "SparseGPT", 2023.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from array_api_compat import array_namespace, device, is_numpy_array
@@ -19,9 +19,15 @@ from graphpress.errors import BadRequest
 
 Array: TypeAlias = Any
 
+_STRIP = 16  # columns after which what was lost is made up for in the rest of a block, by one product
+
 
 class Project(Protocol):
     """What settles a column. Columns are counted in the order in which they are settled."""
+
+    @property
+    def step(self) -> int:
+        """Of every column whose number divides by that it is told beforehand; 0: of none."""
 
     def enter(self, columns: Array, start: int, diagonal: Array) -> None:
         """Column ``start`` is next.
@@ -70,21 +76,39 @@ def solve(
     xp, size = array_namespace(weight), weight.shape[1]
     chosen = xp.asarray(range(size) if order is None else order, device=device(weight))
     u = factor(hessian, damping, chosen) if upper is None else upper
-    w = xp.astype(weight, u.dtype)[:, chosen]
+    columns = xp.astype(weight.T[chosen, :], u.dtype)  # as rows: one after another in memory
     diagonal = xp.linalg.diagonal(u)
     for start in range(0, size, block):
         end = min(start + block, size)
-        lost = xp.empty((w.shape[0], end - start), dtype=w.dtype, device=device(w))
-        for j in range(start, end):
-            project.enter(w[:, j:end], j, diagonal[j:end])
-            settled = project(w[:, j], j)
-            lost[:, j - start] = (w[:, j] - settled) / u[j, j]
-            w[:, j] = settled
-            w[:, j + 1 : end] -= lost[:, j - start][:, None] * u[j, j + 1 : end][None, :]
-        w[:, end:] -= lost @ u[start:end, end:]
-    result = xp.empty_like(w)
-    result[:, chosen] = w
-    return result
+        lost = xp.empty_like(columns[start:end, :])
+        for a, b in _strips(start, end, project.step):
+            if project.step and a % project.step == 0:
+                project.enter(columns[a:end, :].T, a, diagonal[a:end])
+            here = lost[a - start : b - start, :]
+            _settle(columns[a:b, :], here, u[a:b, a:b], lambda column, i, a=a: project(column, a + i))
+            columns[b:end, :] -= u[a:b, b:end].T @ here
+        columns[end:, :] -= u[start:end, end:].T @ lost
+    result = xp.empty_like(columns)
+    result[chosen, :] = columns
+    return result.T
+
+
+def _strips(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
+    """Few columns at a time, none beyond the next that is told of."""
+    while start < end:
+        to_next = step - start % step if step else _STRIP
+        stop = min(start + min(_STRIP, to_next), end)
+        yield start, stop
+        start = stop
+
+
+def _settle(columns: Array, lost: Array, u: Array, project: Callable[[Array, int], Array]) -> None:
+    """Settle the columns of a strip, each making up for those before it in the strip; all as rows."""
+    for i in range(columns.shape[0]):
+        settled = project(columns[i, :], i)
+        lost[i, :] = (columns[i, :] - settled) / u[i, i]
+        columns[i, :] = settled
+        columns[i + 1 :, :] -= u[i, i + 1 :][:, None] * lost[i, :][None, :]
 
 
 def by_importance(hessian: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,55 +16,83 @@ from graphpress.passes.recover.rounding.grids import QuantizedLayer
 from graphpress.types import Scheme, per_channel
 
 
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """What the columns of a layer are settled by; the same for all layers that read one value.
+
+    Attributes:
+        moments: What it was computed from.
+        hessians: Of each group of channels.
+        orders: The columns of each as they are settled.
+        factors: U of each (``obs.factor``).
+    """
+
+    moments: Moments
+    hessians: Sequence[Array]
+    orders: Sequence[Array]
+    factors: Sequence[Array]
+
+    @classmethod
+    def of(cls, moments: Moments, *, damping: float, act_order: bool, on: str | None = None) -> Solved:
+        """On a device, as torch calls it, or in numpy.
+
+        Args:
+            moments: Of what the layers read.
+            damping: See ``obs.factor``.
+            act_order: Columns by falling energy.
+            on: The device; None: numpy.
+
+        Raises:
+            BadRequest: The Hessian is not positive definite.
+        """
+        hessians = [_put(h, on) for h in moments.matrix]
+        orders = [obs.by_importance(h) if act_order else np.arange(len(h)) for h in hessians]
+        factors = [obs.factor(h, damping, o) for h, o in zip(hessians, orders, strict=True)]
+        return cls(moments, hessians, orders, factors)
+
+
 def round_layer(
-    q: QuantizedLayer, moments: Moments, *, damping: float, block: int, act_order: bool, observer: str,
-    on: str | None = None,
-) -> tuple[np.ndarray, QParams]:  # fmt: skip
+    q: QuantizedLayer, by: Solved, *, block: int, act_order: bool, observer: str, on: str | None = None
+) -> tuple[np.ndarray, QParams]:
     """The weight on a grid, float32 [out, K], and the grid.
 
     Args:
         q: Not changed.
-        moments: Of what it reads.
-        damping, block: See ``obs.solve``.
-        act_order: Columns by falling energy; scales of groups are then fixed beforehand.
+        by: Of what it reads.
+        block: See ``obs.solve``.
+        act_order: As ``by`` was made with; scales of groups are then fixed beforehand.
         observer: ``keep``, ``minmax``, ``mse`` or ``loss`` (see ``Gptq``).
-        on: The device that columns are settled on, as torch calls it; None: numpy.
-
-    Raises:
-        BadRequest: The Hessian is not positive definite.
+        on: As ``by`` was made with.
     """
-    weight, groups, put = q.weight(), moments.matrix.shape[0], _putter(on)
-    hessians = [put(h) for h in moments.matrix]
-    orders = [obs.by_importance(h) if act_order else np.arange(weight.shape[1]) for h in hessians]
-    factors = [obs.factor(h, damping, o) for h, o in zip(hessians, orders, strict=True)]  # refuses before all else
-    grid = _grid(q, weight, zip(factors, orders, strict=True), observer)
+    weight = q.weight()
+    grid = _grid(q, weight, zip(by.factors, by.orders, strict=True), observer)
     each = q.spread(grid).mapped(np.array)
-    tables = {n: put(t) for n, t in grid.tables.items()}
+    tables = {n: _put(t, on) for n, t in grid.tables.items()}
     size = 0 if act_order or observer == "keep" else q.group
     if size:
         block = -(-block // size) * size
-    result, rows = np.empty_like(weight), len(weight) // groups
-    for i, (hessian, order, upper) in enumerate(zip(hessians, orders, factors, strict=True)):
+    result, rows = np.empty_like(weight), len(weight) // len(by.hessians)
+    for i, (hessian, order, upper) in enumerate(zip(by.hessians, by.orders, by.factors, strict=True)):
         part = slice(i * rows, (i + 1) * rows)
-        mine = replace(_rows(each, part, put), tables=tables)
-        project = _Rounding(q, put(weight[part]), mine, order, size, observer)
-        settled = obs.solve(put(weight[part]), hessian, project, damping=damping, block=block, order=order, upper=upper)
-        result[part] = _numpy(settled)
+        mine, own = _put(weight[part], on), replace(_by_column(each, part, on), tables=tables)
+        project = _Rounding(q, mine, own, order, size, observer)
+        result[part] = _numpy(obs.solve(mine, hessian, project, block=block, order=order, upper=upper))
         for name in ("scale", "zero_point", *each.beside):
-            each.operand(name)[part] = _numpy(project.params.operand(name))
+            each.operand(name)[part] = _numpy(own.operand(name)).T
     return result, q.gathered(each)
 
 
-def _rows(each: QParams, part: slice, put: Callable[[Any], Any]) -> QParams:
-    return each.mapped(lambda array: put(array[part]))
+def _by_column(each: QParams, part: slice, on: str | None) -> QParams:
+    """Of the rows ``part``: [K, rows], so that those of a column lie side by side."""
+    return each.mapped(lambda array: _put(np.ascontiguousarray(array[part].T), on))
 
 
-def _putter(on: str | None) -> Callable[[Any], Any]:
+def _put(array: np.ndarray, on: str | None) -> Array:
     if on is None:
-        return lambda array: array
+        return array
     import torch
 
-    return lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(on)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(on)
 
 
 def _numpy(array: Array) -> np.ndarray:
@@ -114,29 +142,27 @@ class _Rounding:
 
     q: QuantizedLayer
     weight: Array
-    params: QParams  # of each element, [O, K]; written to
+    params: QParams  # of each element, [K, O]; written to
     order: Array
-    size: int
+    step: int  # the columns of a group that has its scale found on the way; 0: none has
     observer: str
 
     def __post_init__(self) -> None:
         self.kept = self.weight != 0 if self.q.pruned else None
 
     def enter(self, columns: Array, start: int, diagonal: Array) -> None:
-        if not self.size or start % self.size:
-            return
         xp, quantizer = array_namespace(columns), self.q.quantizer
         scheme = replace(_scheme(self.q.scheme, self.observer), granularity=per_channel(0))
-        costs = _costs(diagonal[: self.size]) if self.observer == "loss" else None
-        found = quantizer.fit(columns[:, : self.size], scheme, costs, self.params.tables)
-        here = slice(start, start + self.size)
+        costs = _costs(diagonal[: self.step]) if self.observer == "loss" else None
+        found = quantizer.fit(columns[:, : self.step], scheme, costs, self.params.tables)
+        here = slice(start, start + self.step)
         kept = self.q.cast(found.mapped(_numpy))
         for name in ("scale", "zero_point", *kept.beside):
             known = self.params.operand(name)
-            known[:, here] = xp.astype(xp.asarray(kept.operand(name), device=device(columns)), known.dtype)[:, None]
+            known[here, :] = xp.astype(xp.asarray(kept.operand(name), device=device(columns)), known.dtype)[None, :]
 
     def __call__(self, column: Array, j: int) -> Array:
         c, xp = self.order[j], array_namespace(column)
-        mine = self.params.mapped(lambda a: a[:, c])
+        mine = self.params.mapped(lambda a: a[c, :])
         settled = self.q.quantizer.nearest(column, mine, self.q.scheme)
         return settled if self.kept is None else xp.where(self.kept[:, c], settled, xp.zeros_like(settled))

@@ -17,7 +17,7 @@ from graphpress.errors import BadRequest
 from graphpress.observe.data import CalibrationData
 from graphpress.observe.moments import Moments, Rows, Sum, add_up
 from graphpress.passes.recover.rounding import grids
-from graphpress.passes.recover.rounding.columns import round_layer
+from graphpress.passes.recover.rounding.columns import Solved, round_layer
 from graphpress.passes.recover.rounding.gptq_state import State
 from graphpress.passes.recover.rounding.grids import QuantizedLayer
 from graphpress.passes.recover.rounding.waves import Prefix, waves
@@ -99,6 +99,7 @@ class LayerByLayer:
     Attributes:
         told: The metric that the mean over layers of what ``settle`` gives is told as.
         kept: Why a layer was left as it was, where ``settle`` gives 1.
+        solved: Of the value that the last layer of a wave read: the next may read it too.
     """
 
     told: ClassVar[str] = "error against rounding to nearest"
@@ -111,6 +112,7 @@ class LayerByLayer:
     data: CalibrationData
     execute: Executor
     gains: list[float] = field(default_factory=list)
+    solved: Solved | None = None
 
     def run(self) -> None:
         options = self.options
@@ -139,6 +141,7 @@ class LayerByLayer:
                 self.report.skip(q.layer.node, f"{found}: rounding to nearest was kept")
             else:
                 state.keep(q, self.settle(q, *found))
+        self.solved = None
         self.note([q for q in layers if q.name in state.gains], state)
 
     def moments(self, prefix: Prefix, layers: Sequence[QuantizedLayer]) -> Iterator[tuple[Moments, Moments] | str]:
@@ -162,10 +165,10 @@ class LayerByLayer:
         """Round one layer; the error that is left, as a share of that of rounding to nearest (1 where that is kept)."""
         options, weight = self.options, q.weight()
         nearest = q.rounded(q.params())
-        rounded, params = round_layer(
-            q, seen, damping=options.damping, block=options.block, act_order=options.act_order,
-            observer=options.observer, on=options.device,
-        )  # fmt: skip
+        order = {"act_order": options.act_order, "on": options.device}
+        if self.solved is None or self.solved.moments is not seen:
+            self.solved = Solved.of(seen, damping=options.damping, **order)
+        rounded, params = round_layer(q, self.solved, block=options.block, observer=options.observer, **order)
         before, after = unseen.error(nearest - weight), unseen.error(rounded - weight)
         if not after <= before:
             q.write(nearest, q.params())

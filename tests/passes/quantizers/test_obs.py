@@ -14,6 +14,8 @@ from graphpress.passes.quantizers import obs
 class Nearest:
     """Rounds each row to its own grid of ``bits`` bits, fixed before the recursion."""
 
+    step = 1
+
     def __init__(self, weight: np.ndarray, bits: int) -> None:
         self.high = 2 ** (bits - 1) - 1
         self.scale = np.abs(weight).max(axis=1) / (self.high + 0.5)

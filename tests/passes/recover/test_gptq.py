@@ -108,6 +108,8 @@ def test_each_layer_is_the_reference_on_what_the_rounded_ones_before_it_give() -
 
 
 class Channels:
+    step = 0
+
     def __init__(self, scale: np.ndarray) -> None:
         self.scale = scale
 

@@ -23,6 +23,8 @@ ONE = "g (float[N, 32] x, float[32, 24] w) => (float[N, 24] y) { [m] y = MatMul(
 class Nearest:
     """Rounds to multiples of a quarter, in numpy and torch alike."""
 
+    step = 0
+
     def enter(self, columns: object, start: int, diagonal: object) -> None: ...
 
     def __call__(self, column: np.ndarray | torch.Tensor, j: int) -> np.ndarray | torch.Tensor:
