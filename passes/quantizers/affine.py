@@ -52,10 +52,11 @@ class Affine(Quantizer):
         return _keep_grid(rows, params, scheme)
 
     def codes(self, x: Array, params: QParams, scheme: Scheme) -> Array:
-        """saturate(round(x / scale) + zero_point), halves to even; by the arrays' own clip, as columns come by thousands."""
+        """saturate(round(x / scale) + zero_point), halves to even."""
         xp = array_namespace(x)
         steps = xp.round(xp.astype(x, xp.float32) / params.scale)
-        return (steps + _float(params.zero_point)).clip(scheme.qmin, scheme.qmax)
+        shifted = steps + _float(params.zero_point)
+        return shifted.clip(scheme.qmin, scheme.qmax)  # the array's own: columns come by the thousand
 
     def clipped(self, x: Array, params: QParams, scheme: Scheme) -> Array:
         """Beyond the ends by as much as surely rounds back to them."""
