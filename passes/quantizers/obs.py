@@ -10,7 +10,7 @@ Source: Frantar et al., "GPTQ", 2022, algorithm 1; "SparseGPT", 2023.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from array_api_compat import array_namespace, device, is_numpy_array
@@ -85,7 +85,7 @@ def solve(
             if project.step and a % project.step == 0:
                 project.enter(columns[a:end, :].T, a, diagonal[a:end])
             here = lost[a - start : b - start, :]
-            _settle(columns[a:b, :], here, u[a:b, a:b], lambda column, i, a=a: project(column, a + i))
+            _settle(columns[a:b, :], here, u[a:b, a:b], project, a)
             columns[b:end, :] -= u[a:b, b:end].T @ here
         columns[end:, :] -= u[start:end, end:].T @ lost
     result = xp.empty_like(columns)
@@ -102,10 +102,10 @@ def _strips(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _settle(columns: Array, lost: Array, u: Array, project: Callable[[Array, int], Array]) -> None:
-    """Settle the columns of a strip, each making up for those before it in the strip; all as rows."""
+def _settle(columns: Array, lost: Array, u: Array, project: Project, first: int) -> None:
+    """Settle the columns of a strip, from number ``first``, each making up for those before it; all as rows."""
     for i in range(columns.shape[0]):
-        settled = project(columns[i, :], i)
+        settled = project(columns[i, :], first + i)
         lost[i, :] = (columns[i, :] - settled) / u[i, i]
         columns[i, :] = settled
         columns[i + 1 :, :] -= u[i, i + 1 :][:, None] * lost[i, :][None, :]

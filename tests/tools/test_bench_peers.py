@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from graphpress.errors import BadRequest
+from graphpress.tools.bench import language
 from graphpress.tools.bench.peers import child, methods
 from graphpress.tools.bench.peers.__main__ import known, main
 from graphpress.tools.bench.peers.rows import PeerRow, render, verdict
@@ -43,9 +45,13 @@ def test_the_best_of_each_side_is_compared_and_a_failure_is_a_row() -> None:
     lines = page.splitlines()
     order = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert order == ["method", "**good**", "peer", "**bad**", "gone"]
-    assert "| gone | - | - | - | - | not installed: x |" in lines
+    assert "| gone | - | - | - | - | - | not installed: x |" in lines
     assert "Ours (good) against the best peer (peer): -0.0020, which holds;" in page
     assert "Nothing to compare." in " ".join(verdict(rows[:2]))
+    assert "Nearest" not in page
+    close = [replace(r, apart=a) for r, a in zip(rows, (0.5, 0.0123, 0.011, None), strict=True)]
+    assert "Nearest to the float model: peer." in render(close)
+    assert any(line.startswith("| **good** | +0.0010 | 0.0123 | 2.00 |") for line in render(close).splitlines())
 
 
 def test_methods_are_told_apart_by_name_and_scheme() -> None:
@@ -90,3 +96,22 @@ def test_rows_are_kept_and_a_wrong_name_is_one_line(tmp_path: Path, capsys: pyte
     assert known(tmp_path / "none") == []
     assert main(["--zoo", str(tmp_path), "--models", "nothing"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_divergence_is_that_of_two_coins() -> None:
+    """KL of (3/4, 1/4) from (1/2, 1/2), whatever the text: 3/4 log 3/2 + 1/4 log 1/2."""
+
+    class Coin:
+        input_names, output_names = ("ids",), ("logits",)
+
+        def __init__(self, *odds: float) -> None:
+            self.logits = np.log(np.array(odds, np.float32)) + 7
+
+        def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"logits": np.broadcast_to(self.logits, (*feeds["ids"].shape, 2))}
+
+    texts = [np.array([[0, 1, 1], [1, 0, 1]]), np.array([[1, 1]])]
+    wanted = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+    assert language.divergence(Coin(1, 1), Coin(3, 1), texts) == pytest.approx(wanted, abs=1e-7)
+    assert language.divergence(Coin(3, 1), Coin(3, 1), texts) == pytest.approx(0, abs=1e-12)
+    assert language.nats(Coin(3, 1), texts) == pytest.approx(-(1 * np.log(0.75) + 4 * np.log(0.25)) / 5, abs=1e-6)

@@ -27,12 +27,26 @@ def nats(runner: Runner, texts: Iterable[np.ndarray]) -> float:
     """Mean cross-entropy per token over ``texts``: ids [batch, length], each but the first predicted from the left."""
     total, count = 0.0, 0
     for ids in texts:
-        logits = runner({"ids": ids[:, :-1]})["logits"].astype(np.float64)
-        logits -= logits.max(-1, keepdims=True)
-        right = np.take_along_axis(logits, ids[:, 1:, None], -1)[..., 0]
-        total += float((np.log(np.exp(logits).sum(-1)) - right).sum())
+        right = np.take_along_axis(_log_softmax(runner, ids), ids[:, 1:, None], -1)
+        total -= float(right.sum())
         count += right.size
     return total / count
+
+
+def divergence(runner: Runner, whole: Runner, texts: Iterable[np.ndarray]) -> float:
+    """Mean over tokens of KL(whole || runner), in nats: what changed, whether or not it happens to suit the text."""
+    total, count = 0.0, 0
+    for ids in texts:
+        before, after = (_log_softmax(r, ids) for r in (whole, runner))
+        total += float((np.exp(before) * (before - after)).sum())
+        count += ids[:, 1:].size
+    return total / count
+
+
+def _log_softmax(runner: Runner, ids: np.ndarray) -> np.ndarray:
+    logits = runner({"ids": ids[:, :-1]})["logits"].astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
 
 
 def _codelm(folder: Path, name: str) -> Task:
@@ -40,27 +54,37 @@ def _codelm(folder: Path, name: str) -> Task:
         with np.load(folder / part) as z:
             return z["ids"].astype(np.int64)
 
-    def scores(runner: Runner, _: Runner) -> Scores:
+    def texts() -> list[np.ndarray]:
         ids = load("valid.npz")
-        return {"nats/byte": nats(runner, (ids[i : i + 8] for i in range(0, len(ids), 8)))}
+        return [ids[i : i + 8] for i in range(0, len(ids), 8)]
 
     note = "65,536 bytes of held-out text; a sample is 256 bytes"
-    return _task(name, lambda _: folder / f"{name}.onnx", lambda: load("calib.npz")[:, :TOKENS], scores, note)
+    return _task(name, lambda _: folder / f"{name}.onnx", lambda: load("calib.npz")[:, :TOKENS], texts, "byte", note)
 
 
 def _task(
     name: str,
     file: Callable[[Path], Path],
     ids: Callable[[], np.ndarray],
-    scores: Callable[[Runner, Runner], Scores],
+    texts: Callable[[], Iterable[np.ndarray]],
+    unit: str,
     note: str,
 ) -> Task:
     load = functools.cache(ids)
 
+    def scores(runner: Runner, _: Runner) -> Scores:
+        return {f"nats/{unit}": nats(runner, texts())}
+
+    def apart(runner: Runner, whole: Runner) -> float:
+        return divergence(runner, whole, texts())
+
     def data() -> dict[str, np.ndarray]:
         return {"ids": load()}
 
-    return Task(name, "language", file, data, scores, lambda n: first(data(), n), higher=False, note=note)
+    def feeds(count: int) -> dict[str, np.ndarray]:
+        return first(data(), count)
+
+    return Task(name, "language", file, data, scores, feeds, higher=False, note=note, apart=apart)
 
 
 def _stories(zoo: Path) -> Task:
@@ -80,11 +104,8 @@ def _stories(zoo: Path) -> Task:
         blocks = encode(train[i : i + BLOCK] for i in range(0, 100 * BLOCK, BLOCK))
         return np.concatenate([ids[:, :TOKENS] for ids in blocks])
 
-    def scores(runner: Runner, _: Runner) -> Scores:
-        return {"nats/token": nats(runner, stories())}
-
     note = "1,804 tokens of five stories; other stories calibrate"
-    return _task("stories260K", functools.partial(_trace, folder), held_in, scores, note)
+    return _task("stories260K", functools.partial(_trace, folder), held_in, stories, "token", note)
 
 
 def _trace(source: Path, out: Path) -> Path:

@@ -33,6 +33,7 @@ class Task:
         batches: Batch sizes for latency; only 1 where the file fixes it.
         higher: Whether a higher headline is better.
         note: What a reader of the figures must know.
+        apart: How far a runner's predictions are from the float model's, in nats; None: no such figure.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Task:
     batches: tuple[int, ...] = (1, 32)
     higher: bool = True
     note: str = ""
+    apart: Callable[[Runner, Runner], float] | None = None
 
 
 def first(data: Arrays, count: int) -> dict[str, np.ndarray]:

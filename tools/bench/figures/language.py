@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,7 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
     for row in _rows():
         for v in variants:
             try:
-                found = v.loss(row.passes) - v.base
+                found, apart = v.loss(row.passes)
             except RecipeError as e:
                 yield Figure(f"{v.name}: {row.what}", "", "not measured", note=str(e))
                 continue
@@ -93,7 +93,8 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
             bar = row.bars.get(v.name)
             asked = "" if bar is None else f"<= +{bar:.3f}"
             met = None if bar is None else found <= bar
-            yield Figure(f"{v.name}: {row.what}", asked, f"{found:+.4f}", met, row.note)
+            note = "; ".join(filter(None, [row.note, f"divergence {apart:.4f}"]))
+            yield Figure(f"{v.name}: {row.what}", asked, f"{found:+.4f}", met, note)
     last = _rows()[-1].what
     if (last, PLAIN) in lost and (last, OUTLIERS) in lost:
         apart = abs(lost[last, PLAIN] - lost[last, OUTLIERS])
@@ -120,21 +121,26 @@ class _Variant:
         self.model = self._rewritten(models.load(folder / f"{name}.onnx"), Recipe.load("clean").passes)
         head = layers(list(self.model.graph))[-1].node
         self.layers = _LAYERS.replace("HEAD", head.name or "")
-        self.base = self._nats(ort.execute(self.model))
+        self.whole = ort.execute(self.model)
+        self.base = self._nats(self.whole)
 
-    def loss(self, passes: str) -> float:
-        """Nats per byte of the model behind some passes.
+    def loss(self, passes: str) -> tuple[float, float]:
+        """Nats per byte that some passes cost, and how far they take the predictions from the float model's.
 
         Raises:
             RecipeError: There is no such pass.
         """
         asked = parse_passes(passes.replace("LAYERS", self.layers))
         made = self._rewritten(self.model, (*asked, *Recipe.load("fold").passes))
-        return self._nats(ort.execute(ort.lower(made, self.target)))
+        run = ort.execute(ort.lower(made, self.target))
+        return self._nats(run) - self.base, language.divergence(run, self.whole, self._texts("divergence"))
 
     def _rewritten(self, model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
         return Pipeline(list(passes), check_numbers=False).run(model, self.ctx)[0]
 
     def _nats(self, runner: Runner) -> float:
+        return language.nats(runner, self._texts("nats"))
+
+    def _texts(self, what: str) -> Iterable[np.ndarray]:
         batches = [self.ids[i : i + 8] for i in range(0, len(self.ids), 8)]
-        return language.nats(runner, self.progress(batches, f"{self.name}: nats", len(batches)))
+        return self.progress(batches, f"{self.name}: {what}", len(batches))

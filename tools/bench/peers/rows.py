@@ -18,6 +18,7 @@ class PeerRow:
         kind: Of the task.
         whole: The float model's score: nats per token or byte (lower is better), or top-1 in per cent.
         score: The compressed model's, on ONNX Runtime; None where there is none, for ``why``.
+        apart: Mean divergence of its predictions from the float model's, in nats; None where there is none.
         size: Bytes of its file.
         seconds: Of the compression alone, imports not counted.
         peak: Bytes of memory of the process, at most.
@@ -31,6 +32,7 @@ class PeerRow:
     ours: bool
     whole: float
     score: float | None = None
+    apart: float | None = None
     size: int | None = None
     seconds: float | None = None
     peak: int | None = None
@@ -56,10 +58,10 @@ def render(rows: Sequence[PeerRow]) -> str:
     for model, scheme in dict.fromkeys((r.model, r.scheme) for r in rows):
         group = [r for r in rows if (r.model, r.scheme) == (model, scheme)]
         unit = "nats over float" if group[0].kind == "language" else "points below float"
-        head = f"| method | {unit} | MB | seconds | peak MB | |\n|---|---|---|---|---|---|"
+        head = f"| method | {unit} | divergence | MB | seconds | peak MB | |\n|---|---|---|---|---|---|---|"
         ran = sorted((r for r in group if r.score is not None), key=lambda r: r.lost)
         lines = [_line(r) for r in ran]
-        lines += [f"| {r.method} | - | - | - | - | {r.why} |" for r in group if r.score is None]
+        lines += [f"| {r.method} | - | - | - | - | - | {r.why} |" for r in group if r.score is None]
         said = " ".join(verdict(group))
         parts.append("\n".join([f"**{model}, {scheme}** (float {group[0].whole:.4f})", "", head, *lines, "", said]))
     return "\n\n".join(parts) + "\n"
@@ -70,7 +72,8 @@ def _line(row: PeerRow) -> str:
     assert row.seconds is not None
     assert row.peak is not None
     name = f"**{row.method}**" if row.ours else row.method
-    return f"| {name} | {row.lost:+.4f} | {row.size / 1e6:.2f} | {row.seconds:.1f} | {row.peak / 1e6:.0f} | |"
+    apart = "" if row.apart is None else f"{row.apart:.4f}"
+    return f"| {name} | {row.lost:+.4f} | {apart} | {row.size / 1e6:.2f} | {row.seconds:.1f} | {row.peak / 1e6:.0f} | |"
 
 
 def verdict(group: Sequence[PeerRow]) -> Iterator[str]:
@@ -89,3 +92,6 @@ def verdict(group: Sequence[PeerRow]) -> Iterator[str]:
     holds = "holds" if worse <= WORSE[ours.kind] else "does NOT hold"
     yield f"Ours ({ours.method}) against the best peer ({theirs.method}): {worse:+.4f}, which {holds};"
     yield f"{ours.seconds / theirs.seconds:.2f}x of its time, {ours.peak / theirs.peak:.2f}x of its memory."
+    nearest = min((r for r in group if r.apart is not None), key=lambda r: r.apart or 0.0, default=None)
+    if nearest is not None:
+        yield f"Nearest to the float model: {nearest.method}."
