@@ -7,7 +7,7 @@ import gzip
 import importlib.util
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -107,15 +107,19 @@ class Sampler:
         *_, last = self.way(self._predict(runner))
         return last[0]
 
-    def velocity(self, before: Runner, after: Runner) -> float:
-        """Squared error of the guided prediction on the float model's way, over its square."""
+    def velocity(self, way: Sequence[tuple[np.ndarray, float, np.ndarray]], after: Runner) -> float:
+        """Squared error of the guided prediction on the float model's way (see ``float_way``), over its square."""
         predict, wrong, whole = self._predict(after), 0.0, 0.0
-        for x, t, wanted in list(self.way(self._predict(before)))[:-1]:
+        for x, t, wanted in way[:-1]:
             told, free = predict(x, t, self.labels), predict(x, t, np.full_like(self.labels, NONE))
             got = free + _GUIDANCE * (told - free)
             wrong += float(np.square(got - wanted, dtype=np.float64).sum())
             whole += float(np.square(wanted, dtype=np.float64).sum())
         return wrong / whole
+
+    def float_way(self, before: Runner) -> list[tuple[np.ndarray, float, np.ndarray]]:
+        """Where the float model goes, and what it predicts there; the last has the digits."""
+        return list(self.way(self._predict(before)))
 
     def right(self, made: np.ndarray) -> float:
         """Per cent of digits that the zoo's classifier takes for what was asked."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
+
 from graphpress.recipe import Recipe
-from graphpress.runner import Progress
+from graphpress.runner import Progress, Runner
 from graphpress.tools.bench.diffusion import NAMES, Sampler, digits, error, traced
 from graphpress.tools.bench.figures.base import Figure
 
+_RTN, _VIDITQ = "W4A8 RTN", "W4A8 ViDiT-Q, GPTQ"
 _TITLE = {"dit": "DiT", "unet": "U-Net"}
 # bits -> how much of its square a prediction may lose, how many points of class accuracy
 _BARS = {
@@ -19,59 +24,123 @@ _BARS = {
 
 
 def recipes() -> dict[str, Recipe]:
-    """Pipelines by what they are called, their parts one by one: those that are measured against the bars come last."""
+    """Pipelines by what they are called, their parts one by one."""
     viditq, svd, tlq = (Recipe.load(n) for n in ("w4a8-viditq", "w4a4-svdquant", "w3a16-tlq"))
-    rtn = _without(viditq, "smooth", "rotate", "gptq")
+    rtn, float_ends = _without(viditq, "smooth", "rotate", "gptq"), ["quantize.ends=float"]
+    lrqdit, learned = Recipe.load("w4a4-lrqdit"), Recipe.load("w3a16-autoround")
+    uniform = ["quantize.quantizer=affine", "quantize.weight_granularity=per_group"]
     return {
         "W8A8 static": Recipe.load("w8a8"),
-        "W8A8 static, ends float": Recipe.load("w8a8").set(["quantize.ends=float"]),
+        "W8A8 static, scales by 4 ranges of steps": Recipe.load("w8a8").set([_steps(4)]),
+        "W8A8 static, scales by 16 ranges of steps": Recipe.load("w8a8").set([_steps(16)]),
+        "W8A8 static, ends float": Recipe.load("w8a8").set(float_ends),
         "W8A8 per token": rtn.set(["quantize.weight=int8", "quantize.weight_granularity=per_channel"]),
-        "W4A8 RTN": rtn,
+        _RTN: rtn.set(["quantize.ends=same"]),
+        "W4A8 RTN, ends float": rtn,
         "W4A8 smooth": _without(viditq, "rotate", "gptq"),
         "W4A8 smooth, turned": _without(viditq, "gptq"),
-        "W4A8 ViDiT-Q, GPTQ": viditq,
+        _VIDITQ: viditq,
         "W4A4 RTN": _without(svd, "smooth", "svd-branch", "gptq"),
         "W4A4 smooth": _without(svd, "svd-branch", "gptq"),
         "W4A4 smooth, low rank": _without(svd, "gptq"),
         "W4A4 SVDQuant, GPTQ": svd,
-        "W4A4 rotated, GPTQ": Recipe.load("w4a4-rot").set(["quantize.ends=float"]),
-        "W3A16 TLQ": _without(tlq, "gptq"),
+        "W4A4 rotated, GPTQ": Recipe.load("w4a4-rot").set(float_ends),
+        "W4A4 LRQ-DiT (ARS, TLQ, GPTQ)": lrqdit,
+        "W4A4 LRQ-DiT, threshold 1": lrqdit.set(["rotate.salient=1"]),
+        "W4A4 ARS, even steps in groups, GPTQ": lrqdit.set(uniform),
         "W3A16 TLQ, GPTQ": tlq,
+        "W3A16 TLQ, GPTQ, ends float": tlq.set(float_ends),
+        "W3A16 AutoRound": learned,
+        "W3A16 AutoRound, ends float": learned.set(float_ends),
     }
 
 
 def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
     """Each model in each pipeline; a bar is held by the best of its bits."""
-    import graphpress as gp
-    from graphpress.backends import ort
-
     for name in NAMES:
-        model, sampler, fresh = traced(zoo, name), Sampler(zoo, name), digits(zoo, name, 256, 777)
-        before = ort.execute(model)
-        made = sampler.run(before)
-        right = sampler.right(made)
-        yield Figure(f"{_TITLE[name]} float", "", f"{right:.0f} %, distance {sampler.distance(made):.3f}", None, _NOTE)
-        best: dict[str, tuple[float, float, str]] = {}
+        judged = _Judged.of(zoo, name)
+        yield Figure(f"{_TITLE[name]} float", "", judged.said(), None, _NOTE)
         for what, recipe in recipes().items():
-            after, _ = gp.compile(
-                model, recipe, digits(zoo, name, 128, 5), gate=False, prove=False, progress=progress
-            )  # fmt: skip
-            runner = ort.execute(after)
-            lost, along, drawn = error(before, runner, fresh), sampler.velocity(before, runner), sampler.run(runner)
-            points = right - sampler.right(drawn)
-            said = f"{lost:.4f}, on the way {along:.4f}; {right - points:.0f} %, distance {sampler.distance(drawn):.3f}"
-            yield Figure(f"{_TITLE[name]} {what}", "", said)
-            best[what[:4].strip()] = min(best.get(what[:4].strip(), (9.0, 0.0, "")), (lost, points, what))
-        for bits, (most, points_most) in _BARS[name].items():
-            lost, points, what = next(v for k, v in best.items() if bits.startswith(k))
-            yield Figure(f"{_TITLE[name]} {bits}: squared error of the prediction", f"<= {most}", f"{lost:.4f}",
-                         lost <= most, what)  # fmt: skip
-            if points_most is not None:
-                yield Figure(f"{_TITLE[name]} {bits}: class accuracy lost", f"<= {points_most:g} points",
-                             f"{points:.0f}", points <= points_most, what)  # fmt: skip
+            yield Figure(f"{_TITLE[name]} {what}", "", judged(what, recipe, progress))
+        yield from _bars(name, judged.lost, judged.points)
+        yield from _orders(name, judged.lost)
+
+
+def _bars(name: str, lost: Mapping[str, float], points: Mapping[str, float]) -> Iterator[Figure]:
+    for bits, (most, points_most) in _BARS[name].items():
+        what = min((w for w in lost if w.split()[0] == bits), key=lambda w: lost[w])
+        yield Figure(f"{_TITLE[name]} {bits}: squared error of the prediction", f"<= {most}", f"{lost[what]:.4f}",
+                     lost[what] <= most, what)  # fmt: skip
+        if points_most is not None:
+            yield Figure(f"{_TITLE[name]} {bits}: class accuracy lost", f"<= {points_most:g} points",
+                         f"{points[what]:.0f}", points[what] <= points_most, what)  # fmt: skip
+
+
+def _orders(name: str, lost: Mapping[str, float]) -> Iterator[Figure]:
+    """What pipelines owe one another."""
+    for what in (_RTN, "W4A8 RTN, ends float"):
+        won, bar = 1 - lost[_VIDITQ] / lost[what], 0.9 if what == _RTN else None
+        yield Figure(f"{_TITLE[name]} W4A8: ViDiT-Q wins back of what is lost by {what.removeprefix('W4A8 ')}",
+                     "" if bar is None else f">= {bar:.0%}", f"{won:.1%}",
+                     None if bar is None else won >= bar)  # fmt: skip
+    naive, smooth, low = (lost[f"W4A4 {w}"] for w in ("RTN", "smooth", "smooth, low rank"))
+    yield Figure(f"{_TITLE[name]} W4A4: naive > smooth > smooth + low rank", "strict",
+                 f"{naive:.4f}, {smooth:.4f}, {low:.4f}", naive > smooth > low)  # fmt: skip
+
+
+@dataclass
+class _Judged:
+    """What pipelines make of a model.
+
+    Attributes:
+        lost: Of the square of the prediction on new inputs, by pipeline.
+        points: Of class accuracy, likewise.
+    """
+
+    name: str
+    model: ir.Model
+    before: Runner
+    sampler: Sampler
+    data: dict[str, np.ndarray]
+    fresh: dict[str, np.ndarray]
+    way: list[tuple[np.ndarray, float, np.ndarray]]
+    right: float
+    distance: float
+    lost: dict[str, float] = field(default_factory=dict)
+    points: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, zoo: Path, name: str) -> _Judged:
+        from graphpress.backends import ort
+
+        model, sampler = traced(zoo, name), Sampler(zoo, name)
+        before = ort.execute(model)
+        way = sampler.float_way(before)
+        data, fresh, made = digits(zoo, name, 128, 5), digits(zoo, name, 256, 777), way[-1][0]
+        return cls(name, model, before, sampler, data, fresh, way, sampler.right(made), sampler.distance(made))
+
+    def said(self) -> str:
+        return f"{self.right:.0f} %, distance {self.distance:.3f}"
+
+    def __call__(self, what: str, recipe: Recipe, progress: Progress) -> str:
+        import graphpress as gp
+        from graphpress.backends import ort
+
+        after, _ = gp.compile(self.model, recipe, self.data, gate=False, prove=False, progress=progress)
+        runner = ort.execute(after)
+        self.lost[what] = error(self.before, runner, self.fresh)
+        drawn, along = self.sampler.run(runner), self.sampler.velocity(self.way, runner)
+        right, distance = self.sampler.right(drawn), self.sampler.distance(drawn)
+        self.points[what] = self.right - right
+        return f"{self.lost[what]:.4f}, on the way {along:.4f}; {right:.0f} %, distance {distance:.3f}"
 
 
 _NOTE = "100 digits in 16 steps with guidance 2, judged by a CNN; sliced Wasserstein distance to real ones"
+
+
+def _steps(ranges: int) -> str:
+    """The option that gives static activations a scale for each of some even ranges."""
+    return "quantize.steps=t=" + ",".join(f"{i / ranges:g}" for i in range(ranges + 1))
 
 
 def _without(recipe: Recipe, *names: str) -> Recipe:
