@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.graph import edit
-from graphpress.graph.quantized import Activation, Weight, activation, stored, weight
+from graphpress.graph.grid import is_dequantize, is_quantize
+from graphpress.graph.quantized import SCALE, Activation, Weight, activation, stored, weight
 from graphpress.keys import ORIGIN
 from graphpress.types import Storage
 
-__all__ = ["Activation", "Matrix", "Weight", "activation", "matrix", "restored", "weight"]
+__all__ = ["Activation", "Matrix", "Weight", "activation", "by_step", "matrix", "restored", "weight"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,17 @@ def restored(node: ir.Node, value: ir.Value | None) -> int:
         codes = maker.inputs[0]
     kind = Storage.of_codes(codes.dtype) if codes is not None else None
     return kind.bits if kind is not None and codes is not value and edit.is_constant(codes) else 0
+
+
+def by_step(value: ir.Value | None) -> Activation | None:
+    """The activation that ``value`` is, if its scale is gathered from a table when the model runs (kind step): one, or
+    one for each sample."""
+    node = value.producer() if value is not None else None
+    maker = node.inputs[0].producer() if is_dequantize(node) and node.inputs[0] is not None else None
+    if node is None or not is_quantize(maker) or node.inputs[1:] != maker.inputs[1:]:
+        return None
+    source, codes, scale = maker.inputs[0], node.inputs[0], node.inputs[SCALE]
+    table = scale.producer() if scale is not None else None
+    if source is None or codes is None or scale is None or table is None or table.op_type != "Gather":
+        return None
+    return Activation("step", source, codes, scale, node.inputs[2] if len(node.inputs) > 2 else None)

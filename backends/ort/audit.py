@@ -121,8 +121,7 @@ class _OrtAuditor:
             return "integer", moved_codes.noted(node)
         bits = next((b for v in node.inputs if (b := canonical.restored(node, v))), 0)
         if bits and not any(map(canonical.activation, node.inputs)):
-            rounded = "; activations are rounded to 8-bit floats, and computed in float" if _small_floats(node) else ""
-            return "weight-only", f"{bits}-bit weights become float once, at load{rounded}"
+            return "weight-only", f"{bits}-bit weights become float once, at load{_rounded(node)}"
         if node.op_type in lower_float.LEFT:
             return "float", "left in float between quantized neighbours"
         if self.quantized(node):
@@ -178,8 +177,12 @@ def _is_site(node: ir.Node) -> bool:
     return node.op_type not in CONVERSIONS | CONTROL | {"Constant"} and _site(node) == node.name
 
 
-def _small_floats(node: ir.Node) -> bool:
-    return any(scheme.floating for site, scheme in keys.schemes(node).items() if site.role is Role.ACTIVATION)
+def _rounded(node: ir.Node) -> str:
+    """What becomes of the activations beside weights that are floats."""
+    if any(map(canonical.by_step, node.inputs)):
+        return "; activations are rounded by the step of each sample, and computed in float"
+    small = any(scheme.floating for site, scheme in keys.schemes(node).items() if site.role is Role.ACTIVATION)
+    return "; activations are rounded to 8-bit floats, and computed in float" if small else ""
 
 
 def _on_integers(node: ir.Node) -> bool:

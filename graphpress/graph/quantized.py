@@ -286,7 +286,7 @@ class Expanded(Weight):
 class Activation:
     """A quantized activation. ``codes * scale`` after subtracting ``zero``; ``zero`` is None for symmetric codes.
 
-    ``kind`` is static (constant scale), dynamic (DynamicQuantizeLinear) or token (one scale a row).
+    ``kind`` is static (constant scale), dynamic (DynamicQuantizeLinear), token (one scale a row).
     """
 
     kind: str

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
@@ -13,6 +15,7 @@ from graphpress.contracts import Skip
 from graphpress.observe.collect import Calibration, collect
 from graphpress.observe.inner import InnerValues
 from graphpress.passes.quantize import operators
+from graphpress.passes.quantize.step_tables import StepTables
 from graphpress.passes.quantizers.affine import from_range
 from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import Plan, Role, Site
@@ -63,15 +66,18 @@ class Activations:
     Attributes:
         plan: What is to be written.
         values: The value of each site.
+        tables: What chooses between scales of each step of a diffusion model, where that is asked for.
         broken: Nodes that cannot be quantized, with the reason.
         remarks: Sites whose range leaves out much of what was seen.
     """
 
     plan: Plan
     values: Mapping[Site, ir.Value]
+    tables: StepTables | None = None
     broken: dict[str, str] = field(default_factory=dict)
     remarks: list[Skip] = field(default_factory=list)
     _found: Calibration = field(default_factory=Calibration)
+    _by_step: list[Calibration] = field(default_factory=list)
     _parent: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,9 +110,11 @@ class Activations:
         run = ctx.need("run", "quantize")
         moved = self._moved()
         schemes = {v.name or "": self.plan[s] for s in sites if (v := self.values[s]) not in moved}
-        calibrate = ctx.calibrate or collect
-        self._found = calibrate(model, schemes, data, run, batch_size=batch_size, progress=ctx.progress)
-        spans = self._spans()
+        calibrate = partial(ctx.calibrate or collect, batch_size=batch_size, progress=ctx.progress)
+        self._found = calibrate(model, schemes, data, run)
+        if self.tables is not None:
+            self._by_step = [calibrate(model, schemes, part, run) for part in self.tables.steps.split(data, model)]
+        spans = self._spans(self._found)
         for site in sites:
             if why := self._unusable(self.values[site].name or "", self.group(site) in spans):
                 self.broken.setdefault(site.node, why)
@@ -139,11 +147,11 @@ class Activations:
             return f"{seen.nonfinite} of {seen.count} elements of {name!r} were NaN or infinite"
         return f"{name!r} was zero on all calibration data" if seen is not None and seen.dead else None
 
-    def _spans(self) -> dict[ir.Value, tuple[float, float]]:
+    def _spans(self, found: Calibration) -> dict[ir.Value, tuple[float, float]]:
         """The range of each group: all ranges of its values together."""
         spans: dict[ir.Value, tuple[float, float]] = {}
         for site in static_sites(self.plan):
-            seen = self._found.get(self.values[site].name or "")
+            seen = found.get(self.values[site].name or "")
             if seen is not None:
                 lo, hi = spans.get(self.group(site), (0.0, 0.0))
                 spans[self.group(site)] = min(lo, seen.lo), max(hi, seen.hi)
@@ -151,7 +159,7 @@ class Activations:
 
     def histograms(self, plan: Plan) -> dict[str, dict[str, Any]]:
         """What was seen at each static site of ``plan``, and the range that its scale keeps."""
-        spans, found = self._spans(), {}
+        spans, found = self._spans(self._found), {}
         for site in static_sites(plan):
             seen = self._found.get(self.values[site].name or "")
             if seen is not None:
@@ -163,6 +171,20 @@ class Activations:
         return found
 
     def params(self, plan: Plan) -> dict[Site, QParams]:
-        """Scale and zero point of each static site of ``plan``, which is what is left of ``self.plan``."""
-        spans = self._spans()
-        return {s: from_range(*spans[self.group(s)], plan[s]) for s in static_sites(plan)}
+        """Scale and zero point of each static site of ``plan``, which is what is left of ``self.plan``; one for each
+        range of steps where a table holds them."""
+        spans, by_step = self._spans(self._found), [self._spans(found) for found in self._by_step]
+        single, found = self.single(), {}
+        for site in static_sites(plan):
+            group = self.group(site)
+            lo, hi = ends = spans[group]
+            if self.tables is not None and group not in single:
+                lo, hi = np.array([step.get(group, ends) for step in by_step]).T
+            found[site] = from_range(lo, hi, plan[site])
+        return found
+
+    def single(self) -> set[ir.Value]:
+        """Groups with a value that no table of steps fits."""
+        if self.tables is None:
+            return set()
+        return {self.group(s) for s in static_sites(self.plan) if self.tables.unfit(self.values[s])}

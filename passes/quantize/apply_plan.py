@@ -17,12 +17,14 @@ from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest, StaleSite, nearest
 from graphpress.graph import edit, opsets
 from graphpress.keys import SPARSITY
+from graphpress.observe.steps import StepRanges
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
 from graphpress.passes.quantize import operators
-from graphpress.passes.quantize.activation_ranges import Activations
+from graphpress.passes.quantize.activation_ranges import Activations, static_sites
 from graphpress.passes.quantize.emitter import Emitter
 from graphpress.passes.quantize.fitting import fit_weights
 from graphpress.passes.quantize.quantize_options import TOKEN_TYPES
+from graphpress.passes.quantize.step_tables import StepTables
 from graphpress.passes.quantizers.named import named
 from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.types import AFFINE, Kind, Numerics, Plan, Role, Scheme, Site, Stage
@@ -48,22 +50,29 @@ class ApplyPlan(Pass):
     Attributes:
         plan: The plan, its JSON, or the path of that.
         batch_size: Samples at a time during calibration; None: what fits the memory budget.
+        steps: Of a diffusion model: static activations have a scale for each range of this input, which the model
+            gathers by it; ``t=0,0.5,1`` names the input and the bounds.
     """
 
     plan: Annotated[Plan | str, BeforeValidator(_given)]
     batch_size: int | None = None
+    steps: str | None = None
 
     name = "apply-plan"
     numerics = Numerics.LOSSY
     gives = Stage.QDQ
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            StepRanges.read(self.steps)
 
     def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
         """Rewrite ``model``.
 
         Raises:
             StaleSite: The plan names a node or slot that the graph does not have.
-            BadRequest: It has static activations and there is no data; a site holds no floats; or its file cannot be
-                read.
+            BadRequest: It has static activations and there is no data; a site holds no floats; its file cannot be read;
+                the model has no input of the name that ``steps`` gives, or a sample's step lies in no range.
             Unsupported: A scheme needs an opset that the model cannot be converted to.
         """
         plan = self.plan if isinstance(self.plan, Plan) else _load(self.plan)
@@ -73,7 +82,8 @@ class ApplyPlan(Pass):
             opsets.require(model, version)
             values = _locate(model, plan)
         weights = fit_weights(plan, values)
-        activations = Activations(plan, values)
+        tables = None if self.steps is None else StepTables(model, StepRanges.read(self.steps))
+        activations = Activations(plan, values, tables)
         activations.observe(model, ctx, self.batch_size)
         broken = {**activations.broken, **weights.broken, **_filled(model, plan)}
         for node, why in broken.items():
@@ -84,8 +94,20 @@ class ApplyPlan(Pass):
         report.warnings += [*(Skip(node, why) for node, why in broken.items()), *remarks]
         report.histograms = activations.histograms(plan)
         _write(model, plan, activations, {**activations.params(plan), **weights.params})
+        if tables is not None:
+            _tell(tables, activations, plan, report)
         report.plan, report.changed = plan, len(plan.nodes())
         report.metrics |= _metrics(plan)
+
+
+def _tell(tables: StepTables, activations: Activations, plan: Plan, report: PassReport) -> None:
+    """How many sites have a scale for each range of steps, and why others have one for all."""
+    for site in static_sites(plan):
+        if why := tables.unfit(activations.values[site]):
+            report.skip(str(site), why)
+    single = activations.single()
+    by_step = [s for s in static_sites(plan) if activations.group(s) not in single]
+    report.metrics["sites with a scale for each range of steps"] = float(len(by_step))
 
 
 def _load(path: str) -> Plan:
@@ -169,7 +191,7 @@ def _write(model: ir.Model, plan: Plan, activations: Activations, params: Mappin
     by_node: dict[str, dict[Site, Scheme]] = {}
     for site, scheme in plan.items():
         by_node.setdefault(site.node, {})[site] = scheme
-    emitter = Emitter(model)
+    emitter = Emitter(model, activations.tables)
     touched = [n for n in operators.body(model) if n.name in by_node]
     for node in touched:
         for site, scheme in by_node[node.name or ""].items():

@@ -13,9 +13,10 @@ from graphpress.graph import edit
 from graphpress.keys import QUANTIZER
 from graphpress.ops.base import DOMAIN, attach
 from graphpress.ops.dynamic_quantize_token import OP as TOKEN
+from graphpress.passes.quantize.step_tables import StepTables
 from graphpress.passes.quantizers.named import named
 from graphpress.passes.quantizers.quantizer import Form, QParams
-from graphpress.types import AFFINE, Kind, Scheme
+from graphpress.types import AFFINE, PER_TENSOR, Kind, Scheme
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Emitter:
     """
 
     model: ir.Model
+    tables: StepTables | None = None
     _pairs: dict[Hashable, ir.Value] = field(default_factory=dict)
     _grids: dict[ir.Value, Hashable] = field(default_factory=dict)
     _constants: dict[Hashable, dict[str, ir.Value]] = field(default_factory=dict)
@@ -85,6 +87,9 @@ class Emitter:
             attach(self.model, form.op)
         inputs = [value, *(operands[name] for name in form.operands)]
         attributes = _attributes(scheme) | named(scheme.quantizer).attributes(form, scheme)
+        scale = operands["scale"]
+        if not edit.is_constant(scale) and scale.shape is not None and len(scale.shape):
+            attributes["axis"] = 0  # of samples
         made = edit.new_node(
             form.op_type, inputs, attributes, origin=origin, before=origin if before else None, after=after,
             domain=form.domain,
@@ -110,8 +115,17 @@ class Emitter:
                     arrays[name] = _ranked(arrays[name], len(value.shape or ()), scheme)
             if "zero_point" in arrays:
                 arrays["zero_point"] = np.asarray(params.zero_point).astype(scheme.ir_dtype.numpy())
-            self._constants[key] = {n: edit.add_const(graph, a, f"{value.name}_{n}") for n, a in arrays.items()}
+            self._constants[key] = self._held(graph, arrays, value.name or "", scheme)
         return self._constants[key]
+
+    def _held(
+        self, graph: ir.Graph, arrays: Mapping[str, np.ndarray], name: str, scheme: Scheme
+    ) -> dict[str, ir.Value]:
+        """Constants; of a scale for each range of steps those of the step."""
+        if self.tables is None or scheme.granularity != PER_TENSOR or not arrays["scale"].ndim:
+            return {n: edit.add_const(graph, a, f"{name}_{n}") for n, a in arrays.items()}
+        held = {n: edit.add_const(self.model.graph, a, f"{name}_{n}_by_step") for n, a in arrays.items()}
+        return {n: self.tables.gather(v, f"{name}_{n}_of_step") for n, v in held.items()}
 
     def _by_token(self, node: ir.Node, value: ir.Value, bits: int) -> ir.Value:
         attach(self.model, TOKEN)

@@ -38,3 +38,15 @@ def test_most_of_what_8_bits_lose_is_the_rounding_of_the_input(zoo: Path) -> Non
         after, _ = gp.compile(model, plain.set([f"quantize.ends={ends}"]), data=data, gate=False, prove=False)
         lost.append(error(before, reference.execute(after), fresh))
     assert lost[1] <= 0.004 and lost[1] < lost[0] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dit", "unet"])
+def test_a_scale_for_each_range_of_steps_loses_less_than_one_for_all(zoo: Path, name: str) -> None:
+    model, data, fresh = traced(zoo, name), digits(zoo, name, 128, 5), digits(zoo, name, 64, 777)
+    before, plain, lost = reference.execute(model), gp.Recipe.load("w8a8"), []
+    for steps in ("", "t=0,0.25,0.5,0.75,1"):
+        recipe = plain.set([f"quantize.steps={steps}"] if steps else [])
+        after, _ = gp.compile(model, recipe, data=data, gate=False, prove=False)
+        lost.append(error(before, reference.execute(after), fresh))
+    assert lost[1] <= 0.8 * lost[0]

@@ -1,5 +1,5 @@
 """MatMul and Gemm of 8-bit codes on both sides: one integer product, floats out. For activations quantized at run time,
-and for static ones where ONNX Runtime would not find the kernel by itself.
+for those whose one scale goes by a step, and for static ones where ONNX Runtime would not find the kernel by itself.
 
 ``x`` behind DynamicQuantizeLinear keeps that node, so that several readers of one ``x`` quantize it once; ONNX Runtime
 merges it into DynamicQuantizeMatMul where it has one reader. Codes by token are made unsigned (zero point 128, the same
@@ -28,7 +28,7 @@ from graphpress.target import Target
 
 def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
     """Lower ``node`` if it is a MatMul or Gemm of a run-time quantized activation; whether it was."""
-    x = canonical.activation(node.inputs[0])
+    x = canonical.activation(node.inputs[0]) or _of_one_step(node.inputs[0])
     if x is None or (x.kind == "static" and not _gives_floats_to_an_add(node)) or not plain_gemm(node):
         return False
     right = canonical.weight(node.inputs[1]) or quantized.expanded(node.inputs[1])
@@ -36,13 +36,19 @@ def _apply(node: ir.Node, target: Target, shared: emit.Shared) -> bool:
         return False
     if right is not None:
         return _constant(node, x, right, target, shared)
-    y = canonical.activation(node.inputs[1])
-    if y is None or y.kind != "dynamic" or x.kind != "dynamic" or node.op_type == "Gemm":
+    y = canonical.activation(node.inputs[1]) or _of_one_step(node.inputs[1])
+    if y is None or not {x.kind, y.kind} <= {"dynamic", "step"} or node.op_type == "Gemm":
         return False
     emit.substitute(
         node, "MatMulIntegerToFloat", [x.codes, y.codes, x.scale, y.scale, x.zero, y.zero], domain=emit.CONTRIB
     )
     return True
+
+
+def _of_one_step(value: ir.Value | None) -> Activation | None:
+    """An activation whose one scale goes by the step of the model; none where samples have steps of their own."""
+    x = canonical.by_step(value)
+    return x if x is not None and x.scale.shape is not None and not len(x.scale.shape) else None
 
 
 def _gives_floats_to_an_add(node: ir.Node) -> bool:
