@@ -26,7 +26,7 @@ class SeenRows:
 
     Attributes:
         batches: How many batches there will be.
-        parts: The largest [channels] of each part that was seen.
+        parts: The largest below and above zero [2, channels] of each part that was seen, as magnitudes from 0.
         kept: Arrays [rows, channels].
         part: For each of ``kept`` the parts of its rows.
         count: Rows seen.
@@ -48,7 +48,7 @@ class SeenRows:
     @property
     def largest(self) -> np.ndarray:
         """[channels], over everything seen."""
-        return np.asarray(np.max(list(self.parts.values()), axis=0))
+        return np.asarray(np.max(list(self.parts.values()), axis=(0, 1)))
 
     def update(self, x: np.ndarray) -> None:
         """See one batch, samples first and channels last; rows that are not finite are left out."""
@@ -61,8 +61,9 @@ class SeenRows:
         if not len(rows):
             return
         for p in np.unique(part):
-            largest = np.abs(rows[part == p]).max(axis=0)
-            self.parts[int(p)] = np.maximum(self.parts[int(p)], largest) if int(p) in self.parts else largest
+            mine = rows[part == p]
+            ends = np.maximum([-mine.min(axis=0), mine.max(axis=0)], np.float32(0))
+            self.parts[int(p)] = np.maximum(self.parts[int(p)], ends) if int(p) in self.parts else ends
         some = min(len(rows), -(-KEPT // max(self.batches, 1)))
         chosen = np.linspace(0, len(rows) - 1, some).astype(np.int64)
         self.kept.append(rows[chosen])
@@ -83,7 +84,29 @@ class SeenRows:
         rows, mask = np.concatenate(self.kept), np.concatenate(self.part) != part
         if not others or not mask.any():
             return self.largest, rows
-        return np.asarray(np.max(others, axis=0)), rows[mask]
+        return np.asarray(np.max(others, axis=(0, 1))), rows[mask]
+
+    def beyond(self, factor: np.ndarray, scheme: Scheme) -> np.ndarray:
+        """[channels]: the mean square of what a row yet to come lies beyond the range of all that was seen.
+
+        The largest of each of k parts have a Gumbel distribution, the tail of a row behind the largest of all n is
+        exponential of the same scale b, and they tell b: their largest is b ln k above their mean. So a row lies more
+        than t beyond the largest with a chance of exp(-t / b) / n. Held out rows show such a loss by luck only, and
+        factors, which make all channels as loud as the range, multiply it. Source: Coles, "An Introduction to
+        Statistical Modeling of Extreme Values", 2001, 3.1 and 4.2.
+
+        Args:
+            factor: [channels]: what rows are divided by before the range is found.
+            scheme: With one scale for all.
+        """
+        params = grid((np.concatenate(self.kept) / factor).astype(np.float32), scheme)
+        scale, zero = float(np.reshape(params.scale, -1)[0]), int(np.reshape(params.zero_point, -1)[0])
+        reach = np.array([zero - scheme.qmin, scheme.qmax - zero])[:, None] * scale * factor
+        ends = np.array(list(self.parts.values()), np.float64)
+        top = ends.max(axis=0)
+        spread = (top - ends.mean(axis=0)) / np.log(max(len(ends), 2))
+        behind = np.divide(np.maximum(reach - top, 0), spread, out=np.zeros_like(top), where=spread > 0)
+        return np.asarray((2 * spread**2 * np.exp(-behind)).sum(axis=0) / self.count)
 
 
 def part_of(samples: int, batch: int) -> np.ndarray:

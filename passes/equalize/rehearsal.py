@@ -1,19 +1,23 @@
-"""What rounding costs at the outputs of a whole model: with factors and without."""
+"""What rounding costs at the outputs of a whole model: that of some layers, with factors and without, and all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
 import onnx_ir as ir
 
+from graphpress.context import Context
+from graphpress.contracts import PassReport
 from graphpress.graph import edit
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.equalize.factors import grid, part_of, rounded_weight
+from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.structure.layers.linear import Linear, linear
-from graphpress.runner import Executor
+from graphpress.runner import Executor, quiet
 from graphpress.types import Kind, Scheme
 
 OPSET = 11  # of Round
@@ -65,14 +69,30 @@ class Rehearsal:
         Args:
             plans: For each part the plans, which that part had no share in.
         """
-        wanted, found = self._outputs(self.model), []
+        found = []
         for part, several in plans.items():
-            got = [self._outputs(written(self.model, plan, self.schemes)) for plan in several]
-            found.append([sum(_relative(g[n], array, part) for n, array in wanted.items()) for g in got])
+            got = [self._outputs(written(self.model, plan, self.schemes), self.execute) for plan in several]
+            found.append([self._lost(one, part) for one in got])
         return np.array(found)
 
-    def _outputs(self, model: ir.Model) -> dict[str, list[np.ndarray]]:
-        run, found = self.execute(model), dict[str, list[np.ndarray]]()
+    def whole(self, options: Quantize, ctx: Context, parts: Iterable[int]) -> float:
+        """The same, summed over parts, of the model as ``quantize`` leaves it: every layer, and what joins them."""
+        copy, execute = self.model.clone(), ctx.oracle or self.execute
+        size = (self.data.binding.exact if self.data.binding is not None else None) or self.batch_size
+        few = self.data.pick(range(min(len(self.data), self.batches * size)))
+        options.run(copy, replace(ctx, data=few, state=None, calibrate=None, progress=quiet), PassReport())
+        got = self._outputs(copy, execute)
+        return sum(self._lost(got, part) for part in parts)
+
+    @cached_property
+    def _wanted(self) -> dict[str, list[np.ndarray]]:
+        return self._outputs(self.model, self.execute)
+
+    def _lost(self, got: Mapping[str, Sequence[np.ndarray]], part: int) -> float:
+        return sum(_relative(got[n], array, part) for n, array in self._wanted.items())
+
+    def _outputs(self, model: ir.Model, execute: Executor) -> dict[str, list[np.ndarray]]:
+        run, found = execute(model), dict[str, list[np.ndarray]]()
         for feeds in islice(self.data.batches(self.batch_size), self.batches):
             for name, array in run(feeds).items():
                 if array.dtype.kind == "f":

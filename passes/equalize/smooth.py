@@ -18,17 +18,19 @@ from graphpress.observe.inner import stream
 from graphpress.observe.observers import OBSERVERS
 from graphpress.passes.equalize.factors import OutputError, SeenRows, factors
 from graphpress.passes.equalize.rehearsal import Rehearsal, Rounded, rehearsable
+from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.structure.channels.ledger import Ledger, factor
 from graphpress.passes.structure.channels.moves import WRITER
 from graphpress.passes.structure.layers.factor_places import FactorPlace, before_layers, factor_places
 from graphpress.passes.structure.layers.linear import Linear
 from graphpress.passes.structure.layers.outermost import first_layers
 from graphpress.typed import Known
-from graphpress.types import PER_TOKEN, Numerics, Scheme, Stage, per_channel, per_group
+from graphpress.types import PER_TOKEN, Kind, Numerics, Scheme, Stage, per_channel, per_group
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 GAIN = 0.9  # of the squared error without factors, at most: what gains less is as likely chance
 OVERALL = 0.8  # likewise of the outputs' error, which is the sum of little luck too: 1 dB
+NOTICED = 0.1  # of the outputs' error when all is quantized, at least: half a dB; less drowns in the luck of rounding
 REHEARSED = 32  # samples
 Cost: TypeAlias = Callable[[float | None], float]
 
@@ -49,8 +51,9 @@ class Smooth(Pass):
             the outputs of its readers, quantized as the options below say, of 0, 0.1, .. 1 and no factors at all, which
             stay where nothing leaves a tenth less. The error is of samples that chose neither the maxima nor the range
             of X: each quarter of them is held out once, for the maxima of few samples say little of the next. With one
-            scale for X, all factors go where the model's outputs do not come out 1 dB nearer for them, and nearer for
-            each quarter. It
+            scale for X, what may lie beyond all that was seen counts against factors too, and all factors go where the
+            model's outputs do not come out 1 dB nearer for them, nearer for each quarter, and by a tenth of what they
+            lose when all is quantized. It
             leaves X behind a pool alone, for the map before the pool is quantized too: with factors the classifiers of
             MLPerf Tiny's ResNet-8 and DS-CNN lost 0.39 and 0.64 times as much, and both models more (0.24, 0.04 dB).
         insert: Put a Mul where nothing can take the division; not before the first layers.
@@ -116,7 +119,10 @@ class Smooth(Pass):
         return found
 
     def _gains(self, model: ir.Model, ctx: Context, choices: Sequence[Choice], report: PassReport) -> bool:
-        """Whether the model's outputs lose less with the factors: what a layer gains may be lost behind it."""
+        """Whether the model's outputs lose less with the factors: what a layer gains may be lost behind it.
+
+        Or may be nothing beside what all the others lose.
+        """
         schemes, execute = self._schemes(), ctx.need("run", "smooth")
         if all(c.alpha is None for c in choices) or not rehearsable(model, schemes[0]):
             return True
@@ -127,7 +133,11 @@ class Smooth(Pass):
         errors = rehearsal.errors(plans)
         without, with_ = errors.sum(axis=0)
         report.metrics["error of the outputs without factors, with"] = f"{without:.3g}, {with_:.3g}"
-        return bool(with_ < OVERALL * without and (errors[:, 1] < errors[:, 0]).all())
+        if not (with_ < OVERALL * without and (errors[:, 1] < errors[:, 0]).all()):
+            return False
+        whole = rehearsal.whole(self._quantize(), ctx, plans)
+        report.metrics["error of the outputs when all is quantized"] = f"{whole:.3g}"
+        return bool(without - with_ > NOTICED * whole)
 
     def _observe(self, model: ir.Model, ctx: Context, places: Sequence[FactorPlace]) -> dict[str, SeenRows]:
         data, run = ctx.need("data", "smooth").bind(model).take(self.samples, ctx.seed), ctx.need("run", "smooth")
@@ -147,7 +157,8 @@ class Smooth(Pass):
         heavy = _of_copies(np.abs(weight).max(axis=0), alike)
         none = Choice(place, rows, alike, heavy)
         trials = [self._trial(none, weight, *part) for part in rows.held_out()]
-        return replace(none, alpha=self._best(trials))
+        tested, power = sum(len(held) for _, held in rows.held_out()), np.square(weight, dtype=np.float64).sum(axis=0)
+        return replace(none, alpha=self._best(trials, lambda alpha: tested * self._beyond(none, power, alpha)))
 
     def _trial(self, none: Choice, weight: np.ndarray, part: int, held: np.ndarray) -> Cost:
         """What an alpha (None: no factors) costs on rows that are held out, where the others chose all else."""
@@ -155,14 +166,35 @@ class Smooth(Pass):
         error = OutputError(seen, held, weight, *self._schemes())
         return lambda alpha: error(replace(none, alpha=alpha).factor(largest))
 
-    def _best(self, trials: Sequence[Cost]) -> float | None:
+    def _beyond(self, none: Choice, power: np.ndarray, alpha: float | None) -> float:
+        """What an alpha costs, for each row, where rows lie beyond all that was seen."""
+        activation, _ = self._schemes()
+        if activation.granularity.kind is Kind.TOKEN:
+            return 0.0
+        return float(none.seen.beyond(replace(none, alpha=alpha).factor(none.seen.largest), activation) @ power)
+
+    def _best(self, trials: Sequence[Cost], beyond: Cost = lambda alpha: 0.0) -> float | None:
+        """The alpha that costs least, of those that gain enough even with what may lie beyond the range.
+
+        Only factors answer for that: without them one loud channel alone would tell it, which is no measurement.
+        """
         if self.alpha != "auto":
             return self.alpha
-        best, least = None, GAIN * sum(trial(None) for trial in trials)
+        limit = GAIN * sum(trial(None) for trial in trials)
+        best, least = None, limit
         for alpha in ALPHAS if trials else ():
-            if (found := sum(trial(alpha) for trial in trials)) < least:
+            found = sum(trial(alpha) for trial in trials)
+            if found < least and found + beyond(alpha) < limit:
                 best, least = alpha, found
         return best
+
+    def _quantize(self) -> Quantize:
+        grain: Literal["per_group", "per_channel"] = "per_group" if self.group_size else "per_channel"
+        return Quantize(
+            weight=self.weight, weight_granularity=grain, group_size=self.group_size or 64,
+            weight_observer=self._schemes()[1].observer, activation=self.activation, observer=self.observer,
+            fallback=("dynamic", "weight"),
+        )  # fmt: skip
 
     def _schemes(self) -> tuple[Scheme, Scheme]:
         if self.activation_granularity == "per_token":

@@ -1,5 +1,6 @@
 """Who may import whom: core <- ops <- quantizers, structure <- pass families <- searches and recovery; core, ops <-
-frontends, backends; the face sees all. Allocation and recovery decide and repair what the other families write.
+frontends, backends; the face sees all. Allocation and recovery decide and repair what the other families write, and
+equalization rehearses it.
 
 The imports are read from the source, so one inside a function or under TYPE_CHECKING counts as well.
 """
@@ -33,7 +34,7 @@ FACE = {
     *(f"graphpress.report.{name}" for name in _SHOWN),
     *(f"graphpress.job.{name}" for name in _FACE),
 }
-ABOVE = {"passes.allocate", "passes.recover"}  # families that stand on the others
+ABOVE = {"passes.allocate", "passes.equalize", "passes.recover"}  # families that stand on the others
 ALL = {"core", "ops", "quantizers", "structure", "frontends", "backends", "face"}  # and every pass family
 MAY: dict[str, set[str]] = {
     "core": {"core"},

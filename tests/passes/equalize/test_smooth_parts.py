@@ -42,6 +42,17 @@ def test_of_equals_the_first_is_taken_and_none_before_what_gains_less_than_a_ten
     assert best([]) is None
 
 
+def test_what_may_lie_beyond_counts_against_factors() -> None:
+    """0.9 of what none costs is asked for, with it; what none has to fear does not count."""
+    costs = {None: 1.0, 0.2: 0.5, 0.6: 0.7}
+
+    def trial(alpha: float | None) -> float:
+        return costs.get(alpha, 2.0)
+
+    for beyond, taken in (({}, 0.2), ({0.2: 0.39}, 0.2), ({0.2: 0.41}, 0.6), ({0.2: 0.41, 0.6: 0.21}, None)):
+        assert Smooth()._best([trial], lambda alpha, b=beyond: 9.0 if alpha is None else b.get(alpha, 0.0)) == taken
+
+
 def test_an_alpha_that_is_given_is_not_searched() -> None:
     assert best([], alpha=0.25) == 0.25
 
