@@ -60,7 +60,8 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         measure: About how many plans to compile and measure.
         metrics: Selector -> what its operators are judged by (ViDiT-Q-MP): ``divergence`` of all outputs, the name of
             one output, or ``module:function``, a function of the outputs before and after (by name) that says what was
-            lost. Each selection gets its part of the size; with sensitivity kl, and all is measured.
+            lost. Each selection gets its part of the size; with sensitivity kl, and all is measured. Beside names,
+            ``kind:self-attention``, ``kind:cross-attention`` and ``kind:feed-forward`` select layers by data flow.
         ties: What makes operators one decision: scales, weights, inputs, residual.
         ignore: Selectors of operators that stay float.
         cache: A folder for what was measured: accuracy by model, data and format, latency by machine, runtime version

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx_ir as ir
 
 from graphpress.errors import BadRequest, GraphpressError, nearest
 from graphpress.graph import selectors
@@ -20,6 +21,7 @@ from graphpress.passes.allocate.divergence import divergence
 from graphpress.passes.allocate.evaluated import number
 from graphpress.passes.allocate.problem import Problem, Share
 from graphpress.passes.allocate.space import Space
+from graphpress.passes.structure.layers.kinds import KINDS, kinds
 
 Outputs = Mapping[str, np.ndarray]
 OTHERS = "(others)"
@@ -111,7 +113,7 @@ def read(metrics: Mapping[str, str], space: Space, outputs: Mapping[str, Nature]
     found, left = list[Aspect](), set(space.own)
     for selector, metric in metrics.items():
         where = f"{_WHERE}: {selector!r}"
-        named = {n.name or "" for n in selectors.match(selector, space.model.graph, _WHERE)} & set(space.own)
+        named = _named(selector, space.model.graph) & set(space.own)
         if not named:
             fix = "Select some that have, or leave it out."
             raise BadRequest("is empty: no operator there has a format to choose", where=where, fix=fix)
@@ -123,6 +125,16 @@ def read(metrics: Mapping[str, str], space: Space, outputs: Mapping[str, Nature]
         found.append(Aspect(OTHERS, ALL, frozenset(left)))
     _together(found, [g.nodes for g in space.groups])
     return Judge(tuple(found))
+
+
+def _named(selector: str, graph: ir.Graph) -> set[str]:
+    """The nodes of a selector, or of a kind of layers (``kind:cross-attention``)."""
+    prefix, _, kind = selector.partition(":")
+    if prefix != "kind":
+        return {n.name or "" for n in selectors.match(selector, graph, _WHERE)}
+    if kind not in KINDS:
+        raise BadRequest("no such kind of layers", where=f"{_WHERE}: {selector!r}", fix=nearest(kind, KINDS))
+    return {name for name, mine in kinds(graph).items() if mine == kind}
 
 
 def _distance(metric: str, outputs: Mapping[str, Nature], where: str) -> Callable[[Outputs, Outputs], float] | None:

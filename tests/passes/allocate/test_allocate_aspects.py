@@ -136,6 +136,8 @@ def test_what_a_metric_does_not_see_costs_nothing() -> None:
     [
         ({"metrics": {"relu0": "divergence"}}, "is empty: no operator there has a format"),
         ({"metrics": {"nobody": "divergence"}}, "matches no node"),
+        ({"metrics": {"kind:cross": "y"}}, "no such kind of layers.*cross-attention"),
+        ({"metrics": {"kind:feed-forward": "y"}}, "is empty: no operator there has a format"),
         ({"metrics": {"stem": "z"}}, "no metric 'z'.*module:function"),
         ({"metrics": {"stem": f"{HERE}:nowhere"}}, "has no 'nowhere'"),
         ({"metrics": {"stem": f"{HERE}:NOTHING"}}, "cannot be called"),
