@@ -30,10 +30,11 @@ APART = 0.005  # nats that the two variants may differ by after rotation
 _STATIC = "quantize{mode=static,weight=int8,observer=mse,LAYERS}"
 _TOKEN = "quantize{mode=dynamic,activation_granularity=per_token,weight_observer=mse,LAYERS,weight=%s,activation=%s}"
 _GROUPS = "quantize{mode=weight,weight_granularity=per_group,group_size=64,LAYERS,weight=%s,weight_observer=%s}"
-_FOUR = (
-    "quantize{mode=dynamic,weight=int4,weight_granularity=per_group,weight_observer=mse,activation=int4,"
+_GROUPS_TOKENS = (
+    "quantize{mode=dynamic,weight=int4,weight_granularity=per_group,weight_observer=mse,activation=%s,"
     "activation_granularity=per_token,kernels=preferred,LAYERS}"
 )
+_FOUR = _GROUPS_TOKENS % "int4"
 _LEARNED = "recover{method=spinquant,losses={kl: {}},steps=60,batch_size=4,samples=256}"
 _LAYERS = "op_types=[MatMul,Gemm],attention=false,embeddings=false,ignore=[HEAD]"
 _ROTATED = "fold-norms,rotate{down=true}"
@@ -59,9 +60,10 @@ def _rows() -> list[_Row]:
         _Row("W8A8 per token", _TOKEN % ("int8", "int8"), {}),
         _Row("W4A16 group 64, to nearest", _GROUPS % ("int4", "mse"), {}),
         _Row("W4A16 group 64, GPTQ", _GROUPS % ("int4", "mse") + ",gptq", dict.fromkeys(both, 0.005)),
-        _Row("W3A16 group 64, to nearest", _GROUPS % ("int3", "mse"), {}, "stored in 4 bits"),
-        _Row("W3A16 group 64, GPTQ", _GROUPS % ("int3", "minmax") + ",gptq", dict.fromkeys(both, 0.02), "likewise"),
+        _Row("W3A16 group 64, to nearest", _GROUPS % ("int3", "mse"), {}),
+        _Row("W3A16 group 64, GPTQ", _GROUPS % ("int3", "minmax") + ",gptq", dict.fromkeys(both, 0.02)),
         _Row("W4A8 per token", _TOKEN % ("int4", "int8"), {}),
+        _Row("W4A8 group 64, rotated, GPTQ", f"{_ROTATED},{_GROUPS_TOKENS % 'int8'},gptq", dict.fromkeys(both, 0.004)),
         _Row("W4A4 per token, to nearest", four, {}),
         _Row("W4A4 per token, rotated", f"{_ROTATED},{four}", {}),
         _Row("W4A4 group 64, rotated, GPTQ", f"{_ROTATED},{_FOUR},gptq", {}),
