@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -16,12 +16,14 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as capi
 
 from graphpress.backends.ort import brain_floats, masks
+from graphpress.backends.ort.lent import lend
 from graphpress.errors import BadRequest, Unsupported, nearest
 from graphpress.graph import widening
 from graphpress.runner import Arrays
 from graphpress.target import Target
 
 INLINE_LIMIT = 1 << 30  # bytes of weights a protobuf may carry: it stops working at 2 GB, and every copy costs memory
+_CPU = "CPUExecutionProvider"
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 # A weight behind DequantizeLinear becomes a MatMulNBits, which by default (4) rounds activations that were left float.
 # Where u8 x s8 saturates, it moves signed weights of a graph that was not lowered: see ``unsigned``.
@@ -80,8 +82,9 @@ class SessionOptions:
 class Session:
     """A model that runs: named arrays in, named arrays out (a ``Runner``)."""
 
-    def __init__(self, session: ort.InferenceSession, outputs: Sequence[str]) -> None:
+    def __init__(self, session: ort.InferenceSession, outputs: Sequence[str], lent: Arrays) -> None:
         self.session = session
+        self._lent = lent  # the session reads them
         self.input_names: tuple[str, ...] = tuple(i.name for i in session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(outputs)
         self._wanted = list(dict.fromkeys(outputs))
@@ -190,8 +193,10 @@ def open_session(
 def _open(model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, target: Target | None) -> Session:
     names, provider = _output_names(model, outputs), _provider(target, options.threads)
     model = masks.readable(model)
-    with _serialised(model, outputs and names) as (data, folder):
+    bare, lent = lend(model) if provider[0] == _CPU else (model, {})
+    with _serialised(bare, outputs and names, lent) as (data, folder):
         native = options.to_ort()
+        native.add_external_initializers(list(lent), [ort.OrtValue.ortvalue_from_numpy(a) for a in lent.values()])
         if folder:
             native.add_session_config_entry(_EXTERNAL_FOLDER, folder)
         try:
@@ -201,7 +206,7 @@ def _open(model: ir.Model, outputs: Sequence[str] | None, options: SessionOption
     if provider[0] not in session.get_providers():
         what = f"the session runs on {', '.join(session.get_providers())}, not on {provider[0]}"
         raise Unsupported(what, where=f"target {target.name!r}" if target else "")
-    return Session(session, names)
+    return Session(session, names, lent)
 
 
 def _provider(target: Target | None, threads: int | None) -> tuple[str, dict[str, str]]:
@@ -211,7 +216,7 @@ def _provider(target: Target | None, threads: int | None) -> tuple[str, dict[str
         Unsupported: The installed ONNX Runtime has no such provider; none other takes its place.
     """
     if target is None:
-        return "CPUExecutionProvider", {}
+        return _CPU, {}
     if target.provider not in (there := ort.get_available_providers()):
         what = f"{target.provider} is not installed: ONNX Runtime {ort.__version__} has {', '.join(there)}"
         fix = f"Run `pip install {target.package}` in an environment of its own." if target.package else ""
@@ -246,24 +251,27 @@ def _output_names(model: ir.Model, outputs: Sequence[str] | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def _serialised(model: ir.Model, outputs: Sequence[str] | None) -> Iterator[tuple[bytes, str]]:
-    """The model's bytes, and the folder of its external data ('' where the bytes hold all of it)."""
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size <= INLINE_LIMIT:
-        yield _to_proto(model, outputs).SerializeToString(), ""
+def _serialised(model: ir.Model, outputs: Sequence[str] | None, lent: Collection[str]) -> Iterator[tuple[bytes, str]]:
+    """The model's bytes, and the folder of its external data ('' where the bytes hold all of it but what is lent)."""
+    given = {n: v.const_value for n, v in model.graph.initializers.items() if v.const_value and n not in lent}
+    if sum(t.nbytes for t in given.values()) <= INLINE_LIMIT:
+        yield _to_proto(model, outputs, given).SerializeToString(), ""
         return
     with tempfile.TemporaryDirectory(prefix="graphpress-") as folder:
         light = model.clone()
-        ir.external_data.unload_from_model(light, folder, "weights.bin")
-        yield _to_proto(light, outputs, inline=False).SerializeToString(), folder
+        stored = ir.external_data.convert_tensors_to_external(list(given.values()), folder, "weights.bin")
+        for name, tensor in zip(given, stored, strict=True):
+            light.graph.initializers[name].const_value = tensor
+        yield _to_proto(light, outputs, {}).SerializeToString(), folder
 
 
-def _to_proto(model: ir.Model, outputs: Sequence[str] | None, *, inline: bool = True) -> onnx.ModelProto:
+def _to_proto(
+    model: ir.Model, outputs: Sequence[str] | None, inline: Mapping[str, ir.TensorProtocol]
+) -> onnx.ModelProto:
     proto = ir.to_proto(model)
-    if inline:
-        for tensor in proto.graph.initializer:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                _inline(tensor, model.graph.initializers[tensor.name])
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.name in inline:
+            _inline(tensor, inline[tensor.name])
     if outputs is not None:
         declared = {v.name: onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in proto.graph.output}
         del proto.graph.output[:]
@@ -271,9 +279,8 @@ def _to_proto(model: ir.Model, outputs: Sequence[str] | None, *, inline: bool = 
     return proto
 
 
-def _inline(tensor: onnx.TensorProto, value: ir.Value) -> None:
-    assert value.const_value is not None
-    tensor.raw_data = value.const_value.tobytes()
+def _inline(tensor: onnx.TensorProto, held: ir.TensorProtocol) -> None:
+    tensor.raw_data = held.tobytes()
     tensor.data_location = onnx.TensorProto.DEFAULT
     del tensor.external_data[:]
 
