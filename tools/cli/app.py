@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from graphpress.tools.cli import late
+
 INTERRUPTED = 130  # also what typer makes of a KeyboardInterrupt
 
 app = typer.Typer(
@@ -65,6 +67,8 @@ Audio = Annotated[str | None, typer.Option("--audio", help="The data are sound: 
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
     """A compiler for model compression: rewrites a model by a recipe and proves what really runs."""
+    if not {"-h", "--help"} & set(sys.argv):
+        late.import_onnx_ir()
 
 
 @app.command("compile")
