@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from graphpress.job import chance
 from graphpress.job.chance import Verdict
@@ -31,6 +32,12 @@ def test_students_interval_as_in_the_table() -> None:
     values = np.array([1.0, 2.0, 3.0, 4.0])  # t of 3 degrees of freedom: 3.182; standard error sqrt(5/3) / 2
     half = 3.182446 * math.sqrt(5 / 3) / 2
     assert chance.mean(values) == pytest.approx((2.5 - half, 2.5 + half), abs=1e-5)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 10, 11, 59, 60, 1999, 100_000])
+def test_students_t_as_scipy_has_it(freedom: int) -> None:
+    close = 1e-10 if freedom > 100 else 1e-13
+    assert chance.student(freedom) == pytest.approx(float(stdtrit(freedom, 0.975)), rel=close)
 
 
 def test_trials_that_go_together_count_as_fewer() -> None:
