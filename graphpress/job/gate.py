@@ -23,6 +23,7 @@ from graphpress.runner import Arrays, Runner
 # to lose.
 FLOOR_DB, FLOOR_COSINE = 5.0, 0.7
 Find: TypeAlias = Callable[[Mapping[str, np.ndarray]], Mapping[str, Nature]]
+See: TypeAlias = Callable[[Mapping[str, np.ndarray]], None]
 
 
 @dataclass
@@ -142,7 +143,12 @@ def sqnr(signal: float, noise: float) -> float:
 
 
 def compare_outputs(
-    a: Runner, b: Runner, batches: Iterable[Arrays], gate: Gate | None = None, find: Find = lambda outputs: {}
+    a: Runner,
+    b: Runner,
+    batches: Iterable[Arrays],
+    gate: Gate | None = None,
+    find: Find = lambda outputs: {},
+    see: Sequence[See] = (),
 ) -> tuple[list[OutputCheck], int]:
     """Compare all float outputs of two runners over batches; also how many samples were seen.
 
@@ -152,12 +158,15 @@ def compare_outputs(
         batches: What both read.
         gate: The bars of the figures.
         find: Natures of outputs, from those of the first batch. By default none: SQNR and cosine alone.
+        see: Two that get the outputs of ``a`` and of ``b``, batch by batch, or none.
     """
     sums: dict[str, _Sums] = {}
     measures: dict[str, Measure] | None = None
     samples = 0
     for feeds in batches:
         left, right = a(feeds), b(feeds)
+        for look, outputs in zip(see, (left, right), strict=False):
+            look(outputs)
         if measures is None:
             measures = {n: MEASURES[nature.kind](n, nature) for n, nature in find(left).items()}
         for name, x in left.items():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from graphpress import catalog
@@ -23,7 +22,7 @@ from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
 from graphpress.job.evaluated import EvaluateLike, asked
 from graphpress.job.gate import GateResult, compare_outputs, judge, told
-from graphpress.job.metric import Evaluate, Top1, check_labels, labelled
+from graphpress.job.metric import Counts, Evaluate, Tally, Top1, check_labels, labelled
 from graphpress.observe import looks
 from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
@@ -96,7 +95,6 @@ class Job:
         self.engine = engine.of(self.target)
         self.float_runner: Runner | None = None
         self.odd = ""  # what the data looks like and should not
-        self.right: tuple[np.ndarray, np.ndarray] | None = None  # how many labels of each sample the float model meets
 
     def take(self, data: CalibrationData | None, evaluate: EvaluateLike) -> None:
         wanted = asked(evaluate)
@@ -131,8 +129,7 @@ class Job:
         with self.clock.phase("gate"):
             opened = widening.opened(lowered)
             runner = self.engine.execute(opened, target=self.target)
-            self.gate(runner, recipe, report)
-            metric = self.measured(runner, recipe, report)
+            metric = self.measured(runner, recipe, report, self.gate(runner, recipe, report))
         return Compiled(clean, portable, lowered, report, metric, runner if opened is lowered else None)
 
     def lowered(self, portable: ir.Model) -> ir.Model:
@@ -151,9 +148,9 @@ class Job:
         """What the gate says of another recipe, labels included; nothing is measured in a way of the user's own."""
         lowered = self.lowered(self.rewrite(recipe, check_numbers=False)[1])
         runner, report = self.engine.execute(widening.opened(lowered), target=self.target), Report()
-        self.gate(runner, recipe, report)
+        counts = self.gate(runner, recipe, report)
         if isinstance(self.evaluate, Top1):
-            self.measured(runner, recipe, report)
+            self.measured(runner, recipe, report, counts)
         return report.gate
 
     def rewrite(self, recipe: Recipe, check_numbers: bool | None = None) -> tuple[ir.Model, ir.Model, list[PassReport]]:
@@ -201,28 +198,32 @@ class Job:
         """The model as the user has it, on the target; what runs there in half precision does, as far as it goes."""
         return self.engine.execute(self.model, target=self.target) if half.found(self.model) else self.original()
 
-    def gate(self, runner: Runner, recipe: Recipe, report: Report) -> None:
+    def gate(self, runner: Runner, recipe: Recipe, report: Report) -> list[Counts]:
+        """Compare with the float model; the labels that the float model and the new one met, where there are labels."""
         if self.held_out is None:
             report.gate.left_out = "no data was given"
-            return
+            return []
+        labels = self.evaluate if isinstance(self.evaluate, Top1) and self.evaluate.data is self.held_out else None
+        tallies = [Tally(labels), Tally(labels)] if labels else []
         size = (self.held_out.binding.exact if self.held_out.binding else None) or GATE_BATCH
         batches = self.progress(self.held_out.batches(size), "gate", -(-len(self.held_out) // size))
         find = partial(natures.find, self.model, said=recipe.gate.outputs)
-        outputs, samples = compare_outputs(self.original(), runner, batches, recipe.gate, find)
+        see = [tally.see for tally in tallies]
+        outputs, samples = compare_outputs(self.original(), runner, batches, recipe.gate, find, see)
         report.gate = judge(outputs, samples, recipe.gate)
         if self.held_out is self.data:
             report.gate.left_out = "too few samples to hold any out: the gate saw the calibration samples"
         if self.gated_by:
             report.gate.left_out = f"no data was given: the gate saw samples that {self.gated_by} made"
+        return [tally.counts() for tally in tallies]
 
-    def measured(self, runner: Runner, recipe: Recipe, report: Report) -> float | None:
+    def measured(self, runner: Runner, recipe: Recipe, report: Report, counts: Sequence[Counts]) -> float | None:
         """The metric of the new model; labels also tell the gate, and what they say goes before what is estimated."""
         if not isinstance(self.evaluate, Top1):
             return self.evaluate(runner) if self.evaluate else None
-        if self.right is None:
-            self.right = self.evaluate.counts(self.original())
+        before, after = counts or map(self.evaluate.counts, (self.original(), runner))
         change = report.gate.outputs[0].change if report.gate.outputs else 1.0
-        found = labelled(self.evaluate, self.right, self.evaluate.counts(runner), recipe.gate.max_loss, change)
+        found = labelled(self.evaluate, before, after, recipe.gate.max_loss, change)
         report.metric = {"before": found.before, "after": found.after}
         report.metric |= {"before_error": found.error[0], "after_error": found.error[1], "samples": found.samples}
         if report.gate.outputs:

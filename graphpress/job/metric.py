@@ -15,9 +15,10 @@ from graphpress.job import chance
 from graphpress.job.measures import FEW, Figure
 from graphpress.observe.binding import LABELS
 from graphpress.observe.data import CalibrationData
-from graphpress.runner import Runner
+from graphpress.runner import Arrays, Runner
 
 Evaluate: TypeAlias = Callable[[Runner], float]
+Counts: TypeAlias = tuple[np.ndarray, np.ndarray]  # labels of each sample that are met, and that it has, [samples]
 
 _WHERE = f"data, array {LABELS!r}"
 
@@ -65,18 +66,37 @@ class Top1:
         right, counted = self.counts(runner)
         return 100.0 * float(right.sum()) / max(float(counted.sum()), 1.0)
 
-    def counts(self, runner: Runner) -> tuple[np.ndarray, np.ndarray]:
-        """(how many labels of each sample are met, how many it has), [samples]."""
-        labels = np.asarray(self.data.labels)
-        right, counted = [np.zeros(0)], [np.zeros(0)]
+    def counts(self, runner: Runner) -> Counts:
+        """What a runner gets right."""
+        tally = Tally(self)
         for feeds in self.data.batches(32):
-            scores = next(iter(runner(feeds).values()))
-            start = sum(map(len, counted))
-            given = labels[start : start + len(scores)]
-            axis, self.classes = _fit(given, scores.shape)
-            right.append(_met(scores, given, axis, self.best).reshape(len(given), -1).sum(1))
-            counted.append((given >= 0).reshape(len(given), -1).sum(1))
-        return np.concatenate(right), np.concatenate(counted)
+            tally.see(runner(feeds))
+        return tally.counts()
+
+
+@dataclass
+class Tally:
+    """Counts the labels that a runner's outputs meet, of batches in the order of the metric's data."""
+
+    metric: Top1
+    right: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0)])
+    counted: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0)])
+
+    def see(self, outputs: Arrays) -> None:
+        """The next batch.
+
+        Raises:
+            CalibrationError: Labels that do not fit the output.
+        """
+        scores = next(iter(outputs.values()))
+        start = sum(map(len, self.counted))
+        given = np.asarray(self.metric.data.labels)[start : start + len(scores)]
+        axis, self.metric.classes = _fit(given, scores.shape)
+        self.right.append(_met(scores, given, axis, self.metric.best).reshape(len(given), -1).sum(1))
+        self.counted.append((given >= 0).reshape(len(given), -1).sum(1))
+
+    def counts(self) -> Counts:
+        return np.concatenate(self.right), np.concatenate(self.counted)
 
 
 def _met(scores: np.ndarray, labels: np.ndarray, axis: int | None, best: int) -> np.ndarray:
@@ -109,13 +129,11 @@ class Labelled:
     chance: bool
 
 
-def labelled(
-    metric: Top1, a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], most: float, change: float = 1.0
-) -> Labelled:
+def labelled(metric: Top1, a: Counts, b: Counts, most: float, change: float = 1.0) -> Labelled:
     """Compare the ``counts`` of two runners, sample by sample: what both get wrong says nothing of what is lost.
 
     Args:
-        metric: It has been called.
+        metric: It has counted.
         a: Of the float model.
         b: Of the other.
         most: Points that may be lost.

@@ -20,7 +20,7 @@ from tests import kit
 DEMO = Path(str(files("graphpress.tools.demo")))
 
 
-def fixed(batch: int, samples: int) -> tuple:
+def fixed(batch: int | str, samples: int) -> tuple:
     model = kit.parse(
         f"g (float[{batch},4] x) => (float[{batch},4] y) "
         "<float[4,4] w = {1,2,3,4,5,6,7,8,1,2,3,4,5,6,7,9}> { y = MatMul(x, w) }"
@@ -47,6 +47,16 @@ def test_held_out_samples_are_not_calibrated_on() -> None:
     made = job(*fixed(1, 50))
     rows = [{tuple(r) for f in part.batches(1) for r in f["x"]} for part in (made.data, made.held_out)]
     assert not rows[0] & rows[1] and len(rows[0] | rows[1]) == 50
+
+
+def test_labels_are_counted_in_the_runs_of_the_gate() -> None:
+    model, arrays = fixed("N", 60)
+    made = job(model, arrays | {"labels": np.arange(60) % 4})
+    run, seen = made.original(), []
+    made.float_runner = lambda feeds: seen.append(len(feeds["x"])) or run(feeds)
+    metric = made.once(made.recipe).report.metric
+    assert sum(seen) == metric["samples"] == len(made.held_out) == 12
+    assert metric["before"] == Top1(made.held_out)(run)
 
 
 def test_the_demo_from_file_to_runner() -> None:
