@@ -40,6 +40,7 @@ from graphpress.types import Numerics
 
 LOG = logging.getLogger(__name__)
 GATE_BATCH = 16
+PROOF_SECONDS = 0.3  # of measuring latencies, where that tells enough
 SITE_SAMPLES = 4  # samples for the per-site SQNR: a diagnosis, not a verdict
 
 
@@ -298,7 +299,7 @@ class Job:
             self.diagnose(compiled, report)
         if feeds is not None:
             lowered = compiled.runner or self.engine.execute(compiled.lowered, target=self.target)
-            report.latency = latencies.compare_latency(self.as_given(), lowered, feeds)
+            report.latency = latencies.compare_latency(self.as_given(), lowered, feeds, hurry=PROOF_SECONDS)
 
 
 def _half(passes: list[PassReport], lowered: ir.Model) -> str:

@@ -14,27 +14,27 @@ from collections.abc import Sequence
 from graphpress.runner import Arrays, Runner
 
 _AGREE = 1.25  # the ends of the interval may differ by this factor
-_KNOWN, _LOOK = 1.02, 50  # likewise where measuring may end, and after how many pairs that is looked at
+_KNOWN, _ROUGHLY = 1.02, 1.05  # likewise where measuring may end, and where it may be in a hurry
+_FEW, _LOOK = 30, 10  # pairs behind which that is looked at, and how often: often enough to end, too seldom to pick
 _MANY = 100  # runs
 _MISSED = 0.025  # chance that the median lies below the interval, and above it
 
 
-def compare_latency(a: Runner, b: Runner, feeds: Arrays, seconds: float = 1.0, least: int = 5) -> dict[str, float]:
+def compare_latency(
+    a: Runner, b: Runner, feeds: Arrays, seconds: float = 1.0, least: int = 5, hurry: float = math.inf
+) -> dict[str, float]:
     """Median milliseconds ``before`` (a) and ``after`` (b), and the median of the pairwise ``ratio`` b/a.
 
-    Measuring ends after ``seconds``, or once the ratio is known to two per cent.
+    Measuring ends after ``seconds``, or once the ratio is known to two per cent, after ``hurry`` seconds to five.
     ``ratio_low`` and ``ratio_high`` hold the true median with a chance of 95 %, ``runs`` is the number of pairs, and
     ``busy`` 1 where these ends lie further apart than a quarter: something else ran on the machine.
     """
     for runner in (a, b):
         runner(feeds)
     pairs: list[tuple[float, float]] = []
-    end = time.perf_counter() + seconds
-    low, high = 0.0, math.inf
-    while len(pairs) < least or (time.perf_counter() < end and high > _KNOWN * low):
+    start = time.perf_counter()
+    while len(pairs) < least or not _enough(pairs, time.perf_counter() - start, seconds, hurry):
         pairs.append((_once(a, feeds), _once(b, feeds)))
-        if len(pairs) % _LOOK == 0:
-            low, high = _interval(_ratios(pairs))
     ratios = _ratios(pairs)
     low, high = _interval(ratios)
     return {
@@ -46,6 +46,13 @@ def compare_latency(a: Runner, b: Runner, feeds: Arrays, seconds: float = 1.0, l
         "ratio_high": high,
         "busy": float(high > _AGREE * low),
     }
+
+
+def _enough(pairs: Sequence[tuple[float, float]], spent: float, seconds: float, hurry: float) -> bool:
+    if spent >= seconds or len(pairs) < _FEW or len(pairs) % _LOOK:
+        return spent >= seconds
+    low, high = _interval(_ratios(pairs))
+    return high <= (_ROUGHLY if spent >= hurry else _KNOWN) * low
 
 
 def _ratios(pairs: Sequence[tuple[float, float]]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -45,3 +46,33 @@ def test_runs_that_disagree_say_that_the_machine_was_busy(
     assert found["busy"] == busy
     assert found["ratio_low"] <= found["ratio"] <= found["ratio_high"]
     assert noise or found["ratio"] == 0.5
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], float], **options: float) -> dict[str, float]:
+    """Of pairs that take 5 ms each, the second ``draw()`` times that."""
+    clock = [0.0]
+
+    def once(runner: Callable[[object], float], feeds: object) -> float:
+        clock[0] += 0.005
+        return 0.005 * runner(feeds)
+
+    monkeypatch.setattr(latency, "_once", once)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
+    return latency.compare_latency(lambda feeds: 1.0, lambda feeds: draw(), {}, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("noise", "pairs"), [(0.001, 30), (0.05, 40), (0.3, 100)])
+def test_measuring_ends_when_enough_is_known(monkeypatch: pytest.MonkeyPatch, noise: float, pairs: int) -> None:
+    """Two per cent at the first look; five, once it is in a hurry; never."""
+    rng = np.random.default_rng(1)
+    found = timed(monkeypatch, lambda: 1 + noise * rng.normal(), seconds=1.0, hurry=0.35)
+    assert found["runs"] == pytest.approx(pairs, abs=1)
+    assert (found["ratio_high"] <= 1.05 * found["ratio_low"]) == (pairs < 100)
+    assert timed(monkeypatch, lambda: 1 + 0.05 * rng.normal())["runs"] > 60  # in none by itself
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.08])
+def test_looking_again_and_again_leaves_the_interval_true(monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
+    rng = np.random.default_rng(2)
+    found = [timed(monkeypatch, lambda: 1 + noise * float(rng.standard_t(3)), hurry=0.3) for _ in range(400)]
+    assert np.mean([f["ratio_low"] <= 1 <= f["ratio_high"] for f in found]) > 0.92
