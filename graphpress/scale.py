@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
+from graphpress.arrays import array_namespace, device
 from graphpress.types import Scheme
 
 Array: TypeAlias = Any

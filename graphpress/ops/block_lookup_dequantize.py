@@ -12,8 +12,8 @@ from functools import cache
 from typing import Any
 
 import onnx_ir as ir
-from array_api_compat import array_namespace
 
+from graphpress.arrays import array_namespace
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 from graphpress.ops.lookup_dequantize import CODES, Array, repeated_scale

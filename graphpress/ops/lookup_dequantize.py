@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from array_api_compat import array_namespace, is_numpy_array
 
+from graphpress.arrays import array_namespace, is_numpy_array
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 

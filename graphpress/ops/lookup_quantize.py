@@ -14,8 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-from array_api_compat import array_namespace, is_numpy_array
 
+from graphpress.arrays import array_namespace, is_numpy_array
 from graphpress.graph import edit
 from graphpress.ops.base import DOMAIN, VERSION, Op, expect
 from graphpress.ops.lookup_dequantize import CODES, Array, check_lookup, repeated_scale

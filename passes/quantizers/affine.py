@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
 
+from graphpress.arrays import array_namespace, is_numpy_array
 from graphpress.errors import BadRequest
 from graphpress.passes.quantizers import lattice
 from graphpress.passes.quantizers.half_quadratic import refined

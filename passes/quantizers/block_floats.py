@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
+from graphpress.arrays import array_namespace, device
 from graphpress.ops.block_lookup_dequantize import OP as DECODE
 from graphpress.ops.block_lookup_quantize import OP as ENCODE
 from graphpress.ops.lookup_quantize import search

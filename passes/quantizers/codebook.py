@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_numpy_array
 
+from graphpress.arrays import array_namespace, device, is_numpy_array
 from graphpress.ops.lookup_dequantize import OP as DECODE
 from graphpress.ops.lookup_quantize import BOUNDS, search
 from graphpress.ops.lookup_quantize import OP as ENCODE
@@ -79,7 +79,7 @@ class Codebook(Quantizer):
         reach = hi / above
         reach = xp.maximum(reach, -lo / below) if below else reach
         smallest = float(np.finfo(np.float32).tiny) * 2**24
-        return xp.astype(xp.where(reach > 0, xp.clip(reach, smallest), xp.ones_like(reach)), xp.float32)
+        return xp.astype(xp.where(reach > 0, xp.clip(reach, min=smallest), xp.ones_like(reach)), xp.float32)
 
     def error(
         self, rows: Array, lo: Array, hi: Array, costs: Array | None, tables: Mapping[str, Array], scheme: Scheme

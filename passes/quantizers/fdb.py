@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from array_api_compat import array_namespace, device
-
+from graphpress.arrays import array_namespace, device
 from graphpress.passes.quantizers.affine import dot
 from graphpress.passes.quantizers.quantizer import Array, QParams
 from graphpress.passes.quantizers.row_ranges import extremes, least_error
@@ -67,6 +66,6 @@ def _begun(lo: Array, hi: Array, tables: Mapping[str, Array]) -> QParams:
     """Scales ``2s`` and ``-s``, with {-1, 0, 1, 2} s half a step from both ends at most."""
     xp = array_namespace(lo)
     step = xp.astype(xp.maximum(-lo / 1.5, hi / 2.5), xp.float32)
-    step = xp.where(step > 0, xp.clip(step, SMALLEST), xp.ones_like(step))
+    step = xp.where(step > 0, xp.clip(step, min=SMALLEST), xp.ones_like(step))
     zero = xp.zeros(step.shape, dtype=xp.int8, device=device(step))
     return QParams(2 * step, zero, tables, {"second": -step})

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_numpy_array
 
+from graphpress.arrays import array_namespace, device, is_numpy_array
 from graphpress.passes.quantizers.affine import dot
 from graphpress.passes.quantizers.quantizer import Array, QParams, Quantizer, stored
 from graphpress.passes.quantizers.row_ranges import extremes, least_error

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from array_api_compat import array_namespace, device
-
+from graphpress.arrays import array_namespace, device
 from graphpress.errors import BadRequest
 from graphpress.types import Kind, Scheme
 

@@ -7,8 +7,7 @@ grows. Errors are counted in steps, so that nothing depends on the size of the w
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace
-
+from graphpress.arrays import array_namespace
 from graphpress.passes.quantizers.quantizer import Array
 from graphpress.types import Scheme
 
@@ -48,7 +47,7 @@ def shrunk(off: Array, beta: float) -> Array:
     """sign(x) max(|x| - |x|^(p-1) / beta, 0): what of an error is taken for one that may stay."""
     xp = array_namespace(off)
     size = xp.abs(off)
-    return xp.sign(off) * xp.clip(size - xp.clip(size, 1e-12) ** (_NORM - 1) / beta, 0.0)
+    return xp.sign(off) * xp.clip(size - xp.clip(size, min=1e-12) ** (_NORM - 1) / beta, min=0.0)
 
 
 def _scale(wanted: Array, steps: Array, weights: Array, before: Array) -> Array:

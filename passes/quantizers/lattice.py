@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import array_namespace
+from graphpress.arrays import array_namespace
 
 _SAMPLE = 4096  # elements that decide whether it is worth looking at all
 _LEVELS = 512  # magnitudes of a 9-bit grid at most

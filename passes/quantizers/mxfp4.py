@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
-
+from graphpress.arrays import array_namespace
 from graphpress.passes.quantizers.block_floats import BlockFloats
 from graphpress.passes.quantizers.quantizer import Array
 
@@ -40,7 +39,7 @@ class Mxfp4(BlockFloats):
         largest = self.positive[-1]
         shift = 2 ** int(xp.floor(xp.log2(xp.asarray(largest))))
         size = xp.where(reach > 0, reach * largest / shift, xp.ones_like(reach))
-        return xp.astype(xp.exp2(xp.floor(xp.log2(xp.clip(size, 2.0**-100)))), xp.float32)
+        return xp.astype(xp.exp2(xp.floor(xp.log2(xp.clip(size, min=2.0**-100)))), xp.float32)
 
 
 QUANTIZER = Mxfp4

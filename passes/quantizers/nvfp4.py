@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
-
+from graphpress.arrays import array_namespace
 from graphpress.passes.quantizers.block_floats import BlockFloats
 from graphpress.passes.quantizers.float8 import rounded_to
 from graphpress.passes.quantizers.mxfp4 import E2M1
@@ -26,7 +25,7 @@ class Nvfp4(BlockFloats):
 
     def outermost(self, reach: Array) -> Array:
         xp = array_namespace(reach)
-        return xp.clip(xp.where(reach > 0, reach, xp.ones_like(reach)), 2.0**-100) / _LARGEST
+        return xp.clip(xp.where(reach > 0, reach, xp.ones_like(reach)), min=2.0**-100) / _LARGEST
 
     def inner(self, reach: Array, outer: Array) -> Array:
         xp = array_namespace(reach)

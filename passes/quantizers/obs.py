@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from array_api_compat import array_namespace, device, is_numpy_array
-
+from graphpress.arrays import array_namespace, device, is_numpy_array
 from graphpress.errors import BadRequest
 
 Array: TypeAlias = Any

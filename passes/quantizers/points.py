@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_numpy_array
 
+from graphpress.arrays import array_namespace, device, is_numpy_array
 from graphpress.passes.quantizers.quantizer import Array, QParams
 from graphpress.passes.quantizers.two_terms import SMALLEST, TwoTerms, books
 from graphpress.types import Scheme
@@ -50,7 +50,7 @@ class Points(TwoTerms):
     def fit_rows(self, rows: Array, scheme: Scheme, costs: Array | None, tables: Mapping[str, Array]) -> QParams:
         xp = array_namespace(rows)
         low, high = xp.min(rows, axis=1), xp.max(rows, axis=1)
-        scale = xp.clip(high - low, SMALLEST)
+        scale = xp.clip(high - low, min=SMALLEST)
         if not tables:
             made = self._placed(rows, low, scale, scheme, costs)
             tables = books(made, np.ones_like(made), scheme, rows)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from graphpress.arrays import array_namespace
 from graphpress.errors import BadRequest
 from graphpress.passes.quantizers.codebook import Codebook, tables_of
 from graphpress.passes.quantizers.quantizer import Array

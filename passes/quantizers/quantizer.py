@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_numpy_array
 
+from graphpress.arrays import array_namespace, device, is_numpy_array
 from graphpress.errors import BadRequest, nearest
 from graphpress.ops.base import Op
 from graphpress.passes.quantizers.granules import arranged, granules, spread

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, device
+
+from graphpress.arrays import array_namespace, device
 
 Array: TypeAlias = Any
 Error: TypeAlias = Callable[[Array, Array, Array, Array | None], Array]  # of (rows, lo, hi, costs): [R]

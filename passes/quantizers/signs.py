@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
 
+from graphpress.arrays import array_namespace, is_numpy_array
 from graphpress.ops.sign_quantize import OP as ENCODE
 from graphpress.ops.sign_quantize import signs
 from graphpress.passes.quantizers.quantizer import Array, Form, QParams, Quantizer, stored
@@ -49,7 +49,7 @@ class Signs(Quantizer):
         xp = array_namespace(rows)
         sizes = xp.astype(xp.abs(rows), xp.float64)
         found = self.reach(sizes, xp.ones_like(sizes) if costs is None else xp.astype(costs, xp.float64))
-        scale = xp.astype(xp.where(found > 0, xp.clip(found, SMALLEST), xp.ones_like(found)), xp.float32)
+        scale = xp.astype(xp.where(found > 0, xp.clip(found, min=SMALLEST), xp.ones_like(found)), xp.float32)
         zero = xp.astype(xp.zeros_like(scale), xp.int32)
         return QParams(scale, stored(zero, scheme) if is_numpy_array(zero) else zero)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
-
+from graphpress.arrays import array_namespace
 from graphpress.passes.quantizers.quantizer import Array
 from graphpress.passes.quantizers.signs import Signs
 
@@ -40,7 +39,7 @@ def _best(sizes: Array, costs: Array) -> Array:
     xp = array_namespace(sizes)
     if not sizes.shape[1]:
         return xp.sum(sizes, axis=1)
-    order = xp.argsort(sizes, axis=1, descending=True)
+    order = xp.argsort(-sizes, axis=1, stable=True)
     falling, weights = (xp.take_along_axis(a, order, axis=1) for a in (sizes, costs))
     mass = xp.cumulative_sum(weights, axis=1)
     total = xp.cumulative_sum(falling * weights, axis=1)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
+from graphpress.arrays import array_namespace, device
 from graphpress.ops.twin_lookup_dequantize import OP as DECODE
 from graphpress.ops.twin_lookup_dequantize import at
 from graphpress.ops.twin_lookup_quantize import BOUNDS, search_rows
@@ -159,7 +159,7 @@ class _Search:
         seen = rows[:, some]
         self.below = seen < 0
         self.size = xp.abs(seen) / self._of_sign(self.tops)
-        self.log = xp.log2(xp.clip(self.size, _TINY))
+        self.log = xp.log2(xp.clip(self.size, min=_TINY))
         self.steps = self._of_sign(
             [0 * top + self.scheme.qmax - int(i) for top, i in zip(self.tops, (self.zero, 0), strict=True)]
         )
@@ -182,7 +182,7 @@ class _Search:
             self._try(self.clip, [r + step for r in self.line])
         for change in _FINE_CLIPS if clips else ():
             self._try([c + change for c in self.clip], self.line)
-        scales = (xp.clip(c * top, _TINY) for c, top in zip(self.clip, self.tops, strict=True))
+        scales = (xp.clip(c * top, min=_TINY) for c, top in zip(self.clip, self.tops, strict=True))
         scale, negative = (xp.astype(s, xp.float32) for s in scales)
         row, negative_row = (xp.astype(r, xp.uint8) for r in self.line)
         return scale, negative, row, negative_row

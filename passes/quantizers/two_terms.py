@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from array_api_compat import array_namespace, device
 
+from graphpress.arrays import array_namespace, device
 from graphpress.ops.lookup_quantize import BOUNDS
 from graphpress.ops.sum_lookup_dequantize import OP as DECODE
 from graphpress.ops.sum_lookup_quantize import OP as ENCODE

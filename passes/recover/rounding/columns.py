@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_numpy_array
 
+from graphpress.arrays import array_namespace, device, is_numpy_array
 from graphpress.observe.moments import Moments
 from graphpress.passes.quantizers import obs
 from graphpress.passes.quantizers.quantizer import Array, QParams
