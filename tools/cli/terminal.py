@@ -7,10 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table as Drawn
-
 from graphpress.report import tables
 from graphpress.report.report import Report
 from graphpress.report.summary import summary
@@ -26,6 +22,9 @@ def progress() -> Iterator[Show]:
     if not sys.stderr.isatty():
         yield quiet
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
 
@@ -70,6 +69,9 @@ def _mapping(result: dict[str, Any]) -> None:
 
 
 def _draw(found: Iterable[tables.Table]) -> None:
+    from rich.console import Console
+    from rich.table import Table as Drawn
+
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for table in found:
         if not table.rows and not table.note:
