@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -94,6 +95,7 @@ def note_scaled(value: ir.Value) -> None:
     SOURCE.set(value, source | {"transform": "+".join([*done, SCALED])})
 
 
+_scheme = functools.lru_cache(1 << 10)(Scheme.parse)  # a graph has few, and has them at each node
 _EDGE = re.compile(r"(?P<role>weight|activation|output)\[(?P<slot>\d+)\] (?P<scheme>.+)")
 
 
@@ -122,5 +124,5 @@ def read_schemes(text: str, node: str = "") -> dict[Site, Scheme]:
         edge = _EDGE.fullmatch(part)
         if edge is None:
             raise BadRequest(f"{part!r} is no scheme", where=f"node {node!r}")
-        found[Site(node, int(edge["slot"]), Role(edge["role"]))] = Scheme.parse(edge["scheme"])
+        found[Site(node, int(edge["slot"]), Role(edge["role"]))] = _scheme(edge["scheme"])
     return found

@@ -288,7 +288,7 @@ class Scheme:
         return made
 
     def to_json(self) -> dict[str, Any]:
-        data = dataclasses.asdict(self) | {"granularity": str(self.granularity)}
+        data = vars(self) | {"granularity": str(self.granularity)}
         if self.quantizer == AFFINE:
             del data["quantizer"]
         return data

@@ -39,8 +39,7 @@ def scopes(root: Scope) -> Iterator[Scope]:
     while pending:
         graph = pending.pop(0)
         yield graph
-        for node in graph:
-            pending.extend(subgraphs(node))
+        pending.extend(body for node in graph if node.attributes.data for body in subgraphs(node))
 
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:

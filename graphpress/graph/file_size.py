@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphpress.graph import edit, half_storage
 from graphpress.keys import BY, SCHEME
 
+_NOTHING = np.zeros(0, np.uint8)
 LONG = 24  # characters: shorter names are left alone
 
 
@@ -89,7 +90,7 @@ def file_bytes(model: ir.Model) -> int:
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING:
                 stored += _more(value.const_value)
-                value.const_value = ir.tensor(np.zeros(0, np.uint8), name=value.name)
+                value.const_value = ir.Tensor(_NOTHING, name=value.name)
     for node in edit.nodes(light):
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     return stored + ir.to_proto(light).ByteSize()
