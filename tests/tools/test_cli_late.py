@@ -12,6 +12,7 @@ import pytest
 
 from graphpress.tools.cli.late import late
 
+SLOW, EARLY, OTHER = "gp_slow", "gp_early", "gp_other"
 PROGRAM = """
 import sys
 from graphpress.tools.cli.late import import_onnx_ir
@@ -35,41 +36,41 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "gp_other.py").write_text("from gp_slow import THREE\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("gp_slow", "gp_early", "gp_other"):
+    for name in (SLOW, EARLY, OTHER):
         sys.modules.pop(name, None)
     if hasattr(sys, "gp_runs"):
         del sys.gp_runs
 
 
 def test_a_module_is_run_when_it_is_used(folder: Path) -> None:
-    with late("gp_slow"):
-        early = importlib.import_module("gp_early")
+    with late(SLOW):
+        early = importlib.import_module(EARLY)
     assert not hasattr(sys, "gp_runs")
-    assert "gp_slow" not in sys.modules
+    assert SLOW not in sys.modules
     assert early.three() == 3
     assert sys.gp_runs == 1
-    assert importlib.import_module("gp_slow").THREE == importlib.import_module("gp_other").THREE == 3
+    assert importlib.import_module(SLOW).THREE == importlib.import_module(OTHER).THREE == 3
     assert sys.gp_runs == 1  # there is one of it
 
 
 def test_one_that_is_used_in_the_block_is_itself_from_then_on(folder: Path) -> None:
-    with late("gp_slow"):
-        other = importlib.import_module("gp_other")
-        assert type(sys.modules["gp_slow"]).__name__ == "module"
+    with late(SLOW):
+        other = importlib.import_module(OTHER)
+        assert type(sys.modules[SLOW]).__name__ == "module"
     assert (other.THREE, sys.gp_runs) == (3, 1)
-    assert sys.modules["gp_slow"].THREE == 3
+    assert sys.modules[SLOW].THREE == 3
 
 
 def test_one_that_is_there_stays(folder: Path) -> None:
-    there = importlib.import_module("gp_slow")
-    with late("gp_slow"):
-        assert importlib.import_module("gp_slow") is there
-    assert sys.modules["gp_slow"] is there
+    there = importlib.import_module(SLOW)
+    with late(SLOW):
+        assert importlib.import_module(SLOW) is there
+    assert sys.modules[SLOW] is there
 
 
 def test_what_a_module_lacks_is_an_attribute_error(folder: Path) -> None:
-    with late("gp_slow"):
-        early = importlib.import_module("gp_early")
+    with late(SLOW):
+        early = importlib.import_module(EARLY)
     with pytest.raises(AttributeError, match="FOUR"):
         _ = early.gp_slow.FOUR
 
