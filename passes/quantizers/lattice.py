@@ -24,7 +24,8 @@ def step(x: Any) -> float | None:
     if not flat.shape[0]:
         return None
     top = float(xp.max(xp.abs(flat)))
-    levels = xp.sort(xp.unique_values(xp.abs(flat[:: max(1, flat.shape[0] // _SAMPLE)])))
+    sizes = xp.sort(xp.abs(flat[:: max(1, flat.shape[0] // _SAMPLE)]))
+    levels = xp.concat([sizes[:1], sizes[1:][sizes[1:] != sizes[:-1]]])
     if not 4 <= levels.shape[0] <= _LEVELS:
         return None
     gaps = levels - xp.concat([xp.zeros_like(levels[:1]), levels[:-1]])
