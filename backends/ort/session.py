@@ -74,6 +74,8 @@ class SessionOptions:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile
         options.add_session_config_entry("session.force_spinning_stop", str(int(not self.spinning)))
+        if not self.optimise:  # run once or twice: a thread that spins for work takes longer than to make the session
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for key, value in self.config.items():
             options.add_session_config_entry(key, value)
         return options
