@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as capi
 
-from graphpress.backends.ort import brain_floats, masks
+from graphpress.backends.ort import brain_floats, masks, own_codes
 from graphpress.backends.ort.lent import lend
 from graphpress.errors import BadRequest, Unsupported, nearest
 from graphpress.graph import widening
@@ -185,11 +185,11 @@ def open_session(
     """``execute`` with all options. What ONNX Runtime refuses in half precision is computed in float32."""
     try:
         return _open(model, outputs, options, target)
-    except Unsupported:
-        wide = widening.widened(model)
-        if wide is model:
+    except Unsupported as e:
+        other = own_codes.apart(model) if own_codes.REFUSED in str(e) else widening.widened(model)
+        if other is model:
             raise
-    return _open(wide, outputs, options, target)
+    return _open(other, outputs, options, target)
 
 
 def _open(model: ir.Model, outputs: Sequence[str] | None, options: SessionOptions, target: Target | None) -> Session:
