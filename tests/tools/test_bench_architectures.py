@@ -110,6 +110,19 @@ def test_page() -> None:
     ]  # fmt: skip
 
 
+def test_a_module_that_draws_random_numbers_is_compared_with_nothing() -> None:
+    """Its cells are no failures, and its bars do not count it."""
+    entry = fill(Subject(small(Counting)), "parity")
+    found, wanted = entries()
+    before = {line for line in render(found, wanted).splitlines() if line.endswith(" |") and "of those traced" in line}
+    entry.model = "c"
+    found |= {("c", "parity"): entry, ("c", "trace"): Entry("trace", "c", counts={"nodes": 3})}
+    found["c", "w8a8"] = Entry("w8a8", "c", ok=False, dB=-math.inf, why="of another shape")
+    text = render(found, [*wanted, small(name="c")])
+    assert "| c | 3 | -<sup>" in text and "no two calls" not in text and "two calls of the module" in text
+    assert before <= set(text.splitlines()) and "| 2 of 3 | 0 |" in text
+
+
 def test_a_file_of_entries_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[str]]] = []
 

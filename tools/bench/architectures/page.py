@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from graphpress.tools.bench.architectures.architecture import Architecture
-from graphpress.tools.bench.architectures.stages import BATCH, DRAWS, EQUAL, STAGES, Entry
+from graphpress.tools.bench.architectures.stages import BATCH, DRAWN, DRAWS, EQUAL, STAGES, Entry
 
 _PATH = re.compile(r"(?:/[\w.+-]+)+/((?:[\w.+-]+/)?[\w.+-]+\.py)")  # of this machine
 Key: TypeAlias = tuple[str, str]  # architecture, stage
@@ -25,8 +25,9 @@ number of nodes; parity: the worst of all outputs in float32, from {equal:g} dB 
 is as far apart in float32 and in float64 (`own`: it chooses between near ties); ffn: the feed-forward blocks of linear
 layers that were found, of those its layers have (poolers and heads are found as well); rot: what was turned of what was
 found, of residual streams (R1), values of attention (R2), hidden values of MLPs (R4), in float32; smooth: in brackets
-the difference to w8a8; acm: feed-forward blocks that were replaced. `-`: there is nothing that the recipe is for; `no`:
-refused, failed, not all found, or, for a residual stream of a pre-norm transformer, not turned; empty: not run.
+the difference to w8a8; acm: feed-forward blocks that were replaced. `-`: there is nothing that the recipe is for, or
+nothing to compare with, as the module draws random numbers (no bar of a comparison counts it); `no`: refused, failed,
+not all found, or, for a residual stream of a pre-norm transformer, not turned; empty: not run.
 """
 
 
@@ -69,6 +70,8 @@ def _said(entry: Entry, plain: Entry | None) -> str:
         return turned if entry.ok else f"no, {turned}"
     if entry.recipe == "ffn" and counts:
         return f"{counts['blocks']}/{counts['of']}" if counts["blocks"] or counts["of"] else "-"
+    if DRAWN in counts:
+        return "-"
     if not entry.ok:
         return "no" if entry.crash or entry.dB is None or entry.recipe == "parity" else "-"
     if entry.recipe == "trace":
@@ -107,16 +110,17 @@ def _counted(
     names = [a.name for a in wanted]
     traced = good("trace", names)
     yield "traced in the default configuration", _TRACED, traced, (run := of("trace", names)), len(names) - len(run)
+    alike = [n for n in traced if (n, "parity") not in found or DRAWN not in found[n, "parity"].counts]
     for stage, what in (("parity", "same outputs as torch"), ("w8a8", "w8a8"), ("gptq", "w4a16-gptq")):
-        run = of(stage, traced)
-        yield f"{what}, of those traced", 1.0, good(stage, traced), run, len(traced) - len(run)
+        run = of(stage, alike)
+        yield f"{what}, of those traced", 1.0, good(stage, alike), run, len(alike) - len(run)
     wide = [a.name for a in wanted if a.prenorm and a.name in traced]
     run = of("rot", wide)
     turned = [n for n in run if found[n, "rot"].counts.get("R1")]
     yield "R1, of pre-norm transformers", _TURNED, turned, run, len(wide) - len(run)
-    both = [n for n in of("smooth", traced) if found.get((n, "w8a8"), Entry("", "", False)).ok]
+    both = [n for n in of("smooth", alike) if found.get((n, "w8a8"), Entry("", "", False)).ok]
     near = [n for n in both if _gap(found, n) >= -SMOOTH_LOSS]
-    yield f"SmoothQuant at most {SMOOTH_LOSS} dB below w8a8", 1.0, near, both, len(traced) - len(both)
+    yield f"SmoothQuant at most {SMOOTH_LOSS} dB below w8a8", 1.0, near, both, len(alike) - len(both)
     forward = [a.name for a in wanted if a.ffn and a.name in traced]
     run = of("ffn", forward)
     yield "all feed-forward blocks found, where there are any", 1.0, good("ffn", run), run, len(forward) - len(run)

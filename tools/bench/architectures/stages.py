@@ -37,6 +37,7 @@ from graphpress.tools.bench.cell import quick
 BATCH, SAMPLES, DRAWS = 2, 16, 8  # samples of a call and of calibration; calls that are compared with the module
 EQUAL = 80.0  # dB from which two float32 programs of one function count as equal
 _LIKE_OWN = 6.0  # dB that they may be farther apart than float32 and float64, where that is less
+DRAWN = "drawn"  # among the counts of a module that no two calls of give the same
 STAGES = ("trace", "parity", "ffn", "w8a8", "dynamic", "gptq", "rot", "smooth", "sparse24", "acm", "torch-cpu")
 _RECIPES = {
     "w8a8": "w8a8", "dynamic": "w8a8-dynamic", "gptq": "w4a16-gptq", "smooth": "w8a8-smooth", "sparse24": "sparse24",
@@ -135,7 +136,8 @@ def _trace(subject: Subject, entry: Entry) -> None:
 def _parity(subject: Subject, entry: Entry) -> None:
     """Every output, floats within rounding, all else equal; or no farther than rounding alone moves the module."""
     if _drawn(subject):
-        entry.ok, entry.why = False, "it draws random numbers: two calls of the module give different outputs"
+        entry.ok, entry.counts = False, {DRAWN: 1}
+        entry.why = "it draws random numbers: two calls of the module give different outputs, so nothing compares"
         return
     (given,), wanted = subject.run(subject.model, Target.load("ort-cpu"), 1), subject.wanted[0]
     kinds = [a.dtype.kind for a in wanted]
