@@ -75,9 +75,9 @@ class Rehearsal:
             found.append([self._lost(one, part) for one in got])
         return np.array(found)
 
-    def whole(self, options: Quantize, ctx: Context, parts: Iterable[int]) -> float:
-        """The same, summed over parts, of the model as ``quantize`` leaves it: every layer, and what joins them."""
-        copy, execute = self.model.clone(), ctx.oracle or self.execute
+    def whole(self, model: ir.Model, options: Quantize, ctx: Context, parts: Iterable[int]) -> float:
+        """The same, summed over parts, of a form of the model as ``quantize`` leaves it, all layers and joints."""
+        copy, execute = model.clone(), ctx.oracle or self.execute
         size = (self.data.binding.exact if self.data.binding is not None else None) or self.batch_size
         few = self.data.pick(range(min(len(self.data), self.batches * size)))
         options.run(copy, replace(ctx, data=few, state=None, calibrate=None, progress=quiet), PassReport())
