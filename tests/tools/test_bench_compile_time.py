@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from graphpress.tools.bench import compile_time
 from graphpress.tools.bench.compile_time import render
@@ -32,6 +33,19 @@ def test_medians_of_interleaved_runs(monkeypatch) -> None:
     found = compile_time.compare_tools(None, None, 3, ("a", "b"))
     assert calls == ["a", "b"] * 3
     assert found == {"a": {"seconds": 3.0, "peak_mb": 1.0}, "b": {"seconds": 4.0, "peak_mb": 1.0}}
+
+
+def test_whole_processes_take_turns_behind_one_that_warms_up(monkeypatch) -> None:
+    calls = []
+
+    def wall(args: list[str]) -> float:
+        calls.append("compile" in args)
+        return float(len(calls))
+
+    monkeypatch.setattr(compile_time, "_wall", wall)
+    found = compile_time.whole_processes(Path("m.onnx"), Path("d.npz"), 3)
+    assert calls == [True, False, False] * 4
+    assert found == {t: {"seconds": 7.0 + i} for i, t in enumerate(("graphpress", "onnxruntime x1", "onnxruntime x64"))}
 
 
 def test_render_gives_our_share() -> None:

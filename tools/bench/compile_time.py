@@ -2,13 +2,15 @@
 
 ResNet-56 and MobileNetV1-0.75 with 300 images, each run a fresh process: our w8a8 (file to saved model, gate included;
 audit and latency apart) and ``quantize_static`` (MinMax, per channel, QDQ), whose reader gives one image at a time (the
-least memory) or batches. Then how long ``import graphpress`` and ``graphpress --help`` take beyond a bare interpreter.
+least memory) or batches. Then whole processes as a user starts them, ours with audit, latency, report and view. Then
+how long ``import graphpress`` and ``graphpress --help`` take beyond a bare interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -122,6 +124,37 @@ def compare_tools(model: Path, data: Path, repeat: int, tools: Sequence[str] = t
     return {t: {k: statistics.median(r[k] for r in found) for k in found[0]} for t, found in runs.items()}
 
 
+THEIRS = """
+import sys
+import numpy as np
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+model, data, out, batch, images = *sys.argv[1:4], *map(int, sys.argv[4:])
+class Reader(CalibrationDataReader):
+    def __init__(self):
+        with np.load(data) as z:
+            arrays = {k: z[k] for k in z.files if k != "labels"}
+        self.feeds = ({k: a[i : i + batch] for k, a in arrays.items()} for i in range(0, images, batch))
+    def get_next(self):
+        return next(self.feeds, None)
+quantize_static(
+    model, out, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+    weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
+)
+"""
+
+
+def whole_processes(model: Path, data: Path, repeat: int) -> dict[str, Figures]:
+    """Median seconds from the start of a process to its end, of interleaved runs behind one that warms up."""
+    with tempfile.TemporaryDirectory(prefix="graphpress-") as folder:
+        paths = [str(model), "--recipe", "w8a8", "--data", str(data), "--out", f"{folder}/ours"]
+        commands = {OURS: ["-m", "graphpress.tools.cli", "compile", *paths]}
+        for batch in (1, 64):
+            given = [str(model), str(data), f"{folder}/theirs.onnx", str(batch), str(IMAGES)]
+            commands[f"onnxruntime x{batch}"] = ["-c", THEIRS, *given]
+        walls = [{tool: _wall(args) for tool, args in commands.items()} for _ in range(1 + repeat)]
+    return {tool: {"seconds": statistics.median(w[tool] for w in walls[1:])} for tool in commands}
+
+
 def start_up(rounds: int = 5) -> dict[str, float]:
     """Median seconds beyond a bare interpreter, for the import and for --help, in interleaved runs."""
     cases = {
@@ -155,8 +188,9 @@ def verifier(size: int = 10_000, rounds: int = 5) -> float:
 
 
 def _wall(args: Sequence[str]) -> float:
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # as a user's interpreter is
     start = time.perf_counter()
-    subprocess.run([sys.executable, *args], capture_output=True, check=True)
+    subprocess.run([sys.executable, *args], capture_output=True, check=True, env=kept)
     return time.perf_counter() - start
 
 
@@ -188,7 +222,9 @@ def measure(zoo: Path, models: str, repeat: int) -> dict[str, dict[str, Figures]
                 size = next(iter(arrays.values())).shape[-1]
                 arrays = {next(iter(arrays)): photographs(zoo, size)[0][:IMAGES]}
             np.savez(data, **arrays)  # type: ignore[arg-type]
-            found[task.name] = compare_tools(task.file(Path(folder)), data, repeat)
+            model = task.file(Path(folder))
+            found[task.name] = compare_tools(model, data, repeat)
+            found[f"{task.name}, whole"] = whole_processes(model, data, repeat)
     seconds = start_up() | {"verify 10,000 nodes": verifier()}
     return {**found, "start-up": {name: {"seconds": s} for name, s in seconds.items()}}
 
