@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import linecache
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ _LINE = re.compile(r'File "([^"]+)", line (\d+)')
 _OVERLOAD = re.compile(r"op='([\w.]+)'")
 _FIXED = re.compile(r"(?:static shape|specialized due to hint) of (\d+) for dimension inputs(.*?)\.shape\[(\d+)\]")
 _HOME = tuple(str(Path(sysconfig.get_path(p)).resolve()) for p in ("stdlib", "purelib", "platlib"))
+_LIBRARY = Path(sysconfig.get_path("stdlib"))
 _OTHERWISE = "keep this part out of the module"
 
 
@@ -33,7 +36,7 @@ def refusal(error: Exception, module: Any) -> GraphpressError:
     text, node = str(chain[-1]), _fx_node(chain)
     place = _place(chain, node, module)
     if by_value(error):
-        what = "what the program does depends on the values of a tensor"
+        what = f"{_deciding(chain)}what the program does depends on the values of a tensor"
         fix = f"Use torch.where or torch.cond, bound a size with torch._check, or {_OTHERWISE}."
     elif fixed := _FIXED.search(text):
         size, path, axis = fixed.groups()
@@ -64,6 +67,14 @@ def refusal(error: Exception, module: Any) -> GraphpressError:
 def by_value(error: BaseException) -> bool:
     """Whether the program would have to know the values of a tensor."""
     return "data-dependent" in str(list(_chain(error))[-1])
+
+
+def _deciding(chain: list[BaseException]) -> str:
+    """The line of the model, a library's too, that asked for a value."""
+    frames = [(f.f_code.co_filename, line) for error in chain for f, line in traceback.walk_tb(error.__traceback__)]
+    inner = next(((name, line) for name, line in reversed(frames) if not _is_machinery(name)), None)
+    code = linecache.getline(*inner).strip() if inner else ""
+    return f"at `{code[:80]}`, " if code else ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -146,5 +157,18 @@ def _last_line(trace: str) -> str:
 
 def _is_users(filename: str) -> bool:
     """Whether a file is neither a library's, nor Python's, nor ours."""
-    path = str(Path(filename).resolve())
-    return not (path.startswith((*_HOME, str(Path(__file__).resolve().parent))) or filename.startswith("<"))
+    return not (_is_machinery(filename) or str(Path(filename).resolve()).startswith(_HOME))
+
+
+def _is_machinery(filename: str) -> bool:
+    """Whether a file is torch's, wherever that is installed, or of Python's own library, or ours."""
+    path = Path(filename).resolve()
+    installed = {"site-packages", "dist-packages"} & set(
+        path.parts
+    )  # within the standard library's folder, where not apart
+    roots = [
+        Path(__file__).parent,
+        Path(inspect.getfile(sys.modules["torch"])).parent,
+        *([] if installed else [_LIBRARY]),
+    ]
+    return filename.startswith("<") or any(path.is_relative_to(root.resolve()) for root in roots)

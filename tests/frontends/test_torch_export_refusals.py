@@ -114,6 +114,14 @@ def test_error_names_module_and_line(inner: type[nn.Module], path: str, words: s
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("inner", "code"), [(Branch, "if x.sum() > 0:"), (Count, "int(x.max())")])
+def test_error_shows_the_line_that_asks_for_a_value(inner: type[nn.Module], code: str) -> None:
+    with pytest.raises(Unsupported, match="depends on the values of a tensor") as error:
+        gp.trace(Outer(inner()), X)
+    shown = str(error.value).split("`")[1]
+    assert code in shown
+
+
 def test_module_keeps_its_mode_after_a_failure() -> None:
     module = Outer(Branch()).train()
     with pytest.raises(Unsupported):
