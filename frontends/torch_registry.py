@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from graphpress.frontends import torch_complex
+
 _READ: dict[Any, Any] = {}
 _ONE_AT_A_TIME = threading.RLock()  # what two threads put in one place could not be taken away in any order
 
@@ -24,6 +26,7 @@ def kept() -> Iterator[None]:
     Where torch keeps it in another place than torch 2.11 to 2.13 do, exports read it anew.
     """
     try:
+        import torch
         from torch.onnx._internal.exporter._registration import ONNXRegistry as Registry
 
         _ = vars(Registry)["from_torchlib"], Registry().functions
@@ -35,6 +38,8 @@ def kept() -> Iterator[None]:
         key = (*args, *kwargs.items(), "torchvision" in sys.modules)  # whose operators are there once it is imported
         if key not in _READ:
             _READ[key] = read(*args, **kwargs)
+            for target, form in torch_complex.table(torch).items():
+                _READ[key].register_op(target, form, is_complex=True)
         found = copy.copy(_READ[key])
         found.functions = {target: list(known) for target, known in found.functions.items()}
         return found

@@ -1,0 +1,50 @@
+"""Rotary embeddings as products of complex numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from graphpress.frontends import torch_export
+from tests import kit
+
+torch = pytest.importorskip("torch")
+nn, Tensor = torch.nn, torch.Tensor
+
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "unsqueeze": lambda z: z.unsqueeze(1),
+    "unsqueeze from the end": lambda z: z.unsqueeze(-2).transpose(1, 2).squeeze(1).unsqueeze(1),
+    "none": lambda z: z[:, None],
+    "expand": lambda z: z[:, None].expand(-1, 3, -1, -1),
+    "repeat": lambda z: z[:, None].repeat(1, 3, 1, 1),
+    "select": lambda z: torch.stack([z.select(-1, i) for i in range(4)], -1).unsqueeze(1),
+    "index": lambda z: z[:, torch.tensor([4, 2, 0, 1, 3])].unsqueeze(1),
+    "index_select": lambda z: z.index_select(-2, torch.tensor([4, 2, 0, 1, 3])).unsqueeze(1),
+    "unbind": lambda z: torch.stack(z.unbind(-1), -1).unsqueeze(1),
+}
+
+
+class Rotary(nn.Module):
+    """[batch, heads, length, 8], turned by angles that grow with the place."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = FORMS[form]
+        self.register_buffer("speeds", 10.0 ** -torch.arange(4.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(5.0, device=x.device)[None] + x[:, 0, :1, 0].round()
+        angles = places[..., None] * self.speeds
+        turns = self.form(torch.polar(torch.ones_like(angles), angles))
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * turns).flatten(3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_turned_as_in_torch(form: str) -> None:
+    module = Rotary(form).eval()
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    given = kit.run(torch_export.trace(module, (x,)), {"x": x.numpy()})["output"]
+    np.testing.assert_allclose(given, module(x).numpy(), atol=1e-6)
