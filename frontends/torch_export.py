@@ -20,6 +20,7 @@ from graphpress.frontends import (
     torch_errors,
     torch_fixed,
     torch_grouped,
+    torch_hits,
     torch_names,
     torch_numbers,
     torch_registry,
@@ -120,6 +121,9 @@ def _exported(
     except Exception as e:
         if torch_errors.by_value(e) and torch_fixed.fixed(torch, module):
             with torch_fixed.numbers(torch, module):
+                return export(found)
+        if torch_errors.by_value(e) and torch_hits.harmless(torch, module, args, kwargs):
+            with torch_hits.every(torch):
                 return export(found)
         if not torch_numbers.refused(e):
             raise
