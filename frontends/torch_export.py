@@ -17,6 +17,7 @@ from graphpress.frontends import (
     torch_attention,
     torch_batchnorm,
     torch_checks,
+    torch_erfinv,
     torch_errors,
     torch_fixed,
     torch_grouped,
@@ -106,7 +107,7 @@ def _exported(
 ) -> Any:
     """What torch's exporter makes, with forms of ours where it has none, or one that ONNX Runtime does not take."""
     found: dict[Any, Any] = {}
-    for room in (torch_attention, torch_squeeze, torch_grouped, torch_truth):
+    for room in (torch_attention, torch_erfinv, torch_squeeze, torch_grouped, torch_truth):
         found |= room.table(torch, opset)
 
     def export(translations: dict[Any, Any]) -> Any:
