@@ -76,7 +76,18 @@ def _dict(value: Any) -> dict[str, Any] | None:
         return {kind: list(getattr(value, kind)) for kind in _KINDS}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return dict(value) if isinstance(value, Mapping) else None
+    return dict(value) if isinstance(value, Mapping) else _attributes(value)
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """What of an object with states by layer, in a dict by number, holds tensors; None of any other object."""
+    from torch import Tensor
+    from torch.utils import _pytree as pytree
+
+    held = getattr(value, "__dict__", {})
+    if not any(isinstance(part, dict) and list(part) == [*range(len(part))] != [] for part in held.values()):
+        return None
+    return {k: part for k, part in held.items() if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(part))}
 
 
 def _layers(value: Any) -> list[Any] | None:

@@ -54,6 +54,14 @@ class Pair:
     state: Any = None
 
 
+class State:
+    """The state of a recurrence beside other things, as libraries have it."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.offset, self.config, self.dtype = x + 1, object(), x.dtype
+        self.by_layer = {0: (x + 2, x + 3), 1: (x + 4, x + 5)}
+
+
 class Unnamed(OrderedDict[str, Any]):
     """Known to torch, without names for its parts."""
 
@@ -100,8 +108,12 @@ NAMES = ["present.0.key", "present.0.value", "present.1.key", "present.1.value"]
         (lambda x: Pair(x, {"a": [x + 1, None]}), ["logits", "state_a_0"]),
         (lambda x: Unnamed(sample=x, more=(x + 1, x + 2)), ["sample", "more_0", "more_1"]),
         (lambda x: {"blocks": [{"key": x, "value": x + 1}]}, ["blocks_0_key", "blocks_0_value"]),
+        (
+            lambda x: {"y": x, "state": State(x)},
+            ["y", "state_offset", *(f"state_by_layer_{i}_{j}" for i in (0, 1) for j in (0, 1))],
+        ),
     ],
-    ids=["cache", "in a tuple", "tuples", "old cache", "two caches", "four", "dataclass", "unnamed", "own"],
+    ids=["cache", "in a tuple", "tuples", "old cache", "two caches", "four", "dataclass", "unnamed", "own", "state"],
 )
 def test_results(what: Any, names: list[str]) -> None:
     module = Returns(what)
