@@ -1,14 +1,14 @@
-"""What formats and methods cost the code model, in nats per byte over float32: all linear layers but the head."""
+"""What formats and methods cost language models, in nats a token over float32: all linear layers but the head."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from graphpress.backends import ort, reference
@@ -20,12 +20,13 @@ from graphpress.observe.data import CalibrationData
 from graphpress.passes.structure.layers.linear import layers
 from graphpress.pipeline import Pipeline
 from graphpress.recipe import Recipe, parse_passes
-from graphpress.runner import Progress, Runner
+from graphpress.runner import Progress
 from graphpress.target import Target
-from graphpress.tools.bench import language
 from graphpress.tools.bench.figures.base import Figure
+from graphpress.tools.bench.task import Task
+from graphpress.tools.bench.zoo import tasks
 
-PLAIN, OUTLIERS = "codelm", "codelm_outliers"
+PLAIN, OUTLIERS, STORIES = "codelm", "codelm_outliers", "stories260K"
 APART = 0.005  # nats that the two variants may differ by after rotation
 _STATIC = "quantize{mode=static,weight=int8,observer=mse,LAYERS}"
 _TOKEN = "quantize{mode=dynamic,activation_granularity=per_token,weight_observer=mse,LAYERS,weight=%s,activation=%s}"
@@ -62,6 +63,8 @@ def _rows() -> list[_Row]:
         _Row("W4A16 group 64, GPTQ", _GROUPS % ("int4", "mse") + ",gptq", dict.fromkeys(both, 0.005)),
         _Row("W3A16 group 64, to nearest", _GROUPS % ("int3", "mse"), {}),
         _Row("W3A16 group 64, GPTQ", _GROUPS % ("int3", "minmax") + ",gptq", dict.fromkeys(both, 0.02)),
+        _Row("W2A16 group 64, to nearest", _GROUPS % ("int2", "mse"), {}),
+        _Row("W2A16 group 64, GPTQ", _GROUPS % ("int2", "mse") + ",gptq", {}),
         _Row("W4A8 per token", _TOKEN % ("int4", "int8"), {}),
         _Row("W4A8 group 64, rotated, GPTQ", f"{_ROTATED},{_GROUPS_TOKENS % 'int8'},gptq", dict.fromkeys(both, 0.004)),
         _Row("W4A4 per token, to nearest", four, {}),
@@ -79,11 +82,12 @@ def _rows() -> list[_Row]:
 
 
 def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
-    """The table, a row a format and variant; loss on all of valid.npz as ONNX Runtime runs the lowered model."""
+    """The table, a row a format and model; loss on all of a model's text as ONNX Runtime runs the lowered model."""
     lost: dict[tuple[str, str], float] = {}
-    variants = [_Variant(zoo / "llm/codelm", name, progress) for name in (PLAIN, OUTLIERS)]
+    with TemporaryDirectory(prefix="graphpress-") as folder:
+        variants = [_Variant(task, Path(folder), progress) for task in tasks(zoo, ",".join((PLAIN, OUTLIERS, STORIES)))]
     for v in variants:
-        yield Figure(f"{v.name}: float32", "", f"{v.base:.5f} nats/byte")
+        yield Figure(f"{v.name}: float32", "", f"{v.base:.5f} {v.unit}")
     for row in _rows():
         for v in variants:
             try:
@@ -110,24 +114,22 @@ def _differentiate(*arguments: Any, **options: Any) -> Any:
 
 
 class _Variant:
-    """One of the two models, tidied, and what it loses."""
+    """One of the models, tidied, and what it loses."""
 
-    def __init__(self, folder: Path, name: str, progress: Progress) -> None:
-        self.name, self.progress, self.target = name, progress, Target.load("ort-cpu")
-        with np.load(folder / "calib.npz") as calib, np.load(folder / "valid.npz") as valid:
-            seen, self.ids = calib["ids"].astype(np.int64)[:, : language.TOKENS], valid["ids"].astype(np.int64)
+    def __init__(self, task: Task, folder: Path, progress: Progress) -> None:
+        self.name, self.task, self.target = task.name, task, Target.load("ort-cpu")
         self.ctx = Context(
-            target=self.target, data=CalibrationData.from_arrays({"ids": seen}), run=partial(ort.execute, threads=1),
+            target=self.target, data=CalibrationData.from_arrays(task.data()), run=partial(ort.execute, threads=1),
             oracle=reference.execute, progress=progress, differentiate=_differentiate,
         )  # fmt: skip
-        self.model = self._rewritten(models.load(folder / f"{name}.onnx"), Recipe.load("clean").passes)
+        self.model = self._rewritten(models.load(task.file(folder)), Recipe.load("clean").passes)
         head = layers(list(self.model.graph))[-1].node
         self.layers = _LAYERS.replace("HEAD", head.name or "")
         self.whole = ort.execute(self.model)
-        self.base = self._nats(self.whole)
+        ((self.unit, self.base),) = task.scores(self.whole, self.whole).items()
 
     def loss(self, passes: str) -> tuple[float, float]:
-        """Nats per byte that some passes cost, and how far they take the predictions from the float model's.
+        """Nats per token that some passes cost, and how far they take the predictions from the float model's.
 
         Raises:
             RecipeError: There is no such pass.
@@ -135,14 +137,8 @@ class _Variant:
         asked = parse_passes(passes.replace("LAYERS", self.layers))
         made = self._rewritten(self.model, (*asked, *Recipe.load("fold").passes))
         run = ort.execute(ort.lower(made, self.target))
-        return self._nats(run) - self.base, language.divergence(run, self.whole, self._texts("divergence"))
+        assert self.task.apart is not None
+        return self.task.scores(run, self.whole)[self.unit] - self.base, self.task.apart(run, self.whole)
 
     def _rewritten(self, model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
         return Pipeline(list(passes), check_numbers=False).run(model, self.ctx)[0]
-
-    def _nats(self, runner: Runner) -> float:
-        return language.nats(runner, self._texts("nats"))
-
-    def _texts(self, what: str) -> Iterable[np.ndarray]:
-        batches = [self.ids[i : i + 8] for i in range(0, len(self.ids), 8)]
-        return self.progress(batches, f"{self.name}: {what}", len(batches))
