@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from graphpress import pipeline
+from graphpress.backends import reference
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, PassError, Unsupported
@@ -319,3 +320,43 @@ def test_the_probe_is_one_sample() -> None:
 
     Pipeline([Scale(1.0)]).run(kit.parse(MODEL), context(oracle=oracle))
     assert fed == [1, 1]
+
+
+TIES = """g (float[N, 4] x) => (float[N, 4] y) <float one = {1.0}, int64[1] k = {4}> {
+    a = Mul(x, one) v, i = TopK(a, k) c = Cast<to = 1>(i) y = Mul(c, one) }"""
+NEAR = np.float32([[1, 1 + 2**-23, 1 - 2**-24, 1]] * 8)  # TopK takes whichever rounding puts first
+
+
+@dataclass(frozen=True)
+class Round(Pass):
+    """Moves each column by a unit in the last place, as another order of a sum does, and all of ``y`` by ``factor``."""
+
+    name: ClassVar[str] = "round"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
+    factor: float = 1.0
+
+    def run(self, model: ir.Model, ctx: Context, report: PassReport) -> None:
+        first, *_, last = model.graph
+        assert isinstance(first.graph, ir.Graph)
+        units = np.float32([1, 1 - 2**-23, 1 + 2**-22, 1])
+        edit.set_input(first, 1, edit.add_const(first.graph, units, "units"))
+        edit.set_input(last, 1, edit.add_const(first.graph, np.float32(self.factor), "factor"))
+
+
+def test_outputs_that_near_ties_decide_are_no_evidence_against_a_pass() -> None:
+    """Of detectors that take the best of thousands of places: which one comes first is a matter of the last digit."""
+    ctx = Context(oracle=reference.execute, data=CalibrationData.from_arrays({"x": NEAR}))
+    _, (report,) = Pipeline([Round()]).run(kit.parse(TIES), ctx)
+    assert report.checked.startswith("not checked: outputs move by ")
+    assert report.checked.endswith(" of their RMS where inputs move by 1e-06 of theirs")
+
+
+def test_what_moves_outputs_further_than_near_ties_do_is_caught_all_the_same() -> None:
+    near = Context(oracle=reference.execute, data=CalibrationData.from_arrays({"x": NEAR}))
+    with pytest.raises(PassError, match="pass 'round': declared close but the outputs moved"):
+        Pipeline([Round(factor=9.0)]).run(kit.parse(TIES), near)
+    apart = Context(oracle=reference.execute, data=CalibrationData.from_arrays({"x": NEAR + np.float32([0, 3, 1, 2])}))
+    _, (report,) = Pipeline([Round()]).run(kit.parse(TIES), apart)
+    assert report.checked == "close: 0.0e+00"
+    with pytest.raises(PassError, match="pass 'round': declared close but the outputs moved"):
+        Pipeline([Round(factor=1.01)]).run(kit.parse(TIES), apart)
