@@ -74,7 +74,8 @@ class GenieM(ChoosesNeighbours):
     def losses(self, batch: Tensors, update: Update) -> Mapping[str, torch.Tensor]:
         self.chance(self.drop)
         total = self.apart(self.see(self._mixed(batch), update), partial(self.total, update=update))
-        return dict.fromkeys(update.roles, total) | {"student": total + self.drawn(self.found, update.done)}
+        # What draws weights to their neighbours has no slope in scales and steps: one loss, one way back, serves all.
+        return dict.fromkeys(update.roles, total + self.drawn(self.found, update.done))
 
     def _mixed(self, batch: Tensors) -> Tensors:
         """What the block reads, some of its elements as the teacher has them."""

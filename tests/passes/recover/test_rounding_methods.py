@@ -259,6 +259,33 @@ def test_dropping_is_in_training_alone_and_in_both_places(monkeypatch: pytest.Mo
     assert np.mean(mixed) == pytest.approx(0.25, abs=0.03)
 
 
+def test_one_way_back_gives_genie_m_the_gradients_of_losses_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What draws weights to their neighbours must not reach scales and steps, whose loss is the distance alone."""
+    from graphpress.passes.recover.methods.genie_m import GenieM
+
+    def apart(self: GenieM, batch: Any, update: Any) -> Any:
+        self.chance(self.drop)
+        total = self.apart(self.see(self._mixed(batch), update), lambda seen: self.total(seen, update))
+        return dict.fromkeys(update.roles, total) | {"student": total + self.drawn(self.found, update.done)}
+
+    counted: list[int] = []
+    back = torch.autograd.backward
+
+    def counting(*args: Any, **kwargs: Any) -> None:
+        counted[-1] += 1
+        back(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "backward", counting)
+    teacher, found = chain(), []
+    for losses in (GenieM.losses, apart):
+        monkeypatch.setattr(GenieM, "losses", losses)
+        counted.append(0)
+        options = replace(SHORT, method="genie_m", train="all", select="last", steps=8)
+        found.append(arrays(recover(w4a4(teacher), options, context(teacher))[0]))
+    assert all(found[0][n].tobytes() == found[1][n].tobytes() for n in found[0]) and found[0].keys() == found[1].keys()
+    assert counted[0] * 2 == counted[1] > 0
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
