@@ -15,6 +15,7 @@ from typing import Any
 
 from graphpress.contracts import Pass
 from graphpress.errors import GraphpressError, PassError, VerifyError
+from graphpress.passes.recover.inputs.synthesis import Synthesis
 from graphpress.recipe import Recipe
 from graphpress.report.idle import main_reason, purpose
 from graphpress.report.report import Report
@@ -101,7 +102,7 @@ def _compile(task: Task, cell: Cell) -> None:
     import graphpress as gp
 
     recipe = quick(Recipe.load(cell.recipe))
-    makes_data = any(p.name == "zeroq" for p in recipe.passes)
+    makes_data = any(isinstance(p, Synthesis) for p in recipe.passes)
     data = None if makes_data else {k: a[:SAMPLES] if a.ndim else a for k, a in task.data().items()}
     with tempfile.TemporaryDirectory(prefix="graphpress-") as folder:
         _, report = gp.compile(task.file(Path(folder)), recipe, data, gate=False, prove=False)

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 _LATENTS = 256
-_GENERATOR_RATE = 0.01  # the released code's names of the two rates stand crosswise: these are the effective ones
-_DECAY, _EVERY = 0.95, 100  # of the generator's rate
+_DECAY, _FALLS = 0.95, 40  # of the generator's rate: as often as in the paper's 4,000 steps, however many there are
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,10 @@ class GenieD(Synthesis):
     instead, and the gate judges on a part of what is made.
 
     Attributes:
-        rate: Learning rate of the latents; the generator's is 0.01, and falls by a twentieth each 100 steps.
+        rate: Learning rate of the latents.
+        generator_rate: That of the generator, which falls by a twentieth forty times. The released code has 0.01 (its
+            names of the two rates stand crosswise): there the first steps drive the last layer's tanh to its ends, the
+            norm behind it hides that, and pictures of two levels are left, on which few bits calibrate badly.
         swing: Whether strided convolutions swing.
     """
 
@@ -53,7 +55,13 @@ class GenieD(Synthesis):
     batch: int = 128
     iterations: int = 4000
     rate: float = 0.1
+    generator_rate: float = 0.001
     swing: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.generator_rate > 0:
+            raise BadRequest("must be above 0", where=f"{self.where}, option 'generator_rate'")
 
     def distil(
         self, model: ir.Model, ctx: Context, report: PassReport, known: list[Learned],
@@ -70,7 +78,7 @@ class GenieD(Synthesis):
         def paint(
             module: Module, sources: Sequence[StatisticsSource], search: Search, generator: torch.Generator
         ) -> Painter:
-            return Painted(module, sources, search, generator, swing)
+            return Painted(module, sources, search, generator, swing, self.generator_rate)
 
         return distil(module, sources, known, search, batches, ctx.seed, ctx.progress, paint, self.where)
 
@@ -80,7 +88,7 @@ class Painted(Painter):
 
     def __init__(
         self, module: Module, sources: Sequence[StatisticsSource], search: Search, generator: torch.Generator,
-        swing: Swing,
+        swing: Swing, rate: float,
     ) -> None:  # fmt: skip
         import torch
 
@@ -94,10 +102,11 @@ class Painted(Painter):
         weights = [p for net in self.nets.values() for p in net.parameters()]
         self.adams = [
             torch.optim.Adam(list(self.latents.values()), lr=search.rate),
-            torch.optim.Adam(weights, lr=_GENERATOR_RATE),
+            torch.optim.Adam(weights, lr=rate),
         ]
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(self.adams[0], patience=search.patience)
-        self.decay = torch.optim.lr_scheduler.StepLR(self.adams[1], _EVERY, _DECAY)
+        every = max(search.iterations // _FALLS, 1)
+        self.decay = torch.optim.lr_scheduler.StepLR(self.adams[1], every, _DECAY)
         self.painted: dict[str, torch.Tensor] = {}
 
     def inputs(self) -> dict[str, torch.Tensor]:

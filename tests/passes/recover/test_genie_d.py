@@ -10,14 +10,17 @@ import onnx_ir as ir
 import pytest
 import torch
 
+import graphpress as gp
 from graphpress.backends import reference
 from graphpress.backends.fx.build import build
 from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
-from graphpress.passes.recover.inputs.genie_d import GenieD
+from graphpress.passes.recover.inputs.distilled_inputs import Search, StatisticsSource
+from graphpress.passes.recover.inputs.genie_d import GenieD, Painted
 from graphpress.passes.recover.inputs.learned import learned
-from graphpress.passes.recover.inputs.swing import mirrored, swung
+from graphpress.passes.recover.inputs.swing import Swing, mirrored, swung
+from graphpress.recipe import Recipe
 from tests import kit
 from tests.passes.quantizing import model as with_constants
 from tests.passes.quantizing import normal
@@ -94,6 +97,24 @@ def test_the_loss_falls_and_is_that_of_the_batch() -> None:
     assert last == pytest.approx(wanted, rel=1e-3)
 
 
+def test_pictures_are_no_pictures_of_two_levels() -> None:
+    """The generator ends in a tanh, whose ends are all that is left of a picture where its weights run away."""
+    x = made(run(net(), samples=4, batch=4, iterations=50, reach=9.0))
+    low, high = x.min((0, 2, 3), keepdims=True), x.max((0, 2, 3), keepdims=True)
+    at_ends = np.minimum(x - low, high - x) < 0.02 * (high - low)
+    assert at_ends.mean() < 0.2
+
+
+@pytest.mark.parametrize(("iterations", "falls"), [(4000, 40), (80, 40), (20, 20)])
+def test_the_rate_of_the_generator_falls_as_often_however_many_steps_there_are(iterations: int, falls: int) -> None:
+    source = StatisticsSource("x", (2, 3, 8, 8), *(np.float32([v]) for v in (0, 1, -9, 9)))
+    search = Search(iterations, rate=0.1, patience=100, by_image=False)
+    painter = Painted(None, [source], search, torch.Generator().manual_seed(0), Swing({}), 0.01)
+    for _ in range(iterations):
+        painter.step(1.0)
+    assert painter.adams[1].param_groups[0]["lr"] == pytest.approx(0.01 * 0.95**falls, rel=1e-9)
+
+
 def test_images_have_unit_scale_in_each_channel_and_the_units_of_the_input() -> None:
     x = made(run(net(), samples=16, batch=16, iterations=2, mean=(1, 2, 3), std=(0.1,), reach=9.0))
     np.testing.assert_allclose(x.mean((0, 2, 3)), [1, 2, 3], atol=1e-3)
@@ -122,6 +143,17 @@ def test_what_is_no_image_is_refused() -> None:
         run(flat)
     with pytest.raises(BadRequest, match="option 'rate': must be above 0"):
         GenieD(rate=0.0)
+    with pytest.raises(BadRequest, match="option 'generator_rate': must be above 0"):
+        GenieD(generator_rate=0.0)
+
+
+def test_the_recipe_of_four_bits_needs_no_data() -> None:
+    short = ("genie-d.samples=8", "genie-d.iterations=2", "recover.steps=2")
+    made, report = gp.compile(net(), Recipe.load("w4a4-genie-zeroshot").set(short), prove=False, gate=False)
+    assert (report.data["made_by"], report.data["calibration"], report.data["held_out"]) == ("genie-d", 7, 1)
+    assert report.coverage().sites == 1.0 and next(p for p in report.passes if p.name == "recover").metrics["steps"] > 0
+    x = normal(2, 3, 16, 16)
+    assert np.isfinite(kit.run(made, {"x": x})["y"]).all()
 
 
 @pytest.mark.slow
