@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,3 +144,15 @@ def test_one_clear_error() -> None:
     shifted.graph.initializers["priors"].const_value = ir.tensor(np.full((1, 64, 4), 50, np.float32), name="priors")
     with pytest.raises(BadRequest, match="no shares of the picture"):
         run(shifted, samples=2, iterations=1)
+
+
+def test_a_detector_that_ends_in_a_grid_is_refused() -> None:
+    grid = detector()
+    grid.graph.outputs[:] = [v for n in grid.graph for v in n.outputs if n.op_type == "BatchNormalization"][:1]
+    with pytest.raises(BadRequest, match=r"finds 0 such pairs\. Name them in options scores and boxes, or use zeroq"):
+        run(grid, samples=2, iterations=1)
+
+
+def test_fastestdet_has_no_statistics_left(zoo: Path) -> None:
+    with pytest.raises(BadRequest, match="the model holds no statistics of BatchNormalization"):
+        run(ir.load(zoo / "detection/fastestdet/FastestDet.onnx"), samples=1, iterations=1)
