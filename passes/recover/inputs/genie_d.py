@@ -48,6 +48,9 @@ class GenieD(Synthesis):
             names of the two rates stand crosswise): there the first steps drive the last layer's tanh to its ends, the
             norm behind it hides that, and pictures of two levels are left, on which few bits calibrate badly.
         swing: Whether strided convolutions swing.
+        spans: Put the least and the largest element of each channel of a picture to the ends of what the input may be
+            (``reach``, ``range``). A generator paints one-sided pictures, and a range of the input that is found on
+            these would cut real ones; the released code leaves the model's input in float.
     """
 
     name: ClassVar[str] = "genie-d"
@@ -57,6 +60,7 @@ class GenieD(Synthesis):
     rate: float = 0.1
     generator_rate: float = 0.001
     swing: bool = True
+    spans: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +84,10 @@ class GenieD(Synthesis):
         ) -> Painter:
             return Painted(module, sources, search, generator, swing, self.generator_rate)
 
-        return distil(module, sources, known, search, batches, ctx.seed, ctx.progress, paint, self.where)
+        made = distil(module, sources, known, search, batches, ctx.seed, ctx.progress, paint, self.where)
+        if self.spans:
+            made.arrays = {s.name: _spanning(made.arrays[s.name], s) for s in sources}
+        return made
 
 
 class Painted(Painter):
@@ -137,6 +144,15 @@ class Painted(Painter):
 
         with torch.no_grad():
             return {s.name: s.clipped(self._image(s).numpy()) for s in self.sources}
+
+
+def _spanning(x: np.ndarray, source: StatisticsSource) -> np.ndarray:
+    """Pictures of which each channel reaches from end to end."""
+    rows = x.reshape(*x.shape[:2], -1).copy()
+    picture, channel = np.ogrid[: x.shape[0], : x.shape[1]]
+    for place, end in ((rows.argmin(2), source.low), (rows.argmax(2), source.high)):
+        rows[picture, channel, place] = np.broadcast_to(end, (x.shape[1], 1, 1)).reshape(-1)
+    return rows.reshape(x.shape)
 
 
 def _normal(x: torch.Tensor) -> torch.Tensor:

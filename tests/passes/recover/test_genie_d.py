@@ -81,7 +81,7 @@ def test_layers_without_strides_or_size_do_not_swing() -> None:
 
 def test_the_loss_falls_and_is_that_of_the_batch() -> None:
     model = net()
-    report = run(model, samples=8, batch=8, iterations=60, reach=9.0)
+    report = run(model, samples=8, batch=8, iterations=60, reach=9.0, spans=False)
     first, last = report.metrics["loss of noise"], report.metrics["loss"]
     assert isinstance(first, float) and isinstance(last, float) and last < 0.4 * first
     x = made(report).astype(np.float64)
@@ -99,7 +99,7 @@ def test_the_loss_falls_and_is_that_of_the_batch() -> None:
 
 def test_pictures_are_no_pictures_of_two_levels() -> None:
     """The generator ends in a tanh, whose ends are all that is left of a picture where its weights run away."""
-    x = made(run(net(), samples=4, batch=4, iterations=50, reach=9.0))
+    x = made(run(net(), samples=4, batch=4, iterations=50, reach=9.0, spans=False))
     low, high = x.min((0, 2, 3), keepdims=True), x.max((0, 2, 3), keepdims=True)
     at_ends = np.minimum(x - low, high - x) < 0.02 * (high - low)
     assert at_ends.mean() < 0.2
@@ -116,9 +116,24 @@ def test_the_rate_of_the_generator_falls_as_often_however_many_steps_there_are(i
 
 
 def test_images_have_unit_scale_in_each_channel_and_the_units_of_the_input() -> None:
-    x = made(run(net(), samples=16, batch=16, iterations=2, mean=(1, 2, 3), std=(0.1,), reach=9.0))
+    x = made(run(net(), samples=16, batch=16, iterations=2, mean=(1, 2, 3), std=(0.1,), reach=9.0, spans=False))
     np.testing.assert_allclose(x.mean((0, 2, 3)), [1, 2, 3], atol=1e-3)
     np.testing.assert_allclose(x.std((0, 2, 3)), 0.1, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "low", "high"),
+    [
+        ({"mean": (1, 2, 3), "std": (0.1,), "reach": 3.0}, [0.7, 1.7, 2.7], [1.3, 2.3, 3.3]),
+        ({"range": (0, 255)}, 0, 255),
+    ],
+)
+def test_each_picture_spans_what_the_input_may_be(options: dict[str, Any], low: Any, high: Any) -> None:
+    """A range that is found on pictures of one side cuts real ones: ResNet-20 lost 2 to 3 points by that."""
+    x, plain = (made(run(net(), samples=2, batch=2, iterations=2, spans=on, **options)) for on in (True, False))
+    np.testing.assert_allclose(x.min((2, 3)), np.broadcast_to(np.float32(low), (2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(x.max((2, 3)), np.broadcast_to(np.float32(high), (2, 3)), rtol=1e-6)
+    assert ((x != plain).sum((2, 3)) <= 2).all()
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
