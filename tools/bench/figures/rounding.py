@@ -1,4 +1,4 @@
-"""Learned rounding: 2 and 3 bits of a language model by AutoRound, 4 bits and 4-bit activations of a CNN by GENIE-M."""
+"""Learned rounding: 2 and 3 bits of a language model by AutoRound; `vision` has what is learned of CNNs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from graphpress.tools.bench.task import Task
 from graphpress.tools.bench.zoo import tasks
 
 _NATS = {"codelm": 0.006, "codelm_outliers": 0.008}  # above float32, at 3 bits
-_POINTS = 2.5
 
 
 def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
-    """Each recipe beside the same with GPTQ, or with rounding to nearest, in place of what it learns."""
+    """Each recipe beside the same with GPTQ in place of what it learns."""
     for name, most in _NATS.items():
         (task,) = tasks(zoo, name)
         model = ir.load(task.file(zoo))
@@ -31,23 +30,12 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
             asked = f"<= +{most} nats" if bits == 3 else "at most half of what GPTQ loses"
             yield Figure(f"{name} W{bits}A16 by AutoRound", asked, f"{learned:+.4f} (GPTQ {solved:+.4f})",
                          learned <= bar)  # fmt: skip
-    recipe = Recipe.load("w4a4-genie")
-    for name, title in (("resnet20", "ResNet-20"), ("resnet56", "ResNet-56")):
-        (task,) = tasks(zoo, name)
-        model = ir.load(task.file(zoo))
-        whole = _score(task, model)
-        learned = _score(task, _compiled(task, model, recipe, progress))
-        nearest = _score(task, _compiled(task, model, _instead(recipe, None), progress))
-        yield Figure(f"{title} W4A4 by GENIE-M", f"within {_POINTS} points of float",
-                     f"{learned:.2f} % (float {whole:.2f}, to nearest {nearest:.2f})",
-                     whole - learned <= _POINTS)  # fmt: skip
 
 
-def _instead(recipe: Recipe, step: dict[str, dict[str, int]] | None) -> Recipe:
-    """With another pass, or none, in place of the training."""
+def _instead(recipe: Recipe, step: dict[str, dict[str, int]]) -> Recipe:
+    """With another pass in place of the training."""
     plain = recipe.to_json()
-    passes = [step if "recover" in p else p for p in plain["passes"]]
-    return Recipe.load({**plain, "passes": [p for p in passes if p is not None]})
+    return Recipe.load({**plain, "passes": [step if "recover" in p else p for p in plain["passes"]]})
 
 
 def _compiled(task: Task, model: ir.Model, recipe: Recipe, progress: Progress) -> ir.Model:
