@@ -20,7 +20,7 @@ from graphpress.report.view import about, drawn, library, modules
 
 _UNKNOWN = "No report of this model: kernels, SQNR and times are not known. `graphpress compile --out DIR` writes one."
 _OTHER = "The report beside it is of another file, and was left out: kernels, SQNR and times are not known."
-_CODE = ("load.js", "details.js", "tree.js", "colours.js", "pane.js", "view.js")  # in this order: one scope
+_CODE = ("load.js", "details.js", "tree.js", "colours.js", "level.js", "pane.js", "view.js")  # in this order: one scope
 _ROW = ("verdict", "kernel", "reason", "skip", "microseconds", "share", "sqnr", "unmeasured", "weights", "macs")
 
 

@@ -1,128 +1,14 @@
-// One model drawn by Netron: a graph a module, laid out by dagre, with open modules as graphs within nodes.
+// One model on the page: which modules are open, what is in sight, coloured and marked.
 
-const worker = { request: async (m) => { dagre.layout(m.nodes, m.edges, m.layout, m.state); return m; } };
-const PAD = 10;
-const PORTS = 4; // more of what a module reads or gives share one
-const short = (text, most = 30) => (text.length > most ? `${text.slice(0, most / 2 - 1)}…${text.slice(1 - most / 2)}` : text);
-
-// Netron asks the browser for the box of every text, which lays out all of the page each time: a canvas knows it too.
-const FONTS = { op: "600 11px system-ui, sans-serif", size: "11px system-ui, sans-serif", name: "10px system-ui, sans-serif" };
-const ruler = document.createElement("canvas").getContext("2d"), widths = new Map();
-const wide = (text, font) => {
-  const key = `${font}|${text}`;
-  if (!widths.has(key)) {
-    ruler.font = font;
-    widths.set(key, ruler.measureText(text).width);
-  }
-  return widths.get(key);
-};
-const written = (header, kind, text, onclick) => {
-  const entry = header.add(null, [kind]);
-  Object.assign(entry, {
-    content: text, tx: 7, ty: 15,
-    measure: () => Object.assign(entry, { width: wide(entry.content, FONTS[kind]) + 15, height: 21 }),
-  });
-  if (onclick) entry.on("click", onclick);
-  return entry;
-};
-
-// A block of a node that holds the graph of an open module.
-class Inner {
-  constructor(level) { this.level = level; }
-
-  build(document, parent) {
-    this.room = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    this.room.setAttribute("class", "room");
-    this.level.build(document);
-    parent.prepend(this.room, this.level.element);
-  }
-
-  remove() {
-    this.room.remove();
-    this.level.element.remove();
-  }
-
-  async measure() {
-    await this.level.arrange();
-    this.width = this.level.width + 2 * PAD;
-    this.height = this.level.height + 2 * PAD;
-  }
-
-  layout() {}
-
-  update() {
-    const x = (this.width - this.level.width) / 2 - this.level.originX, y = this.y + PAD - this.level.originY;
-    this.level.element.setAttribute("transform", `translate(${x},${y})`);
-    for (const [k, v] of Object.entries({ x: 0, y: this.y, width: this.width, height: this.height })) this.room.setAttribute(k, v);
-    this.level.settle();
-  }
-}
-
-class Level extends grapher.Graph {
-  constructor(pane, key) {
-    super(false);
-    this.options = { direction: "vertical" };
-    this.pane = pane;
-    this.key = key;
-    this.parts = new Map(); // "#i" or a module's key -> its node
-    this.fresh = true;
-  }
-
-  build(document) {
-    if (this.element) return;
-    this.element = document.createElementNS("http://www.w3.org/2000/svg", "g");
-    const { tree } = this.pane, group = tree.group(this.key), { flows, entering, leaving } = tree.level(this.key);
-    const children = [...[...group.groups].map((key) => [key, tree.group(key).all[0]]), ...group.leaves.map((i) => [`#${i}`, i])];
-    for (const [key] of children.sort((a, b) => a[1] - b[1])) this.add(key, key[0] === "#" ? this.pane.leaf(+key.slice(1)) : this.pane.module(key));
-    this.ports(entering, "from", (port, child) => [port, child]);
-    this.ports(leaving, "to", (port, child) => [child, port]);
-    for (const [from, to, count] of flows) this.connect(from, to, count);
-    super.build(document, this.element);
-  }
-
-  add(key, node) {
-    node.name = key;
-    this.parts.set(key, node);
-    this.setNode(node);
-    return node;
-  }
-
-  ports(places, word, order) {
-    const shared = places.size > PORTS ? `>${word}` : null, { tree } = this.pane;
-    if (shared) this.add(shared, this.pane.port(`${word} ${places.size} others`, null));
-    for (const [i, children] of places) {
-      const key = shared ?? `>${word} ${i}`;
-      if (!shared) this.add(key, this.pane.port(`${word} ${short(tree.nodes[i].name, 26)}`, i));
-      for (const child of children) this.connect(...order(key, child), 1);
-    }
-  }
-
-  connect(from, to, count) {
-    if (this.edge(from, to)) return;
-    const edge = new grapher.Edge(this.parts.get(from), this.parts.get(to));
-    Object.assign(edge, { v: from, w: to, class: count > 1 ? "many" : "" });
-    this.setEdge(edge);
-  }
-
-  async arrange() {
-    if (!this.fresh) return;
-    await this.measure();
-    await this.layout(worker);
-  }
-
-  settle() {
-    if (this.fresh) this.update();
-    this.fresh = false;
-  }
-}
+const SMALL = 24; // pixels: the inside of what is lower is not drawn
 
 class Pane {
   constructor(side, name, parent, onselect) {
-    Object.assign(this, { side, name, onselect, open: new Set(), levels: new Map(), x: 0, y: 0, scale: 1 });
+    Object.assign(this, { side, name, onselect, open: new Set(), levels: new Map(), marked: { key: null, twins: [] }, x: 0, y: 0, scale: 1 });
     this.tree = new Tree(side);
     this.element = parent.appendChild(el("section", { class: "pane" }, el("h2", {}, `${name}: ${side.name}, ${side.nodes.length} operators`)));
     this.stage = this.element.appendChild(el("div", { class: "stage" }));
-    this.svg = this.stage.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "svg"));
+    this.svg = this.stage.appendChild(drawn("svg", {}));
     this.gestures();
   }
 
@@ -151,7 +37,7 @@ class Pane {
     const head = written(header, "op", this.label(key), toggle);
     written(header, "size", `${group.all.length}`, toggle);
     head.tooltip = key;
-    if (this.open.has(key)) node.blocks.push(new Inner(this.level(key)));
+    if (this.open.has(key)) node.blocks.push(node.inner = new Inner(this.level(key)));
     return Object.assign(node, { head, class: "group" });
   }
 
@@ -170,28 +56,23 @@ class Pane {
 
   async draw() {
     const root = this.level(ROOT);
-    if (this.root !== root) {
-      root.build(document);
-      this.svg.replaceChildren(root.element);
-      this.root = root;
-    }
     await root.arrange();
-    root.settle();
-    root.element.setAttribute("transform", `translate(${PAD - root.originX},${PAD - root.originY})`);
+    if (root.show().parentNode !== this.svg) this.svg.replaceChildren(root.element);
+    root.element.setAttribute("transform", `translate(${this.origin(ROOT)})`);
     this.width = root.width + 2 * PAD;
     this.height = root.height + 2 * PAD;
     this.svg.setAttribute("width", this.width);
     this.svg.setAttribute("height", this.height);
-    this.paint();
-    this.cull();
+    this.seen = null;
+    this.place();
   }
 
   async toggle(key, opened = !this.open.has(key)) {
-    const before = this.at(key);
+    const before = this.corner(key);
     this.set(key, opened);
     await this.draw();
-    const now = this.at(key);
-    if (before && now) this.move(before.left - now.left, before.top - now.top);
+    const now = this.corner(key);
+    if (before && now) this.move((before[0] - now[0]) * this.scale, (before[1] - now[1]) * this.scale);
     this.onselect(this, key);
   }
 
@@ -202,18 +83,20 @@ class Pane {
     else this.open.delete(key);
     for (const k of this.tree.chain(this.tree.group(key).above)) if (this.levels.has(k)) this.levels.get(k).fresh = true;
     const node = this.part(key);
-    if (!node?.element) return;
+    if (!node) return;
     if (opened) {
-      node.blocks.push(new Inner(this.level(key)));
-      node.blocks[1].build(document, node.element);
-    } else node.blocks.pop().remove();
+      node.blocks.push(node.inner = new Inner(this.level(key)));
+      if (node.element) node.inner.build(document, node.element);
+    } else {
+      node.blocks.pop().remove();
+      node.inner = null;
+    }
     node.head.content = this.label(key);
-    node.head.text.textContent = node.head.content;
+    if (node.element) node.head.text.textContent = node.head.content;
   }
 
   async all(opened) {
-    this.open = new Set(opened ? [...this.tree.groups.keys()].filter((k) => k !== ROOT) : []);
-    this.levels.clear();
+    for (const key of this.tree.groups.keys()) if (key !== ROOT) this.set(key, opened);
     await this.draw();
     this.fit();
   }
@@ -223,14 +106,16 @@ class Pane {
     return this.levels.get(home)?.parts.get(key) ?? null;
   }
 
-  at(key) { // where it is on the screen, or would be
-    const home = key[0] === "#" ? this.tree.home[+key.slice(1)] : key, outer = this.tree.chain(home).at(-2) ?? key;
-    const around = this.levels.get(ROOT)?.parts.get(outer);
-    if (around?.away) {
-      around.element.style.display = "";
-      around.away = false;
-    }
-    return this.part(key)?.head.element?.getBoundingClientRect() ?? null;
+  corner(key) { // of such a node on the stage; null where something around it is closed
+    const home = key[0] === "#" ? this.tree.home[+key.slice(1)] : this.tree.group(key).above, part = this.part(key), at = part && this.origin(home);
+    return at && [at[0] + part.x - part.width / 2, at[1] + part.y - part.height / 2];
+  }
+
+  origin(key) { // of the graph of a module
+    const level = this.levels.get(key);
+    if (key === ROOT) return [PAD - level.originX, PAD - level.originY];
+    const inner = this.part(key)?.inner, at = inner && this.corner(key);
+    return at && [at[0] + inner.shift[0], at[1] + inner.shift[1]];
   }
 
   async reveal(i) {
@@ -240,11 +125,10 @@ class Pane {
   }
 
   centre(key) {
-    const box = this.at(key), frame = this.element.getBoundingClientRect();
-    if (!box) return;
-    if (this.scale < 0.6) this.zoom(0.9 / this.scale, frame.width / 2, frame.height / 2);
-    const now = this.at(key);
-    this.move(frame.left + frame.width / 2 - (now.left + now.right) / 2, frame.top + frame.height / 2 - (now.top + now.bottom) / 2);
+    const { width, height } = this.element.getBoundingClientRect();
+    if (this.scale < 0.6) this.zoom(0.9 / this.scale, width / 2, height / 2);
+    const [x, y] = this.corner(key), part = this.part(key);
+    this.move(width / 2 - this.x - (x + part.width / 2) * this.scale, height / 2 - this.y - (y + part.blocks[0].height / 2) * this.scale);
   }
 
   async select(i) {
@@ -255,42 +139,68 @@ class Pane {
 
   // Mark what is picked, what flows from and to it, and its counterparts.
   mark(key, twins) {
+    this.marked = { key, twins };
+    this.cull(); // what has come into sight has its elements
     for (const old of this.svg.querySelectorAll(".select, .twin, .near")) old.classList.remove("select", "twin", "near");
-    for (const i of twins) this.part(`#${i}`)?.element.classList.add("twin");
-    const part = key === null ? null : this.part(key);
-    if (!part) return;
-    part.element.classList.add("select");
-    const home = key[0] === "#" ? this.tree.home[+key.slice(1)] : this.tree.group(key).above;
-    for (const { label } of this.levels.get(home).edges.values()) if (label.v === key || label.w === key) label.element.classList.add("near");
+    for (const level of this.built()) this.point(level);
   }
 
-  paint(name = this.colour) {
+  point(level) {
+    const { key, twins } = this.marked, part = level.parts.get(key);
+    for (const i of twins) level.parts.get(`#${i}`)?.element.classList.add("twin");
+    if (!part) return;
+    part.element.classList.add("select");
+    for (const { label } of level.edges.values()) if (label.v === key || label.w === key) label.element.classList.add("near");
+  }
+
+  built() { return [...this.levels.values()].filter((level) => level.element); }
+
+  paint(name) {
     this.colour = name;
-    for (const level of this.levels.values()) {
-      for (const [key, part] of level.parts) {
-        if (!part.head?.element) continue;
-        const known = value(this.tree, key, COLOURS[name]), fill = known === null ? null : COLOURS[name].colour(known);
-        part.head.element.style.setProperty("--fill", fill ?? "");
-        part.head.element.style.setProperty("--text", fill === null ? "" : dark(fill) ? "#fff" : "#15191d");
-      }
+    for (const level of this.built()) this.fill(level);
+  }
+
+  fill(level) {
+    for (const [key, { head }] of level.parts) {
+      if (!head) continue;
+      const known = value(this.tree, key, COLOURS[this.colour]), colour = known === null ? null : COLOURS[this.colour].colour(known);
+      head.element.style.setProperty("--fill", colour ?? "");
+      head.element.style.setProperty("--text", colour === null ? "" : dark(colour) ? "#fff" : "#15191d");
     }
+  }
+
+  dress(level) { // whose elements are new
+    this.fill(level);
+    this.point(level);
   }
 
   place() {
     this.stage.style.transform = `translate(${this.x}px,${this.y}px) scale(${this.scale})`;
     this.stage.classList.toggle("far", this.scale < 0.3); // nobody can read it, and it takes most of the time
-    this.frame ??= requestAnimationFrame(() => this.cull());
+    const { x, y, scale, w, h } = this.seen ?? {}; // a screen around it is drawn as well
+    if (scale !== this.scale || Math.abs(this.x - x) > w / 2 || Math.abs(this.y - y) > h / 2) this.frame ??= requestAnimationFrame(() => this.cull());
   }
 
-  // Of the outermost level, what is a screen or more away is not drawn.
+  // What is a screen or more away is not drawn, nor the inside of what is small; what comes into sight is made.
   cull() {
+    cancelAnimationFrame(this.frame);
     this.frame = null;
-    const level = this.levels.get(ROOT), { clientWidth: w, clientHeight: h } = this.element;
+    const { clientWidth: w, clientHeight: h } = this.element;
+    this.seen = { x: this.x, y: this.y, scale: this.scale, w, h };
+    this.look(this.levels.get(ROOT), this.origin(ROOT), w, h);
+  }
+
+  look(level, [x, y], w, h) {
+    level.show();
+    const far = (at, size, room) => Math.abs(at - room / 2) - (size * this.scale) / 2 > 1.5 * room;
     for (const { label: n } of level.nodes.values()) {
-      const x = this.x + (n.x - level.originX + PAD) * this.scale, y = this.y + (n.y - level.originY + PAD) * this.scale;
-      const away = Math.abs(x - w / 2) - (n.width * this.scale) / 2 > 1.5 * w || Math.abs(y - h / 2) - (n.height * this.scale) / 2 > 1.5 * h;
+      const away = far(this.x + (x + n.x) * this.scale, n.width, w) || far(this.y + (y + n.y) * this.scale, n.height, h);
       if (away !== (n.away ?? false)) n.element.style.display = away ? "none" : "";
       n.away = away;
+      if (away || !n.inner) continue;
+      const large = n.inner.height * this.scale > SMALL, [dx, dy] = n.inner.shift;
+      n.inner.show(large);
+      if (large) this.look(n.inner.level, [x + n.x - n.width / 2 + dx, y + n.y - n.height / 2 + dy], w, h);
     }
   }
 

@@ -19,6 +19,7 @@ from graphpress.errors import BadRequest, Unsupported
 from graphpress.keys import ORIGIN
 from graphpress.report.report import Report, SiteRow
 from graphpress.report.view import library
+from graphpress.tools.bench import view_fluency
 from tests import kit
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -141,14 +142,22 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1200,800",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--virtual-time-budget=20000",
 ]  # fmt: skip
-# What a user does, and what is to be seen then; alert(1) of a name would be noted too.
-DRIVER = """<script>window.alerted = 0; window.alert = () => { window.alerted++; };</script>
+# What drivers share; alert(1) of a name would be noted too.
+START = """<script>window.alerted = 0; window.alert = () => { window.alerted++; };</script>
 <script type="module">
 const wait = async (what) => { for (let i = 0; i < 200 && !what(); i++) await new Promise((d) => setTimeout(d, 25)); };
 const $ = (css) => document.querySelector(css), $$ = (css) => [...document.querySelectorAll(css)];
 const texts = (css) => $$(css).map((e) => e.textContent);
 const steps = {};
 await wait(() => document.body.dataset.ready);
+"""
+END = """
+const done = document.createElement("output");
+done.textContent = "steps " + JSON.stringify(steps) + " end";
+document.body.replaceChildren(done);
+</script></body>"""
+# What a user does, and what is to be seen then.
+DRIVER = """
 steps.boxes = $$(".pane:last-child .node-border").length;
 $("#collapse").click();
 await wait(() => !document.body.classList.contains("busy"));
@@ -174,28 +183,80 @@ steps.fill = $(".pane:last-child .select .op").style.getPropertyValue("--fill");
 steps.colours = texts("#colour option:not(:disabled)");
 steps.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 steps.alerted = window.alerted;
-const done = document.createElement("output");
-done.textContent = "steps " + JSON.stringify(steps) + " end";
-document.body.replaceChildren(done);
-</script></body>"""
+"""
+# All modules open, then far down by the wheel, then to the last operator by the search.
+FAR = """
+$("#expand").click();
+await wait(() => document.body.classList.contains("busy"));
+await wait(() => !document.body.classList.contains("busy"));
+const pane = $(".pane"), box = () => $(".stage").getBoundingClientRect();
+const drawn = () => $$(".pane .op").filter((e) => ["Relu", "Sigmoid", "Tanh"].includes(e.textContent.split("/")[0]));
+const within = ({ top, bottom }) => top > 0 && bottom < innerHeight;
+const inSight = () => drawn().filter((e) => within(e.getBoundingClientRect())).length;
+await wait(() => inSight());
+steps.first = [drawn().length, inSight()];
+for (let i = 0; i < 200 && box().bottom > innerHeight; i++) {
+  pane.dispatchEvent(new WheelEvent("wheel", { deltaX: 0, deltaY: 300, bubbles: true, cancelable: true }));
+}
+await wait(() => inSight());
+steps.last = inSight();
+$("#search").value = "/mlp/down/op4";
+$("#search").dispatchEvent(new Event("input"));
+$$("#found .hit").at(-1).click();
+await wait(() => $(".select"));
+const at = $(".select").getBoundingClientRect(), frame = pane.getBoundingClientRect();
+steps.off = Math.abs(at.left + at.right - frame.left - frame.right) / 2;
+steps.near = $$(".edge-path.near").length;
+$("#collapse").click();
+await wait(() => document.body.classList.contains("busy"));
+await wait(() => !document.body.classList.contains("busy"));
+$(".pane .group > .op").dispatchEvent(new MouseEvent("click", { bubbles: true }));
+await wait(() => $("#details button:not(.close)")?.textContent === "Close");
+steps.picked = $$(".select").length;
+$("#collapse").click();
+await wait(() => !$(".pane .room"));
+$("#details button:not(.close)").click();
+await wait(() => $(".pane .room"));
+steps.again = $$(".pane .room").length;
+"""
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+
+
+def in_browser(text: str, driver: str, folder: Path) -> dict[str, Any]:
+    """What a driver notes of a page in ``steps``."""
+    page = folder / "view.html"
+    page.write_text(text.replace("</body>", START + driver + END), encoding="utf-8")
+    run = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(run, capture_output=True, text=True, timeout=90).stdout
+    found = re.search(r"<output>steps (\{.*\}) end", dom, re.S)
+    assert found, dom[-800:]
+    steps: dict[str, Any] = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    return steps
 
 
 @pytest.mark.slow
 @needs_netron
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+@needs_chromium
+def test_what_is_out_of_sight_is_drawn_when_it_comes_into_sight(tmp_path: Path) -> None:
+    model = view_fluency.transformer(500)
+    kinds = sum(n.op_type in ("Relu", "Sigmoid", "Tanh") for n in model.graph)
+    steps = in_browser(gp.view(model), FAR, tmp_path)
+    assert 0 < steps["first"][1] <= steps["first"][0] < kinds / 2
+    assert steps["last"] > 0
+    assert steps["off"] < 2  # pixels from the middle
+    assert steps["near"] > 0
+    assert (steps["picked"], steps["again"]) == (1, 1)  # closed with all others, and opened from beside the page
+
+
+@pytest.mark.slow
+@needs_netron
+@needs_chromium
 def test_a_user_opens_searches_and_reads_in_a_real_browser(tmp_path: Path) -> None:
     before, after = model(), model()
     for made in (before, after):
         made.graph.node("/two/fc").name = f"/two/{HOSTILE.replace('/', ' ')}"
     site = SiteRow(str(after.graph.node(2).name), "MatMul", kernel="QGemm", verdict="integer", sqnr=12.5, reason="<b>")
-    page = tmp_path / "view.html"
-    text = gp.view(after, before, report=Report(sites=[site]))
-    page.write_text(text.replace("</body>", DRIVER), encoding="utf-8")
-    run = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    dom = subprocess.run(run, capture_output=True, text=True, timeout=90).stdout
-    found = re.search(r"<output>steps (\{.*\}) end", dom, re.S)
-    assert found, dom[-800:]
-    steps = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    steps = in_browser(gp.view(after, before, report=Report(sites=[site])), DRIVER, tmp_path)
     assert steps["alerted"] == 0
     assert steps["closed"] == ["▸ one"]
     assert steps["opened"] == ["▾ one", "▾ one"]  # in both
