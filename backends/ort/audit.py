@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import onnx
 import onnx_ir as ir
@@ -62,6 +63,9 @@ class _OrtAuditor:
         self.noted = any(SCHEME in n.metadata_props for n in self.nodes)
         self.traced = origin.trace(model, ran.graph)
         self.macs = {n.name: macs.multiply_adds(n, k) for n in self.nodes if (k := written.kernels.get(n.name or ""))}
+        self.work: Counter[str] = Counter()  # multiply-adds by site
+        for n in self.nodes:
+            self.work[_site(n)] += self.macs.get(n.name, 0)
         self.total = sum(k.microseconds for k in ran.kernels.values() if k.op not in CONTROL) or 1.0
         self.by_output = {o: r for r in self.traced for o in r.node.output if o}
         self.readers: dict[str, list[ExecutedNode]] = {}
@@ -90,7 +94,7 @@ class _OrtAuditor:
         main = max(mine or ran, key=lambda r: (bool(_INTEGER.match(r.node.op_type)), self.time(r)))
         spent = sum(self.time(r) for r in mine)
         verdict, reason = self.verdict(node, main)
-        work = sum(self.macs.get(n.name, 0) for n in self.nodes if _site(n) == node.name)
+        work = self.work[node.name or ""]
         if verdict == "float" and not work and spent < _WORTH_A_ROW * self.total:
             return None
         scheme = node.metadata_props.get(SCHEME, "")

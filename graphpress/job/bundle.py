@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -160,6 +161,7 @@ def manifest(draft: Path, report: Report, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Installed versions of Python and of the packages that shape the result."""
     found = {"python": platform.python_version()}

@@ -93,7 +93,8 @@ def _result(watch: Mapping[str, Observer], hidden: Mapping[str, str], samples: i
     unobserved = dict(hidden)
     seen = {name: w for name, w in watch.items() if name not in unobserved}
     unobserved |= {n: "no element of it was seen: its branch never ran" for n, w in seen.items() if not w.count}
-    return Calibration({name: w.range() for name, w in seen.items() if w.count}, unobserved, samples)
+    known = {name: w for name, w in seen.items() if w.count}
+    return Calibration(dict(zip(known, ahead(Observer.range, known.values()), strict=True)), unobserved, samples)
 
 
 @dataclass

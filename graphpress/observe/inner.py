@@ -25,6 +25,7 @@ from graphpress.runner import Arrays, Executor, Progress, Runner, quiet
 
 WORKERS = min(os.cpu_count() or 1, 4)  # runs at a time: whole batches spread over cores better than single operators do
 _BATCH = 8  # samples in a run of ``stream``
+_Given = TypeVar("_Given")
 _Result = TypeVar("_Result")
 
 
@@ -149,12 +150,12 @@ def _outside(model: ir.Model, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(outer.get(name, name) for name in names))
 
 
-def ahead(run: Callable[[Arrays], _Result], batches: Iterable[Arrays]) -> Iterator[_Result]:
-    """The result of each batch in order, while the next ones are running already."""
+def ahead(run: Callable[[_Given], _Result], batches: Iterable[_Given]) -> Iterator[_Result]:
+    """The result of each batch, or of whatever is given, in order, while the next ones are running already."""
     running: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        for feeds in batches:
-            running.append(pool.submit(run, feeds))
+        for given in batches:
+            running.append(pool.submit(run, given))
             if len(running) > WORKERS:
                 yield running.popleft().result()
         for rest in running:
