@@ -23,7 +23,7 @@ _BRECQ, _BEFORE, _FLOAT = 65.21, 0.136, 71.0
 _RATIO = (_FLOAT - _BRECQ) / (_FLOAT - _BEFORE)
 _TWO = {"weight": "int2", "weight_symmetric": False}
 _WIDE = {"activation": None, "weight_symmetric": False}  # activations of 8 bits, as the target has them
-_LONG, _SHORT = {"steps": 60, "lr": 0.1}, {"steps": 50, "batch_size": 8, "lr": 0.1}  # a few steps have to go far
+_LONG, _SHORT = {"steps": 140, "lr": 0.06}, {"steps": 50, "batch_size": 8, "lr": 0.1}  # a few steps have to go far
 
 
 def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
