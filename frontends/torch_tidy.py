@@ -124,6 +124,23 @@ def _reshape(graph: edit.Scope, node: ir.Node) -> None:
         node.attributes.pop("allowzero", None)
 
 
+def _where(graph: edit.Scope, node: ir.Node) -> None:
+    """Truth values are chosen by And and Or: ONNX Runtime has no kernel for it."""
+    when, yes, no = node.inputs
+    if when is None or yes is None or no is None or ir.DataType.BOOL not in (yes.dtype, no.dtype):
+        return
+    first = _logic("And", [when, yes], node)
+    second = _logic("And", [_logic("Not", [when], node), no], node)
+    edit.replace(node.outputs[0], by=edit.like(_logic("Or", [first, second], node), node.outputs[0]))
+    graph.remove(node, safe=True)
+
+
+def _logic(op_type: str, operands: list[ir.Value | None], before: ir.Node) -> ir.Value:
+    value = edit.new_node(op_type, operands, before=before).outputs[0]
+    value.type = ir.TensorType(ir.DataType.BOOL)
+    return value
+
+
 def _batch_norm(graph: edit.Scope, node: ir.Node) -> None:
     """No momentum where nothing is learned."""
     if not edit.attribute(node, "training_mode", 0):
@@ -147,5 +164,5 @@ def _set(graph: edit.Scope, node: ir.Node, slot: int, array: np.ndarray) -> None
 
 _RULES: dict[str, Callable[[edit.Scope, ir.Node], None]] = {
     "Slice": _slice, "Concat": _concat, "Pad": _pad, "Squeeze": _squeeze, "Split": _split, "Expand": _expand,
-    "Reshape": _reshape, "BatchNormalization": _batch_norm,
+    "Reshape": _reshape, "BatchNormalization": _batch_norm, "Where": _where,
 }  # fmt: skip

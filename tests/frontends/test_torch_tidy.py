@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir.passes.common as common
 import pytest
 
@@ -100,3 +101,16 @@ def test_attributes_that_mean_nothing_go() -> None:
     tidy(model)
     assert [list(n.attributes) for n in model.graph] == [[], []]
     kit.assert_same_outputs(model, original)
+
+
+def test_truth_values_are_chosen_without_a_kernel_for_it() -> None:
+    """ONNX Runtime has no Where of booleans."""
+    model = kit.parse("g (bool[4, 2, 1] c, bool[4, 1, 2] a, bool[2] b) => (bool[4, 2, 2] y) { y = Where(c, a, b) }")
+    tidy(model)
+    bits = np.array([[i >> j & 1 for j in range(5)] for i in range(32)], bool)
+    feeds = [
+        (row[0].reshape(1, 1, 1).repeat(4, 0).repeat(2, 1), row[1:3].reshape(1, 1, 2).repeat(4, 0), row[3:])
+        for row in bits
+    ]
+    for c, a, b in feeds:
+        np.testing.assert_array_equal(kit.run(model, {"c": c, "a": a, "b": b})["y"], np.where(c, a, b))
