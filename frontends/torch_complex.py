@@ -38,11 +38,14 @@ def table(torch: Any) -> dict[Any, Callable[..., Any]]:
     def unbind(self: Any, dim: int = 0) -> Any:
         return core.aten_unbind(self, axis(self, dim))
 
-    def same(self: Any) -> Any:
-        return op.Identity(self)
+    def split(self: Any, split_size: INT64, dim: int = 0) -> Any:
+        return core.aten_split(self, split_size, axis(self, dim))
+
+    def split_with_sizes(self: Any, split_sizes: INT64, dim: int = 0) -> Any:
+        return core.aten_split_with_sizes(self, split_sizes, axis(self, dim))
 
     return {
         aten.unsqueeze.default: unsqueeze, aten.expand.default: expand, aten.repeat.default: repeat,
         aten.select.int: select, aten.index_select.default: index_select, aten.index.Tensor: core.aten_index,
-        aten.unbind.int: unbind, aten.alias.default: same,
+        aten.unbind.int: unbind, aten.split.Tensor: split, aten.split_with_sizes.default: split_with_sizes,
     }  # fmt: skip

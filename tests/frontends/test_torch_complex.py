@@ -22,6 +22,8 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "select": lambda z: torch.stack([z.select(-1, i) for i in range(4)], -1).unsqueeze(1),
     "index": lambda z: z[:, torch.tensor([4, 2, 0, 1, 3])].unsqueeze(1),
     "index_select": lambda z: z.index_select(-2, torch.tensor([4, 2, 0, 1, 3])).unsqueeze(1),
+    "split": lambda z: torch.cat(z.split(3, -1)[::-1], -1).roll(3, -1).unsqueeze(1),
+    "split by sizes": lambda z: torch.cat(z.split([1, 2, 1], -1), -1).unsqueeze(1),
     "unbind": lambda z: torch.stack(z.unbind(-1), -1).unsqueeze(1),
 }
 

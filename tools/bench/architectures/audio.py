@@ -63,6 +63,11 @@ _OTHERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], bo
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
          "max_length": 64, "num_mel_bins": 32}, lambda draw: {"input_values": draw.floats(64, 32)}, True, 2,
     ),
+    "Wav2Vec2BertModel": (
+        {"vocab_size": 32, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "intermediate_size": 128, "feature_projection_input_dim": 32},
+        lambda draw: {"input_features": draw.floats(24, 32)}, True, 4,
+    ),
     "VitsModel": (
         {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64,
          "flow_size": 32, "spectrogram_bins": 33, "upsample_initial_channel": 32, "prior_encoder_num_flows": 2,
@@ -72,11 +77,19 @@ _OTHERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], bo
 
 
 def architectures() -> Iterator[Architecture]:
-    """Speech encoders, speech to text, codecs."""
+    """Speech encoders, speech to text, time series, codecs."""
     for kind, (options, prenorm, ffn) in _BY_WAVE.items():
         yield Architecture(kind, "speech", of_transformers(kind, options), _wave(2000), prenorm, ffn)
     for kind, (options, inputs, prenorm, ffn) in _OTHERS.items():
         yield Architecture(kind, "speech", of_transformers(kind, options), inputs, prenorm, ffn)
+    patches = {
+        "num_input_channels": 2, "context_length": 32, "patch_length": 4, "patch_stride": 4, "d_model": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "prediction_length": 8,
+    }  # fmt: skip
+    kind = "PatchTSTForPrediction"
+    yield Architecture(
+        kind, "time series", of_transformers(kind, patches), lambda draw: {"past_values": draw.floats(32, 2)}, False, 2
+    )
     codecs: dict[str, Mapping[str, Any]] = {
         "EncodecModel": {"num_filters": 8, "hidden_size": 32, "codebook_dim": 32, "codebook_size": 64,
                          "upsampling_ratios": [4, 2], "num_lstm_layers": 1},

@@ -73,6 +73,17 @@ def _prior(draw: Draw) -> dict[str, Any]:
             "encoder_hidden_states": draw.floats(6, 32)}  # fmt: skip
 
 
+def _ltx(draw: Draw) -> dict[str, Any]:
+    return {"hidden_states": draw.floats(16, 8), "encoder_hidden_states": draw.floats(6, 32), "timestep": draw.steps(),
+            "encoder_attention_mask": draw.ones(6), "num_frames": 1, "height": 4, "width": 4}  # fmt: skip
+
+
+def _cascade(draw: Draw) -> dict[str, Any]:
+    return {"sample": draw.floats(4, 8, 8), "timestep_ratio": draw.steps() / 1000,
+            "clip_text_pooled": draw.floats(1, 32), "clip_text": draw.floats(6, 32),
+            "clip_img": draw.floats(1, 32)}  # fmt: skip
+
+
 # diffusers' class -> (options, inputs, feed-forward blocks)
 _NETS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], int]] = {
     "UNet2DModel": (
@@ -88,6 +99,14 @@ _NETS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any]], int]
          "down_block_types": ("DownBlock1DNoSkip", "AttnDownBlock1D"),
          "up_block_types": ("AttnUpBlock1D", "UpBlock1DNoSkip")},
         lambda draw: {"sample": draw.floats(2, 64), "timestep": draw.steps()}, 0,
+    ),
+    "StableCascadeUNet": (
+        {"in_channels": 4, "out_channels": 4, "timestep_ratio_embedding_dim": 8, "patch_size": 1, "kernel_size": 3,
+         "conditioning_dim": 32, "block_out_channels": (32, 32), "num_attention_heads": (2, 2), "clip_seq": 2,
+         "down_num_layers_per_block": (1, 1), "up_num_layers_per_block": (1, 1), "dropout": (0.0, 0.0),
+         "down_blocks_repeat_mappers": (1, 1), "up_blocks_repeat_mappers": (1, 1), "switch_level": (False,),
+         "block_types_per_layer": (("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),) * 2,
+         "clip_text_in_channels": 32, "clip_text_pooled_in_channels": 32, "clip_image_in_channels": 32}, _cascade, 0,
     ),
     "UNet3DConditionModel": (
         {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
@@ -133,6 +152,10 @@ _TRANSFORMERS: dict[str, tuple[Mapping[str, Any], Callable[[Draw], dict[str, Any
         {"patch_size": (1, 2, 2), "num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4,
          "out_channels": 4, "text_dim": 32, "freq_dim": 32, "ffn_dim": 64, "num_layers": 2, "rope_max_seq_len": 16},
         _video(4), 2,
+    ),
+    "LTXVideoTransformer3DModel": (
+        {"in_channels": 8, "out_channels": 8, "num_attention_heads": 4, "attention_head_dim": 16,
+         "cross_attention_dim": 64, "num_layers": 2, "caption_channels": 32}, _ltx, 2,
     ),
     "PriorTransformer": (
         {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2, "embedding_dim": 32,

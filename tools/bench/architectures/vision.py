@@ -49,6 +49,19 @@ _TRANSFORMERS: dict[str, tuple[Mapping[str, Any], int, bool, int]] = {
         {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1], "key_dim": [8, 8, 8],
          "image_size": 64}, 64, False, 2,
     ),
+    "HieraModel": (
+        {"embed_dim": 16, "image_size": [32, 32], "depths": [1, 1, 1], "num_heads": [1, 2, 4], "query_stride": [2, 2],
+         "masked_unit_size": [4, 4], "num_query_pool": 2, "patch_size": [3, 3], "patch_stride": [4, 4],
+         "patch_padding": [1, 1]}, 32, True, 3,
+    ),
+    "DINOv3ViTModel": ({**_SMALL, "num_register_tokens": 2}, 32, True, 2),
+    "FocalNetForImageClassification": (
+        {"image_size": 32, "embed_dim": 16, "depths": [1, 1], "focal_levels": [2, 2], "focal_windows": [3, 3],
+         "hidden_sizes": [16, 32]}, 32, True, 2,
+    ),
+    "SwiftFormerForImageClassification": (
+        {"depths": [1, 1, 1, 1], "embed_dims": [16, 32, 48, 64], "image_size": 64}, 64, False, 0,
+    ),
     "PoolFormerForImageClassification": ({"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, 64, True, 0),
 }  # fmt: skip
 _DETECTORS: dict[str, tuple[Mapping[str, Any], int, bool, int]] = {
@@ -84,10 +97,15 @@ _TIMM: dict[str, tuple[Mapping[str, Any], int, str, bool, int]] = {
     "nf_regnet_b0": ({}, 64, _CNN, False, 0),
     "hgnetv2_b0": ({}, 64, _CNN, False, 0),
     "fastvit_t8": ({}, 64, _CNN, False, 0),
+    "starnet_s1": ({}, 64, _CNN, False, 0),
+    "inception_next_atto": ({}, 64, _CNN, False, 0),
     "vit_tiny_patch16_224": ({"depth": 2, "img_size": 64}, 64, _VIT, True, 2),
     "eva02_tiny_patch14_224": ({"depth": 2, "img_size": 56}, 56, _VIT, True, 2),
     "mixer_s32_224": ({"img_size": 64}, 64, _VIT, True, 16),
     "gmlp_ti16_224": ({"img_size": 64}, 64, _VIT, True, 0),
+    "tnt_s_legacy_patch16_224": (
+        {"depth": 2, "img_size": 64, "embed_dim": 64, "num_heads_outer": 4}, 64, _VIT, True, 4,
+    ),
     "cait_xxs24_224": ({"depth": 2, "img_size": 64}, 64, _VIT, True, 4),
     "xcit_nano_12_p16_224": ({"depth": 2, "img_size": 64}, 64, _VIT, True, 4),
     "maxvit_rmlp_pico_rw_256": ({"img_size": 64}, 64, _VIT, True, 22),
