@@ -12,7 +12,6 @@ from typing import Any
 def table(torch: Any) -> dict[Any, Callable[..., Any]]:
     """What the exporter is to write where an operand is complex, by torch's operator."""
     from onnxscript import INT64
-    from onnxscript import opset18 as op
     from onnxscript.function_libs.torch_lib.ops import core
 
     aten = torch.ops.aten
@@ -21,7 +20,7 @@ def table(torch: Any) -> dict[Any, Callable[..., Any]]:
         return dim if dim >= 0 else dim + len(x.shape) - 1
 
     def unsqueeze(self: Any, dim: int) -> Any:
-        return op.Unsqueeze(self, [dim if dim >= 0 else dim + len(self.shape)])
+        return core.aten_unsqueeze(self, dim if dim >= 0 else dim + len(self.shape))
 
     def expand(self: Any, size: Sequence[INT64], implicit: bool = False) -> Any:
         return core.aten_expand(self, [*size, 2])

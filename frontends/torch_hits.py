@@ -24,7 +24,8 @@ class Rounds:
 @contextlib.contextmanager
 def every(torch: Any) -> Iterator[Rounds]:
     """A loop over the places where a vector of known length is not zero goes over all its places."""
-    own, tensor, rounds = {}, torch.Tensor, Rounds()
+    own: dict[str, Any] = {}
+    tensor, rounds = torch.Tensor, Rounds()
 
     def nonzero(self: Any, *, as_tuple: bool = False) -> Any:
         found = own["nonzero"](self, as_tuple=as_tuple)
