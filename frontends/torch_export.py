@@ -27,6 +27,7 @@ from graphpress.frontends import (
     torch_order,
     torch_registry,
     torch_results,
+    torch_scatter,
     torch_shapes,
     torch_signature,
     torch_squeeze,
@@ -108,7 +109,7 @@ def _exported(
 ) -> Any:
     """What torch's exporter makes, with forms of ours where it has none, or one that ONNX Runtime does not take."""
     found: dict[Any, Any] = {}
-    for room in (torch_attention, torch_erfinv, torch_grouped, torch_order, torch_squeeze, torch_truth):
+    for room in (torch_attention, torch_erfinv, torch_grouped, torch_order, torch_scatter, torch_squeeze, torch_truth):
         found |= room.table(torch, opset)
 
     def export(translations: dict[Any, Any]) -> Any:
