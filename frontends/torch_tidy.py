@@ -135,6 +135,14 @@ def _where(graph: edit.Scope, node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
+def _add(graph: edit.Scope, node: ir.Node) -> None:
+    """A sum of truth values, of which ONNX has none, is their Or."""
+    if [v.dtype for v in node.inputs if v is not None] == [ir.DataType.BOOL] * 2:
+        made = _logic("Or", list(node.inputs), node)
+        edit.replace(node.outputs[0], by=edit.like(made, node.outputs[0], ir.DataType.BOOL))
+        graph.remove(node, safe=True)
+
+
 def _logic(op_type: str, operands: list[ir.Value | None], before: ir.Node) -> ir.Value:
     value = edit.new_node(op_type, operands, before=before).outputs[0]
     value.type = ir.TensorType(ir.DataType.BOOL)
@@ -164,5 +172,5 @@ def _set(graph: edit.Scope, node: ir.Node, slot: int, array: np.ndarray) -> None
 
 _RULES: dict[str, Callable[[edit.Scope, ir.Node], None]] = {
     "Slice": _slice, "Concat": _concat, "Pad": _pad, "Squeeze": _squeeze, "Split": _split, "Expand": _expand,
-    "Reshape": _reshape, "BatchNormalization": _batch_norm, "Where": _where,
+    "Reshape": _reshape, "BatchNormalization": _batch_norm, "Where": _where, "Add": _add,
 }  # fmt: skip

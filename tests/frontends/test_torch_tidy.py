@@ -114,3 +114,10 @@ def test_truth_values_are_chosen_without_a_kernel_for_it() -> None:
     ]
     for c, a, b in feeds:
         np.testing.assert_array_equal(kit.run(model, {"c": c, "a": a, "b": b})["y"], np.where(c, a, b))
+
+
+def test_a_sum_of_truth_values_is_their_or() -> None:
+    model = kit.parse("g (bool[2, 1] a, bool[2] b) => (bool[2, 2] y) { y = Add(a, b) }")
+    tidy(model)
+    a, b = np.array([[False], [True]]), np.array([False, True])
+    np.testing.assert_array_equal(kit.run(model, {"a": a, "b": b})["y"], [[False, True], [True, True]])
