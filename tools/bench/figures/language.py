@@ -63,6 +63,11 @@ def _rows() -> list[_Row]:
         _Row("W4A16 group 64, GPTQ", _GROUPS % ("int4", "mse") + ",gptq", dict.fromkeys(both, 0.005)),
         _Row("W3A16 group 64, to nearest", _GROUPS % ("int3", "mse"), {}),
         _Row("W3A16 group 64, GPTQ", _GROUPS % ("int3", "minmax") + ",gptq", dict.fromkeys(both, 0.02)),
+        _Row(
+            "W3A16 group 64, rotated, GPTQ",
+            f"fold-norms,rotate,{_GROUPS % ('int3', 'minmax')},gptq",
+            {PLAIN: 0.006, OUTLIERS: 0.008},
+        ),
         _Row("W2A16 group 64, to nearest", _GROUPS % ("int2", "mse"), {}),
         _Row("W2A16 group 64, GPTQ", _GROUPS % ("int2", "mse") + ",gptq", {}),
         _Row("W4A8 per token", _TOKEN % ("int4", "int8"), {}),
