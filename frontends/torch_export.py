@@ -65,6 +65,9 @@ def trace(
     The module is traced in evaluation mode and stays as it is. Its weights are not copied: the graph reads the same
     memory, unless they lie on another device than the CPU. Trace again after training.
 
+    A loop over the places where a mask holds, as routers go over the experts that were hit, runs over all places in the
+    graph, where the module gives the same bit for bit so on the example and on one that hits few: tried, not proved.
+
     Args:
         module: An nn.Module (an fx.GraphModule is one), or an ExportedProgram.
         args: Example inputs: positional arguments of ``forward``; a tensor alone is the only one.
