@@ -162,13 +162,7 @@ def _is_users(filename: str) -> bool:
 
 def _is_machinery(filename: str) -> bool:
     """Whether a file is torch's, wherever that is installed, or of Python's own library, or ours."""
-    path = Path(filename).resolve()
-    installed = {"site-packages", "dist-packages"} & set(
-        path.parts
-    )  # within the standard library's folder, where not apart
-    roots = [
-        Path(__file__).parent,
-        Path(inspect.getfile(sys.modules["torch"])).parent,
-        *([] if installed else [_LIBRARY]),
-    ]
+    path, roots = Path(filename).resolve(), [Path(__file__).parent, Path(inspect.getfile(sys.modules["torch"])).parent]
+    if not {"site-packages", "dist-packages"} & set(path.parts):  # which may lie within the standard library's folder
+        roots.append(_LIBRARY)
     return filename.startswith("<") or any(path.is_relative_to(root.resolve()) for root in roots)

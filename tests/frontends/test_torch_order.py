@@ -21,6 +21,8 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
     "cummin": lambda x: torch.cummin(x, 1),
     "cummax of integers": lambda x: torch.cummax((x * 2).long(), 1),
     "cumprod": lambda x: x.cumprod(1),
+    "cumprod of integers in floats": lambda x: (x * 2).long().cumprod(1, dtype=torch.float32),
+    "cumprod of short integers": lambda x: (x * 2).int().cumprod(1),
     "kthvalue": lambda x: x.kthvalue(2, 1),
     "median": lambda x: x.median(-1, keepdim=True),
     "median over a length": lambda x: x.median(1)[0],
@@ -45,7 +47,7 @@ class Forms(nn.Module):
 @pytest.mark.parametrize(
     ("names", "dynamic"),
     [
-        (("cummax", "median", "searchsorted"), False),
+        (("cummax", "median", "searchsorted", "cumprod of integers in floats"), False),
         pytest.param(tuple(FORMS), False, marks=pytest.mark.slow),
         pytest.param(tuple(FORMS), True, marks=pytest.mark.slow),
     ],
