@@ -20,7 +20,10 @@ from graphpress.ops.base import DOMAIN, attach
 from graphpress.passes.acm import site
 from graphpress.passes.acm.learners import CutLearners, block_learners, projection_learners
 from graphpress.passes.structure.layers import ffn
+from graphpress.passes.structure.layers.chosen_rows import chosen_rows
 from graphpress.types import Numerics, Stage
+
+_NONE = "some batches may give it none to learn from, and a sample's work there cannot be told"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Acm(Pass, Ignores):
         anatomy = ffn.layer_blocks(model.graph)
         for where, why in anatomy.refused:
             report.skip(where, why)
-        chosen = [f for f in self._chosen(model, anatomy) if self._fits(f, report)]
+        by_data = chosen_rows(model.graph)
+        chosen = [f for f in self._chosen(model, anatomy) if self._fits(f, by_data, report)]
         if not chosen:
             if self.select:
                 report.skip(", ".join(self.select), "no feed-forward block and no lone projection ends there")
@@ -96,9 +100,11 @@ class Acm(Pass, Ignores):
         ignored = _named(self.ignore, nodes, "acm: option 'ignore'")
         return [f for f in found if f.name not in ignored]
 
-    def _fits(self, found: ffn.Found, report: PassReport) -> bool:
+    def _fits(self, found: ffn.Found, by_data: Mapping[ir.Value, str], report: PassReport) -> bool:
         layer = found.down if isinstance(found, ffn.Block) else found.layer
-        if layer.weight_value.dtype != ir.DataType.FLOAT:
+        if (why := by_data.get(found.input)) is not None:
+            report.skip(found.name, f"how many tokens it gets is decided by the data ({why}): {_NONE}")
+        elif layer.weight_value.dtype != ir.DataType.FLOAT:
             report.skip(found.name, f"learners are float32, its weights are {layer.weight_value.dtype}")
         elif isinstance(found, ffn.Projection) and layer.weight_value is not layer.node.inputs[1]:
             report.skip(found.name, "its weights are quantized")
