@@ -92,7 +92,7 @@ class Pipeline:
         work = model.clone() if isinstance(model, ir.Model) else catalog.reader(model)(model)
         if (data := calibration_data(ctx.data, work)) is not None:
             reads = (name for step in self.passes if isinstance(step, Pass) for name in step.reads)
-            ctx = replace(ctx, data=data.allow(reads))
+            ctx = replace(ctx, data=data.allow(reads).bind(work))  # batches in the size that the model takes
         names.unique_values(work)  # two branches of an If may use one name
         verify.check(work)
         self._check_order(stage_of(work))

@@ -117,6 +117,11 @@ def test_wrong_numbers_are_caught_and_the_pass_is_named() -> None:
     assert reports[0].checked.startswith("exact: 0")
 
 
+def test_a_model_that_fixes_its_batch_is_checked_in_batches_of_that_size() -> None:
+    _, reports = Pipeline([Rename("Relu")]).run(kit.parse(CHAIN.replace("float[N,4]", "float[8,4]")), context())
+    assert reports[0].checked.startswith("exact: 0")
+
+
 def test_a_broken_graph_and_a_crash_name_the_pass_and_leave_a_reproducer(tmp_path: Path) -> None:
     with pytest.raises(VerifyError, match=r"^pass 'unwire' left a broken graph: .* This is a bug of the pass.") as e:
         Pipeline([Rename("Relu"), Unwire()], dump=tmp_path / "dump").run(

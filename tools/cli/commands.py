@@ -116,7 +116,7 @@ def _with_feeds(model: Path, data: Given) -> tuple[ir.Model, dict[str, Any] | No
     if samples is None:
         return loaded, None
     samples.check(loaded)
-    return loaded, next(iter(samples.batches(1)))
+    return loaded, next(iter(samples.bind(loaded).batches(1)))
 
 
 def opt(model: Path, passes: str, out: Path, *, data: Given, target: str, seed: int, show: bool) -> dict[str, Any]:
