@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -115,3 +116,20 @@ def test_divergence_is_that_of_two_coins() -> None:
     assert language.divergence(Coin(1, 1), Coin(3, 1), texts) == pytest.approx(wanted, abs=1e-7)
     assert language.divergence(Coin(3, 1), Coin(3, 1), texts) == pytest.approx(0, abs=1e-12)
     assert language.nats(Coin(3, 1), texts) == pytest.approx(-(1 * np.log(0.75) + 4 * np.log(0.25)) / 5, abs=1e-6)
+
+
+def test_imports_are_told_apart_from_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module takes a second to import, and so does one that it imports: both are counted once, and no work is."""
+    now = [0.0]
+    monkeypatch.setattr(child.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(child, "now", now, raising=False)
+    second = "from graphpress.tools.bench.peers.child import now\nnow[0] += 1\n"
+    (tmp_path / "slow_outer.py").write_text("import slow_inner\n" + second)
+    (tmp_path / "slow_inner.py").write_text(second)
+    monkeypatch.syspath_prepend(tmp_path)
+    with child.importing() as spent:
+        importlib.import_module("slow_outer")
+        now[0] += 5
+        importlib.import_module("slow_outer")
+        importlib.import_module("slow_inner")
+    assert sum(spent) == 2

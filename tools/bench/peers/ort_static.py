@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from graphpress.runner import Arrays
+from graphpress.target import Target
 from graphpress.tools.bench.peers.base import Method
 from graphpress.tools.bench.peers.feeds import Reader
 
@@ -15,12 +16,13 @@ def _compress(calibrate: str, source: Path, data: Arrays, out: Path) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    narrow = Target.load("ort-cpu").saturates  # where sums of products can be wrong
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.onnx"
         quant_pre_process(str(source), str(ready))
         quantize_static(
             str(ready), str(out), Reader(data, 8), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=narrow,
             calibrate_method=CalibrationMethod[calibrate],
         )  # fmt: skip
 

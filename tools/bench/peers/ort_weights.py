@@ -56,8 +56,8 @@ def _method(name: str, config: Callable[[int, Arrays], Any], bits: int, *needs: 
 METHODS = (
     _method("to nearest", _plain, 4),
     _method("HQQ", _hqq, 4, "torch"),
-    _method("k-quant", _k_quant, 4, "neural-compressor"),
-    _method("GPTQ", _gptq, 4, "neural-compressor"),
+    _method("k-quant", _k_quant, 4),
+    _method("GPTQ", _gptq, 4),
     _method("to nearest", _plain, 2),
     _method("HQQ", _hqq, 2, "torch"),
 )

@@ -3,40 +3,66 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graphpress.runner import Arrays
 from graphpress.tools.bench.peers.base import Method
 
-_RECIPES = {
-    "W4A16": (("language",), ("w4a16", "w4a16-gptq", "w4a16-awq")),
-    "W3A16": (("language",), ("w3a16-autoround",)),
-    "W2A16": (("language",), ("w2a16-autoround",)),
-    "W8A8": (("classifier", "language"), ("w8a8", "w8a8-smooth")),
-    "W4A8": (("classifier",), ("w4a8", "w4a8 and GENIE-M")),
-}
-_PIPELINES: dict[str, dict[str, Any]] = {
-    "w4a8 and GENIE-M": {
-        "name": "w4a8-genie",
-        "passes": [
-            {"recipe": "clean"},
-            {"quantize": {"mode": "static", "weight": "int4", "weight_observer": "mse", "fallback": ["dynamic"]}},
-            {"recover": {"mode": "blocks", "method": "genie_m", "train": "all", "steps": 60, "batch_size": 16}},
-            {"recipe": "fold"},
-        ],
-    }
-}
+_LANGUAGE, _BOTH = ("language",), ("classifier", "language")
 
 
-def _compile(recipe: str, source: Path, data: Arrays, out: Path) -> None:
+def _layers(bits: int, rounding: Mapping[str, Any], observer: str = "minmax", before: Sequence[str] = ()) -> Any:
+    """Weights of the linear layers alone, as other tools have them: the embedding table stays in floats."""
+    groups = {"weight_granularity": "per_group", "group_size": 64, "weight_observer": observer, "embeddings": False}
+    quantize = {"quantize": {"mode": "weight", "weight": f"int{bits}", **groups}}
+    return {"name": "layers", "passes": [{"recipe": "clean"}, *before, quantize, rounding, {"recipe": "fold"}]}
+
+
+_TURNED = ("fold-norms", "rotate")
+_GPTQ: dict[str, Any] = {"gptq": {}}
+_AUTOROUND = {"recover": {"mode": "blocks", "method": "autoround", "steps": 200, "samples": 256}}
+_GENIE = {
+    "name": "w4a8-genie",
+    "passes": [
+        {"recipe": "clean"},
+        {"quantize": {"mode": "static", "weight": "int4", "weight_observer": "mse", "fallback": ["dynamic"]}},
+        {"recover": {"mode": "blocks", "method": "genie_m", "train": "all", "steps": 60, "batch_size": 16}},
+        {"recipe": "fold"},
+    ],
+}
+# Scheme, kinds of tasks, and what runs there: names of recipes, pipelines with a name of their own.
+_ROWS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
+    ("W4A16", _LANGUAGE, dict.fromkeys(("w4a16", "w4a16-gptq", "w4a16-awq"))),
+    ("W4A16", _LANGUAGE, {
+        "GPTQ, embeddings float": _layers(4, _GPTQ, "mse"),
+        "rotated, GPTQ, embeddings float": _layers(4, _GPTQ, "mse", before=_TURNED),
+    }),
+    ("W3A16", _LANGUAGE, {
+        "w3a16-autoround": None,
+        "GPTQ, embeddings float": _layers(3, _GPTQ),
+        "rotated, GPTQ, embeddings float": _layers(3, _GPTQ, before=_TURNED),
+        "AutoRound, embeddings float": _layers(3, _AUTOROUND),
+    }),
+    ("W2A16", _LANGUAGE, {
+        "w2a16-autoround": None,
+        "GPTQ, embeddings float": _layers(2, _GPTQ, "mse"),
+        "AutoRound, embeddings float": _layers(2, _AUTOROUND),
+    }),
+    ("W8A8", _BOTH, dict.fromkeys(("w8a8", "w8a8-smooth"))),
+    ("W4A8", ("classifier",), {"w4a8": None, "w4a8 and GENIE-M": _GENIE}),
+]  # fmt: skip
+
+
+def _compile(recipe: Any, source: Path, data: Arrays, out: Path) -> None:
     import graphpress as gp
 
-    gp.save(gp.compile(source, _PIPELINES.get(recipe, recipe), data, gate=False, prove=False)[0], out)
+    gp.save(gp.compile(source, recipe, data, gate=False, prove=False)[0], out)
 
 
 METHODS = tuple(
-    Method(f"graphpress {recipe}", scheme, kinds, functools.partial(_compile, recipe), ours=True)
-    for scheme, (kinds, recipes) in _RECIPES.items()
-    for recipe in recipes
+    Method(f"graphpress {name}", scheme, kinds, functools.partial(_compile, passes or name), ours=True)
+    for scheme, kinds, rows in _ROWS
+    for name, passes in rows.items()
 )
