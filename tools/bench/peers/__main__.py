@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from graphpress.errors import GraphpressError
+from graphpress.runner import Arrays, Runner
+from graphpress.tools.bench.file_runner import FileRunner
 from graphpress.tools.bench.peers import methods
 from graphpress.tools.bench.peers.base import Method
 from graphpress.tools.bench.peers.rows import PeerRow, render
@@ -89,18 +92,21 @@ def measure(task: Task, only: str, done: set[tuple[str, str, str]], zoo: Path, l
         source = task.file(folder)
         data = folder / "data.npz"
         np.savez(data, **{k: a for k, a in task.data().items() if k != "labels"})  # type: ignore[arg-type]
-        whole = score(task, source, source)
+        float_runner = Remembered(FileRunner(source))
+        whole = score(task, float_runner, float_runner)
         for method in chosen:
             print(f"{task.name}: {methods.key(method)}", file=sys.stderr, flush=True)
             row = PeerRow(task.name, task.kind, method.name, method.scheme, method.ours, whole)
-            yield run(method, task, row, source, data, folder / "out.onnx", limit)
+            yield run(method, task, row, float_runner, source, data, folder / "out.onnx", limit)
 
 
 def _takes(method: Method, task: Task) -> bool:
     return any(task.kind == glob or fnmatch.fnmatchcase(task.name, glob) for glob in method.takes)
 
 
-def run(method: Method, task: Task, row: PeerRow, source: Path, data: Path, out: Path, limit: float) -> PeerRow:
+def run(
+    method: Method, task: Task, row: PeerRow, whole: Runner, source: Path, data: Path, out: Path, limit: float
+) -> PeerRow:
     """The row with what came of it."""
     if lacks := methods.missing(method):
         return replace(row, why=f"not installed: {', '.join(lacks)}")
@@ -115,23 +121,31 @@ def run(method: Method, task: Task, row: PeerRow, source: Path, data: Path, out:
     if ended.returncode or not printed:
         return replace(row, why=_last(ended.stderr))
     try:
-        after, apart = score(task, out, source), _apart(task, out, source)
+        runner = Remembered(FileRunner(out))
+        after = score(task, runner, whole)
+        apart = None if task.apart is None else task.apart(runner, whole)
     except Exception as e:  # noqa: BLE001 - what another tool writes may be anything
         return replace(row, why=f"ONNX Runtime: {_last(str(e))}")
     return replace(row, score=after, apart=apart, size=out.stat().st_size, **printed[-1])
 
 
-def score(task: Task, file: Path, source: Path) -> float:
-    """The task's headline figure of the model in ``file``."""
-    from graphpress.tools.bench.file_runner import FileRunner
-
-    return next(iter(task.scores(FileRunner(file), FileRunner(source)).values()))
+def score(task: Task, runner: Runner, whole: Runner) -> float:
+    """The task's headline figure of a model beside the float one."""
+    return next(iter(task.scores(runner, whole).values()))
 
 
-def _apart(task: Task, file: Path, source: Path) -> float | None:
-    from graphpress.tools.bench.file_runner import FileRunner
+class Remembered:
+    """A ``Runner`` that runs each feed once: two figures of a method are taken on one text, and the float one's too."""
 
-    return None if task.apart is None else task.apart(FileRunner(file), FileRunner(source))
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.input_names, self.output_names = runner, runner.input_names, runner.output_names
+        self.known: dict[bytes, dict[str, np.ndarray]] = {}
+
+    def __call__(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        key = hashlib.sha256(b"".join(array.tobytes() for array in feeds.values())).digest()
+        if key not in self.known:
+            self.known[key] = self.runner(feeds)
+        return self.known[key]
 
 
 def _last(text: str) -> str:
