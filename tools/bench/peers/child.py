@@ -45,7 +45,7 @@ def importing() -> Iterator[list[float]]:
 
     Tools import when they are first used, whatever is imported ahead.
     """
-    machinery: Any = importlib._bootstrap  # type: ignore[attr-defined]
+    machinery: Any = importlib._bootstrap
     load, thread = machinery._find_and_load, threading.get_ident()
     spent: list[float] = []
     inside = False
