@@ -51,8 +51,9 @@ class Solved:
 
 
 def round_layer(
-    q: QuantizedLayer, by: Solved, *, block: int, act_order: bool, observer: str, on: str | None = None
-) -> tuple[np.ndarray, QParams]:
+    q: QuantizedLayer, by: Solved, *, block: int, act_order: bool, observer: str, on: str | None = None,
+    wanted: np.ndarray | None = None,
+) -> tuple[np.ndarray, QParams]:  # fmt: skip
     """The weight on a grid, float32 [out, K], and the grid.
 
     Args:
@@ -62,8 +63,9 @@ def round_layer(
         act_order: As ``by`` was made with; scales of groups are then fixed beforehand.
         observer: ``keep``, ``minmax``, ``mse`` or ``loss`` (see ``Gptq``).
         on: As ``by`` was made with.
+        wanted: What to round, float32 [out, K]; None: the weight.
     """
-    weight = q.weight()
+    weight = q.weight() if wanted is None else wanted
     grid = _grid(q, weight, zip(by.factors, by.orders, strict=True), observer)
     each = q.spread(grid).mapped(np.array)
     tables = {n: _put(t, on) for n, t in grid.tables.items()}

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphpress.context import Context
+from graphpress.keys import CORRECTED
 from graphpress.observe import checkpoint, statefile
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantizers.quantizer import QParams
@@ -64,12 +65,16 @@ class State:
         params = q.params()
         tables, beside = ({n: self.arrays[f"table {n} {q.name}"] for n in p} for p in (params.tables, params.beside))
         q.write(weight, QParams(scale, zero.astype(params.zero_point.dtype), tables, beside))
+        if (bias := self.arrays.get(f"bias {q.name}")) is not None:
+            q.layer.node.metadata_props[CORRECTED] = "bias"
+            q.layer.set_bias(bias)
         return True
 
-    def keep(self, q: QuantizedLayer, gain: float) -> None:
-        """Note a layer as it stands in the graph."""
+    def keep(self, q: QuantizedLayer, gain: float, bias: np.ndarray | None = None) -> None:
+        """Note a layer as it stands in the graph, and the bias that it was given, if it was."""
         self.gains[q.name] = gain
         if self.path is not None:
+            self.arrays |= {} if bias is None else {f"bias {q.name}": bias}
             params = q.params()
             self.arrays |= {f"table {n} {q.name}": t for n, t in {**params.tables, **params.beside}.items()}
             self.arrays |= {

@@ -14,8 +14,8 @@ from graphpress.errors import BadRequest
 from graphpress.observe.moments import Moments
 from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.passes.recover.rounding import grids
-from graphpress.passes.recover.rounding.gptq import LayerByLayer
 from graphpress.passes.recover.rounding.grids import QuantizedLayer
+from graphpress.passes.recover.rounding.layer_by_layer import LayerByLayer
 from graphpress.types import Numerics, Stage
 
 
@@ -81,7 +81,7 @@ class _Learning(LayerByLayer):
     told: ClassVar[str] = "error against the format as fitted"
     kept: ClassVar[str] = "what was learned is no better on held-out samples: the format as fitted was kept"
 
-    def settle(self, q: QuantizedLayer, seen: Moments, unseen: Moments) -> float:
+    def settle(self, q: QuantizedLayer, seen: Any, unseen: Any) -> float:
         """Learn the parameters of one layer; the error that is left, as a share of that before (1 where none went)."""
         options, params, weight = self.options, q.params(), q.weight()
         learned = q.cast(learn(q, params, seen, steps=options.steps, rate=options.rate, device=options.device))

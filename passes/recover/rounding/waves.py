@@ -58,6 +58,14 @@ def waves(graph: ir.Graph, layers: Sequence[ir.Node]) -> list[Wave]:
     return found
 
 
+def live(graph: ir.Graph, layers: Sequence[ir.Node]) -> tuple[str, ...]:
+    """Names of the values from which the first of some layers of the graph and all that they need on are computed."""
+    order = list(graph)
+    places = [i for i, node in enumerate(order) if node in set(layers)]
+    fixed = _fixed(order)
+    return tuple(v.name or "" for v in _live(order, places[0], _ancestors(order, layers)) if v not in fixed)
+
+
 def _below(node: ir.Node) -> Iterator[ir.Node]:
     """The nodes of all bodies that a node holds."""
     for body in edit.subgraphs(node):

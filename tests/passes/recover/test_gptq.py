@@ -23,7 +23,8 @@ from graphpress.passes.fold.fold_weights import FoldWeights
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.quantizers import obs
 from graphpress.passes.recover.rounding import grids, waves
-from graphpress.passes.recover.rounding.gptq import Gptq, split
+from graphpress.passes.recover.rounding.gptq import Gptq
+from graphpress.passes.recover.rounding.layer_by_layer import split
 from graphpress.runner import Runner
 from tests import kit
 from tests.passes.quantizing import context, model, normal

@@ -16,7 +16,8 @@ from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.quantizers import obs
 from graphpress.passes.quantizers.quantizer import QParams
 from graphpress.passes.recover.rounding import grids
-from graphpress.passes.recover.rounding.gptq import Gptq, split
+from graphpress.passes.recover.rounding.gptq import Gptq
+from graphpress.passes.recover.rounding.layer_by_layer import split
 from tests import kit
 from tests.passes.quantizing import context, model, normal
 from tests.passes.recover.test_gptq import CHANNELS, Channels, correlated, gptq, weights

@@ -17,8 +17,9 @@ from graphpress.observe.data import CalibrationData
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.quantizers.affine import Affine
 from graphpress.passes.recover.rounding import columns
-from graphpress.passes.recover.rounding.gptq import Gptq, split
+from graphpress.passes.recover.rounding.gptq import Gptq
 from graphpress.passes.recover.rounding.gptq_state import State
+from graphpress.passes.recover.rounding.layer_by_layer import split
 from graphpress.types import Scheme, per_group
 from tests import kit
 from tests.passes import quantizing
