@@ -10,6 +10,7 @@ import numpy as np
 from graphpress.observe.moments import Moments, Rows
 
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the mean energy of an input, by which a change of the weight is held back
+_ROWS = 256  # of a sample that are enough, unless a layer reads more inputs: neighbours in a picture are much alike
 _ELEMENTS = 1 << 20  # of unfolded rows that are held at a time: arrays of a size that memory is kept for
 
 
@@ -86,13 +87,16 @@ class DriftSum:
         self.count, self.sums = 0, list[Any]([0.0] * 5)
 
     def update(self, rows: Rows, x: np.ndarray, f: np.ndarray) -> None:
-        """Add a batch of what the layer reads in the rounded and in the float model; no number counts as 0."""
+        """Add a batch of what the layer reads in the rounded and in the float model; no number counts as 0.
+
+        Of samples with many more rows than inputs some are taken, by chance.
+        """
         if not x.size:
             return
         taps = 1 if rows.window is None else int(np.prod(rows.window.kernel))
         step = max(1, _ELEMENTS // max(x[:1].size * taps, 1))
         for i in range(0, len(x), step):
-            here, whole = (_numbers(rows(a[i : i + step])) for a in (x, f))
+            here, whole = (_thinned(rows(a[i : i + step]), len(x[i : i + step])) for a in (x, f))
             d = whole - here
             across = np.swapaxes(d, 1, 2)
             found = np.swapaxes(here, 1, 2) @ here, across @ here, across @ d, here.sum(1), d.sum(1)
@@ -107,6 +111,10 @@ class DriftSum:
         return Drift(read, across, lost, mean, shift, self.count)
 
 
-def _numbers(rows: np.ndarray) -> np.ndarray:
+def _thinned(rows: np.ndarray, samples: int) -> np.ndarray:
+    """float64, without what is no number: of the rows [groups, rows, K] of so many samples all, or a random choice."""
+    most = samples * max(_ROWS, rows.shape[2])
+    if rows.shape[1] > most:  # the same of the same shape
+        rows = rows[:, np.sort(np.random.default_rng(0).permutation(rows.shape[1])[:most])]
     wide = rows.astype(np.float64)
     return wide if np.isfinite(wide.sum()) else np.nan_to_num(wide, posinf=0.0, neginf=0.0)

@@ -85,6 +85,18 @@ def test_of_a_grouped_convolution_each_group_has_its_own() -> None:
     np.testing.assert_allclose(drift.read[5], np.cov(patch, bias=True), rtol=1e-9, atol=1e-12)
 
 
+def test_of_many_rows_so_many_are_taken_as_tell_the_same() -> None:
+    node, rng = deep().graph.node(4), np.random.default_rng(1)
+    x = (rng.normal(size=(3, 16, 60, 60)) + np.arange(16)[:, None, None]).astype(np.float32)
+    f = x + rng.normal(size=x.shape).astype(np.float32)
+    total = DriftSum()
+    total.update(Rows.of(node), x, f)
+    drift = total.drift()
+    assert drift.count == 3 * 256
+    np.testing.assert_allclose(drift.mean[0], x.mean((0, 2, 3)), atol=0.15)  # 4 deviations of a mean of 768
+    np.testing.assert_allclose(drift.lost[0], np.cov((f - x).transpose(1, 0, 2, 3).reshape(16, -1)), atol=0.25)
+
+
 def deep() -> ir.Model:
     shapes = {"a": (16, 8, 3, 3), "p": (16,), "b": (16, 1, 3, 3), "q": (16,), "c": (8, 16, 1, 1)}
     return model(DEEP, {n: normal(*s, seed=i) * 0.3 for i, (n, s) in enumerate(shapes.items())})
