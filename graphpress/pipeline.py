@@ -227,7 +227,7 @@ class _Oracle:
     def remember(self, model: ir.Model) -> None:
         """Take ``model`` as the truth for the next check: a copy that shares its tensors, run only if there is one."""
         if not self.why_not and self.outputs is None and self.before is None:
-            self.why_not = "it draws random numbers, and no two runs are alike" if randomness.draws(model) else ""
+            self.why_not = randomness.DIFFER if randomness.draws(model) else ""
             self.before = model.clone()
 
     def _run_before(self) -> None:

@@ -17,7 +17,7 @@ from graphpress import catalog
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport, Skip
 from graphpress.errors import BadRequest
-from graphpress.graph import file_size, half, half_storage, widening
+from graphpress.graph import file_size, half, half_storage, randomness, widening
 from graphpress.job import engine, natures
 from graphpress.job import latency as latencies
 from graphpress.job.evaluated import EvaluateLike, asked
@@ -199,10 +199,19 @@ class Job:
         """The model as the user has it, on the target; what runs there in half precision does, as far as it goes."""
         return self.engine.execute(self.model, target=self.target) if half.found(self.model) else self.original()
 
+    @cached_property
+    def drawn(self) -> str:
+        """Why no two runs of the model can be compared; "" where they can."""
+        return randomness.DIFFER if randomness.draws(self.model) else ""
+
     def gate(self, runner: Runner, recipe: Recipe, report: Report) -> list[Counts]:
         """Compare with the float model; the labels that the float model and the new one met, where there are labels."""
         if self.held_out is None:
             report.gate.left_out = "no data was given"
+            return []
+        if self.drawn:
+            report.gate.left_out = f"nothing of the model can be compared: {self.drawn}"
+            report.gate.remedy = [f"{randomness.WAY_OUT}: then the gate can judge it."]
             return []
         labels = self.evaluate if isinstance(self.evaluate, Top1) and self.evaluate.data is self.held_out else None
         tallies = [Tally(labels), Tally(labels)] if labels else []
@@ -268,9 +277,9 @@ class Job:
 
     def diagnose(self, compiled: Compiled, report: Report) -> None:
         """Noise at every site on a few samples, and the histograms of the worst."""
-        if self.held_out is None:
+        if self.held_out is None or self.drawn:
             for site in report.sites:
-                site.unmeasured = "no data"
+                site.unmeasured = self.drawn or "no data"
             return
         from graphpress.backends import reference
 

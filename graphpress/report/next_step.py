@@ -20,7 +20,7 @@ def _of_gate(report: Report) -> list[str]:
         found = [f"{line.rstrip('.')}." for line in gate.remedy]
         return found or ["Leave the sites to blame in float with quantize.ignore, or let --max-drop do it."]
     if not gate.outputs:
-        return ["Give --data: without samples nothing says how much accuracy the rewriting cost."]
+        return gate.remedy or ["Give --data: without samples nothing says how much accuracy the rewriting cost."]
     if gate.verdict is Verdict.UNSURE:
         return [f"Give more samples than the {gate.samples} that were held out: so few cannot tell."]
     if gate.left_out:

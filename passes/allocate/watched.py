@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Skip
 from graphpress.errors import BadRequest
-from graphpress.graph import edit
+from graphpress.graph import edit, randomness
 from graphpress.job import natures
 from graphpress.job.natures import Nature
 from graphpress.runner import Arrays
@@ -46,8 +46,9 @@ def watch(model: ir.Model, ctx: Context) -> Watched:
     """Find what to compare, on a few samples of the calibration data.
 
     Raises:
-        BadRequest: Nothing is left, or there is no data.
+        BadRequest: Nothing is left, there is no data, or the model draws random numbers.
     """
+    randomness.check_comparable(model, "allocate: sensitivity")
     batches = _batches(model, ctx)
     work, reasons = model, dict[str, str]()
     for _ in range(_ROUNDS):

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphpress.context import Context
 from graphpress.contracts import PassReport
-from graphpress.graph import edit
+from graphpress.graph import edit, randomness
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.equalize.factors import grid, part_of, rounded_weight
 from graphpress.passes.quantize.quantize import Quantize
@@ -39,8 +39,9 @@ class Rounded:
 
 
 def rehearsable(model: ir.Model, activation: Scheme) -> bool:
-    """Whether the graph can be written with one scale for what each layer reads, in standard operators."""
-    return edit.opset(model) >= OPSET and activation.granularity.kind is Kind.TENSOR
+    """Whether two runs are alike, and the graph can be written with one scale for what each layer reads."""
+    plain = edit.opset(model) >= OPSET and activation.granularity.kind is Kind.TENSOR
+    return plain and not randomness.draws(model)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from graphpress import catalog
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest, GraphpressError, nearest
+from graphpress.graph import randomness
 from graphpress.observe import checkpoint, statefile
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.recover.engine import blockwise, end_to_end, parameters
@@ -254,6 +255,8 @@ class Recover(Pass):
         mine, its = ([v.name for v in m.graph.outputs] for m in (model, teacher))
         if mine != its:
             raise BadRequest(f"the teacher's outputs are {its}, the model's {mine}", where="recover: option 'teacher'")
+        if needed:
+            randomness.check_comparable(model, "recover", "leave recover out of the recipe")
         return teacher
 
     @property

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import Pass, PassReport
 from graphpress.errors import BadRequest
+from graphpress.graph import randomness
 from graphpress.observe import checkpoint, statefile
 from graphpress.observe.data import CalibrationData
 from graphpress.ops.acm_price import price_at
@@ -125,6 +126,7 @@ class TrainAcm(Pass):
             return
         why = "training needs calibration data and the model as it was before"
         data, teacher = ctx.need("data", "train-acm", why), ctx.need("teacher", "train-acm", why)
+        randomness.check_comparable(model, "train-acm", "leave train-acm out of the recipe")
         if any(s.value("w1").dtype != ir.DataType.FLOAT for s in found):
             raise BadRequest("learners are integers already", where="train-acm", fix="Put it before fold-weights.")
         phases = _Phases(self, model, ctx, found, data.allow(self.reads).bind(model), teacher)
