@@ -58,3 +58,13 @@ def test_a_compiled_network_runs_on_integer_kernels(activation: str) -> None:
     before, after = kit.run(net, {"x": x})["y"], ort.execute(made)({"x": x})["y"]
     assert np.square(before - after).sum() < 0.1 * np.square(before).sum()
     assert not {"UINT4", "INT4"} & {v.dtype.name for n in made.graph for v in n.outputs if v.dtype is not None}
+
+
+def test_the_kernels_are_those_of_integers() -> None:
+    """A Clip of floats in front of what quantizes keeps ONNX Runtime from making a QLinearConv."""
+    net = with_constants(CONV, {"w": normal(4, 3, 3, 3), "v": normal(4, 4, 1, 1)})
+    quantize = {"weight": "int4", "activation": "uint4", "kernels": "preferred", "weight_symmetric": False}
+    recipe = Recipe.load({"name": "w4a4", "passes": [{"quantize": quantize}, {"recipe": "fold"}]})
+    _, report = gp.compile(net, recipe, {"x": normal(40, 3, 8, 8)}, gate=False)
+    assert report.audit is not None
+    assert {s["kernel"] for s in report.audit["sites"]} == {"QLinearConv"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +16,15 @@ from graphpress.passes.recover.engine.scope import Scope
 from graphpress.passes.recover.losses.base import Seen, Tensors
 from graphpress.passes.recover.methods.base import Update
 from graphpress.passes.recover.rounding.grids import QuantizedLayer
-from graphpress.passes.recover.rounding.learned import SoftRounding
+from graphpress.passes.recover.rounding.learned import GAMMA, ZETA, SoftRounding
 from graphpress.passes.recover.rounding.learning import LearnsRounding
 
 if TYPE_CHECKING:
     import torch
 
-_RATE = 1e-2  # of Adam, constant
+_RATE = 1e-2  # of Adam, constant, where there are steps enough
+# Else a weight can get from one neighbour to the other, so far in logits, in half of the steps, and settle in the rest.
+_ACROSS, _FASTEST = 2 * math.log((1 - GAMMA) / (ZETA - 1)), 0.1
 _STEEP, _FLAT = 20.0, 2.0  # beta at first and in the end: it falls in a straight line behind the warm-up
 
 
@@ -29,6 +32,8 @@ _STEEP, _FLAT = 20.0, 2.0  # beta at first and in the end: it falls in a straigh
 class ChoosesNeighbours(LearnsRounding):
     """The loss is that of the pass, times the channels of the values it compares (a sum over channels, a mean over
     positions, in units of the teacher's mean square), and what draws each weight to one of its neighbours.
+
+    Unless told otherwise the rate is 0.01, of fewer than 960 steps more: see ``usual_rate``.
 
     Attributes:
         observer: How scales are found at first: ``keep`` those of the graph; ``minmax`` or ``mse`` of the weights.
@@ -53,7 +58,7 @@ class ChoosesNeighbours(LearnsRounding):
         return replace(scope.settings, optimizer="adam", schedule="constant", warmup=0.0, clip=None)
 
     def usual_rate(self, steps: int | None) -> float:
-        return _RATE
+        return min(max(_RATE, 2 * _ACROSS / steps), _FASTEST) if steps else _RATE
 
     def roles_of(self, found: Sequence[Any], scope: Scope) -> dict[str, TrainedRole]:
         chosen = {f"{one.name}: rounding": one.logit for one in found}

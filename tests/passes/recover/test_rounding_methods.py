@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphpress import catalog
 from graphpress.contracts import PassReport
 from graphpress.errors import BadRequest
 from graphpress.passes.quantize.quantize import Quantize
@@ -313,3 +315,11 @@ def test_a_model_without_quantized_weights_is_refused() -> None:
     student.graph.initializers["w1"].const_value = ir.tensor(normal(8, 16, seed=8), name="w1")
     with pytest.raises(BadRequest, match="nothing to train"):
         recover(student, replace(SHORT, method="autoround"), context(teacher))
+
+
+@pytest.mark.parametrize("method", ["adaround", "brecq", "genie_m"])
+def test_few_steps_are_as_long_as_it_takes_to_cross(method: str) -> None:
+    rate = catalog.methods()[method]().usual_rate
+    assert [rate(steps) for steps in (None, 20_000, 960)] == [0.01] * 3
+    assert abs(rate(140) * 70 - 2 * math.log(11)) < 1e-12  # the logits of h = 0 and of h = 1 are -log 11 and log 11
+    assert rate(5) == 0.1
