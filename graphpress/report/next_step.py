@@ -21,6 +21,8 @@ def _of_gate(report: Report) -> list[str]:
         return found or ["Leave the sites to blame in float with quantize.ignore, or let --max-drop do it."]
     if not gate.outputs:
         return gate.remedy or ["Give --data: without samples nothing says how much accuracy the rewriting cost."]
+    if gate.verdict is Verdict.UNSURE and gate.left_out:
+        return [f"Give samples of your own to hold out: the {gate.samples} that the gate saw cannot tell."]
     if gate.verdict is Verdict.UNSURE:
         return [f"Give more samples than the {gate.samples} that were held out: so few cannot tell."]
     if gate.left_out:

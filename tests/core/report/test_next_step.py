@@ -22,6 +22,7 @@ GOOD = GateResult([OUTPUT], 500)
         (Report(gate=GateResult([OUTPUT], 8, failures=["y"])), "quantize.ignore"),
         (Report(gate=GateResult([OUTPUT], 8, failures=["y"], remedy=["Keep a in float"])), "Keep a in float."),
         (Report(gate=GateResult([OUTPUT], 8, unsure=["y"])), "more samples than the 8"),
+        (Report(gate=GateResult([OUTPUT], 8, unsure=["y"], left_out="made up")), "to hold out: the 8 that"),
         (Report(gate=GateResult([OUTPUT], 8)), "passed on 8 samples"),
         (Report(gate=GateResult([OUTPUT], 500, left_out="made up")), "samples of your own"),
         (Report(gate=GOOD), "Use model.onnx"),
