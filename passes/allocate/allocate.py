@@ -54,7 +54,8 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         usual_size: What holds where no budget is given, as far as there is a plan: a share, or bytes, of the tensors.
         max_drop: Loss allowed, in points of the metric where there is one, else in the unit of the sensitivity.
         sensitivity: kl (divergence of the outputs in nats), metric (points lost), fisher (an estimate of kl from one
-            backward pass; needs torch).
+            backward pass; needs torch), gradient (the norm of each weight's gradient times how far a format moves it,
+            likewise; blind to formats of activations).
         samples: Calibration samples that sensitivity is measured on, at most.
         seconds: Time for that; operators that it does not reach are estimated by fisher. None: no limit.
         measure: About how many plans to compile and measure.
@@ -74,7 +75,7 @@ class Allocate(Pass, HoldsBudgets, Ignores):
     max_size: float | str | None = None
     usual_size: float | str | None = None
     max_drop: float | None = None
-    sensitivity: Literal["kl", "metric", "fisher"] = "kl"
+    sensitivity: Literal["kl", "metric", "fisher", "gradient"] = "kl"
     samples: int = 32
     seconds: float | None = 60.0
     measure: int = 3

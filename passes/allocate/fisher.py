@@ -75,15 +75,29 @@ class Backward:
         """The gradient by value, the inputs of the graph being among ``feeds``."""
         import torch
 
+        with torch.enable_grad():
+            found, drawn = self._run(feeds)
+            wanted = {n: y for n, y in found.items() if y.requires_grad}
+            got = torch.autograd.grad(drawn, list(wanted.values()), allow_unused=True)
+        return {n: g.numpy().astype(np.float64) for n, g in zip(wanted, got, strict=True) if g is not None}
+
+    def of(self, feeds: Values, parameters: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+        """The gradients of parameters of the module, summed over samples."""
+        import torch
+
+        with torch.enable_grad():
+            return torch.autograd.grad(self._run(feeds)[1], list(parameters), allow_unused=True)
+
+    def _run(self, feeds: Values) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The values, and the sum of what is drawn at the outputs."""
+        import torch
+
         given = [torch.from_numpy(np.ascontiguousarray(half.readable(feeds[n]))) for n in self.inputs]
         given = [x.requires_grad_() if x.is_floating_point() else x for x in given]
-        with torch.enable_grad():
-            found = dict(zip(self.outputs, self.module(*given), strict=True))
-            torch.manual_seed(self.seed)
-            terms = [t for n, nature in self.natures.items() for t in _terms(found[n].double(), nature)]
-            wanted = {n: y for n, y in found.items() if y.requires_grad}
-            got = torch.autograd.grad(sum(terms), list(wanted.values()), allow_unused=True)
-        return {n: g.numpy().astype(np.float64) for n, g in zip(wanted, got, strict=True) if g is not None}
+        found = dict(zip(self.outputs, self.module(*given), strict=True))
+        torch.manual_seed(self.seed)
+        terms = [t for n, nature in self.natures.items() for t in _terms(found[n].double(), nature)]
+        return found, torch.stack(terms).sum()
 
 
 def _terms(y: torch.Tensor, nature: Nature) -> list[torch.Tensor]:

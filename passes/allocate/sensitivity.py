@@ -3,7 +3,8 @@
 ``kl`` rewrites one operator, runs it on the values that the float model feeds it, and runs the rest of the float graph
 from there: mean KL(float || rewritten) of the outputs (ZeroQ, arXiv:2001.00281, section 3.2), without ever running the
 prefix again. ``metric`` evaluates the whole model with that operator rewritten. ``fisher`` is an estimate from one
-backward pass. Operators of one group are measured one by one and their costs added, as the search adds those of groups.
+backward pass, ``gradient`` a bound of first order. Operators of one group are measured one by one and their costs
+added, as the search adds those of groups.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from graphpress.graph.cut import boundary
 from graphpress.job.natures import Nature
 from graphpress.observe.checkpoint import key
 from graphpress.observe.inner import WORKERS, InnerValues
-from graphpress.passes.allocate import fisher, own_error
+from graphpress.passes.allocate import fisher, gradient, own_error
 from graphpress.passes.allocate.aspects import Judge
 from graphpress.passes.allocate.edges import Probe, Values
 from graphpress.passes.allocate.evaluated import evaluated, number
@@ -32,6 +33,7 @@ from graphpress.passes.allocate.store import Cache
 from graphpress.passes.quantize.apply_plan import ApplyPlan
 from graphpress.report.report import stored_bytes
 
+_ESTIMATES = {"fisher": fisher.estimate, "gradient": gradient.estimate}
 _ANCHORS = 4  # operators measured both ways where an estimate has to stand in for measurements
 
 Drops = dict[str, dict[str, float]]  # node -> format -> cost
@@ -55,7 +57,7 @@ class Measurer:
     Attributes:
         parts: The operators.
         ctx: Data, runtimes, the metric.
-        method: ``kl``, ``metric`` or ``fisher``.
+        method: ``kl``, ``metric``, ``fisher`` or ``gradient``.
         samples: How many samples are used.
         seconds: When to stop and estimate what is left; None: never.
         store: Figures known from before.
@@ -104,8 +106,8 @@ class Measurer:
         return result
 
     def _fill(self, result: Sensitivity, probe: Probe, left: dict[str, list[str]], started: float) -> None:
-        if self.method == "fisher":
-            found = fisher.estimate(self.parts, self.ctx, probe, left)
+        if self.method in _ESTIMATES:
+            found = _ESTIMATES[self.method](self.parts, self.ctx, probe, left)
         elif self.method == "metric":
             found = self._metric(left, started)
         else:
