@@ -138,7 +138,7 @@ class Parts:
     def fold(self, model: ir.Model) -> ir.Model:
         """A model that a plan was written into, be it empty, after the recipe ``fold``."""
         STAGE.set(model, Stage.QDQ)
-        return self._fold.run(model, replace(self.ctx, oracle=None))[0]
+        return self._fold.run(model, replace(self.ctx, oracle=None, data=None))[0]  # the data are the whole model's
 
 
 def part(model: ir.Model, node: ir.Node) -> Part:
