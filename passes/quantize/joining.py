@@ -2,7 +2,9 @@
 
 Operators with weights are given. Forwards, a value is *hard* if it comes quantized anyway (the kernel of its producer
 writes integers only, such as Conv) and *soft* if it could (MatMul and Gemm write floats as well, at no extra cost). A
-light operator is a candidate if all its inputs are soft or one is hard; its result is hard if one input is. Backwards,
+light operator is a candidate if all its inputs are soft or one is hard; its result is hard if one input is. A product
+is none where one factor could not: states of a recurrence go through many products with steps that are floats, and
+each would round both, as it spreads over more decades than its factors. Backwards,
 a value is wanted if a quantized operator reads it, directly or behind data movement. Hard candidates whose result is
 wanted join; soft ones only where a hard one wants them: among MatMuls, floats between are cheaper and more accurate
 than integers.
@@ -61,7 +63,7 @@ class Joining:
                 self._hard.update(dict.fromkeys(node.outputs, hard))
         elif node.op_type in LIGHT and self.joins(node, light_sites(node, self.scheme)):
             known = [self._hard.get(v) for _, v in computed(node) if not edit.is_constant(v)]
-            if known and (True in known or None not in known):
+            if known and (None not in known or (True in known and node.op_type != "Mul")):
                 self._candidates[node] = True in known
                 self._hard[settled(node, self.scheme)] = True in known
 

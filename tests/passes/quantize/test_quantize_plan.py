@@ -100,6 +100,22 @@ def test_a_gate_of_matmuls_joins_where_it_scales_a_convolution() -> None:
     }
 
 
+def test_a_product_with_what_no_kernel_gives_in_integers_stays_float() -> None:
+    """A state by its steps, as of a recurrence: steps are floats, and rounding both costs more than it saves."""
+    text = """
+    g (float[N, 4, 8] x, float[4, 1, 3] w1, float[8, 8] w2, float[8, 8] w3) => (float[N, 4, 8] y) {
+      [conv] a = Conv <group = 4, pads = [1, 1]> (x, w1)
+      [fc] b = MatMul(x, w2)
+      [steps] c = Softplus(b)
+      [scaled] d = Mul(a, c)
+      [kept] e = Mul(d, a)
+      [sum] f = Add(d, e)
+      [out] y = MatMul(f, w3)
+    }"""
+    p = plan(model(text, {"w1": normal(4, 1, 3), "w2": normal(8, 8), "w3": normal(8, 8)}), QuantizeOptions())
+    assert sites(p) == {"conv[0]", "conv[1]", "fc[0]", "fc[1]", "out[0]", "out[1]"}
+
+
 def test_concat_of_fresh_inputs_shares_the_scale_of_the_result() -> None:
     text = """
     g (float[N, 4, 8, 8] x, float[4, 4, 1, 1] w1, float[4, 4, 1, 1] w2, float[4, 8, 1, 1] w3) => (float[N, 4, 8, 8] y) {
