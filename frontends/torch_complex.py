@@ -1,9 +1,8 @@
 """Operators on complex numbers for torch's exporter, which has no form of these: rotary embeddings are written so.
 
-A complex tensor is a real one with a last axis of two, which torch does not count.
+A complex tensor is a real one with a last axis of two, which torch does not count. The exporter reads annotations, and
+not where names are imported in a function: they are no strings here.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
 
-from graphpress.frontends import torch_export
+from graphpress.frontends import torch_complex, torch_export
 from tests import kit
 
 torch = pytest.importorskip("torch")
@@ -53,3 +54,10 @@ def test_turned_as_in_torch(names: tuple[str, ...]) -> None:
     given = kit.run(torch_export.trace(module, (x,)), {"x": x.numpy()})
     for (form, wanted), got in zip(module(x).items(), given.values(), strict=True):
         np.testing.assert_allclose(got, wanted.numpy(), atol=1e-6, err_msg=form)
+
+
+def test_the_exporter_can_read_the_signature_of_each_form() -> None:
+    """It warns of those it cannot read, and passes their arguments on as they come."""
+    for target, form in torch_complex.table(torch).items():
+        hints = typing.get_type_hints(getattr(form, "func", form))
+        assert hints.keys() >= {a.name for a in target._schema.arguments}, target
