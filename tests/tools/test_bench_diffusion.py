@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from graphpress.tools.bench.diffusion import NONE, Sampler
+from graphpress.tools.bench.figures.diffusion import order
 
 
 def test_a_constant_flow_is_followed_with_guidance() -> None:
@@ -30,3 +31,10 @@ def test_noise_that_is_known_leaves_the_picture() -> None:
 
     *_, (made, _, _) = sampler.way(predict)
     np.testing.assert_allclose(made, picture, atol=1e-4)
+
+
+def test_an_order_holds_where_each_loses_less_and_other_draws_are_told() -> None:
+    draws = {"W4A4 RTN": (3.0, 1.0), "W4A4 smooth": (3.5, 0.9), "W4A4 smooth, low rank": (1.0, 0.5)}
+    new, way = order("unet", {"W4A4 RTN": 3.0, "W4A4 smooth": 2.0, "W4A4 smooth, low rank": 1.0}, draws)
+    assert (new.met, way.met) == (False, True)
+    assert new.measured == "3.0000, 3.5000, 1.0000" and new.note == "on other draws of samples: 1.0000, 0.9000, 0.5000"
