@@ -26,7 +26,7 @@ _DEPTHWISE, _MOBILE = 2.0, "mobilenet_v1_0.75_192"
 _BRECQ, _BEFORE, _FLOAT = 65.21, 0.136, 71.0
 _RATIO = (_FLOAT - _BRECQ) / (_FLOAT - _BEFORE)
 _TWO = {"weight": "int2", "weight_symmetric": False}
-_LONG = {"steps": 140}
+_LONG: Mapping[str, Any] = {"steps": 140, "lr": None}  # the rate is that of the method for so many
 
 
 def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
@@ -88,7 +88,7 @@ def _two(net: Scored, title: str) -> Iterator[Figure]:
     four = Recipe.load("w4a4-genie")
     nearest = net.whole - net.by(_changed(four, _TWO, None), net.images)[0]
     for method, shown in (("genie_m", "GENIE-M"), ("brecq", "BRECQ")):
-        learned = net.by(_changed(four, _TWO, {"method": method} | _LONG), net.images)[0]
+        learned = net.by(_changed(four, _TWO, {"method": method, **_LONG}), net.images)[0]
         ratio = (net.whole - learned) / nearest
         yield Figure(
             f"{title} W2A4 by {shown} on 300 real images", f"at most {_RATIO:.3f} of what rounding to nearest loses",
