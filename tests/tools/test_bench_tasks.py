@@ -14,6 +14,7 @@ from graphpress.runner import Arrays
 from graphpress.tools.bench.calibration import main as write_data
 from graphpress.tools.bench.classification import accuracy
 from graphpress.tools.bench.file_runner import FileRunner
+from graphpress.tools.bench.images import square
 from graphpress.tools.bench.language import nats
 from graphpress.tools.bench.speech import BLOCK, HOP, Recorder, enhance, noisy, si_sdr, speech
 from graphpress.tools.bench.task import first, in_batches, parts
@@ -114,3 +115,12 @@ def test_every_model_has_a_name_of_its_own(zoo: Path) -> None:
     assert len(set(names)) == len(names) == 20
     with pytest.raises(BadRequest, match="resnet20"):
         tasks(zoo, "resnet21")
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (10, 4)])
+def test_of_a_picture_the_middle_square_is_taken(shape: tuple[int, int], tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    image.fromarray(pixels).save(tmp_path / "a.png")
+    across = pixels[:, 3:7] if shape[1] > 4 else pixels[3:7]
+    np.testing.assert_array_equal(square(tmp_path / "a.png", 4), across.astype(np.float32))
