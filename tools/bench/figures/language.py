@@ -36,7 +36,7 @@ _GROUPS_TOKENS = (
     "activation_granularity=per_token,kernels=preferred,LAYERS}"
 )
 _FOUR = _GROUPS_TOKENS % "int4"
-_LEARNED = "recover{method=spinquant,losses={kl: {}},steps=60,batch_size=4,samples=256}"
+_LEARNED = "recover{method=spinquant,steps=100}"  # as recipe w4a4-spinquant
 _LAYERS = "op_types=[MatMul,Gemm],attention=false,embeddings=false,ignore=[HEAD]"
 _ROTATED = "fold-norms,rotate{down=true}"
 
