@@ -14,9 +14,10 @@ _LANGUAGE, _BOTH = ("language",), ("classifier", "language")
 
 
 def _layers(bits: int, rounding: Mapping[str, Any], observer: str = "minmax", before: Sequence[str] = ()) -> Any:
-    """Weights of the linear layers alone, as other tools have them: the embedding table stays in floats."""
-    groups = {"weight_granularity": "per_group", "group_size": 64, "weight_observer": observer, "embeddings": False}
-    quantize = {"quantize": {"mode": "weight", "weight": f"int{bits}", **groups}}
+    """Weights of the linear layers alone, with zero points, as other tools have them: embeddings stay in floats."""
+    groups = {"weight_granularity": "per_group", "group_size": 64, "weight_observer": observer}
+    apart = {"weight_symmetric": False, "embeddings": False}
+    quantize = {"quantize": {"mode": "weight", "weight": f"int{bits}", **groups, **apart}}
     return {"name": "layers", "passes": [{"recipe": "clean"}, *before, quantize, rounding, {"recipe": "fold"}]}
 
 
@@ -36,19 +37,19 @@ _GENIE = {
 _ROWS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("W4A16", _LANGUAGE, dict.fromkeys(("w4a16", "w4a16-gptq", "w4a16-awq"))),
     ("W4A16", _LANGUAGE, {
-        "GPTQ, embeddings float": _layers(4, _GPTQ, "mse"),
-        "rotated, GPTQ, embeddings float": _layers(4, _GPTQ, "mse", before=_TURNED),
+        "GPTQ, linear layers, zero points": _layers(4, _GPTQ, "mse"),
+        "rotated, GPTQ, linear layers, zero points": _layers(4, _GPTQ, "mse", before=_TURNED),
     }),
     ("W3A16", _LANGUAGE, {
         "w3a16-autoround": None,
-        "GPTQ, embeddings float": _layers(3, _GPTQ),
-        "rotated, GPTQ, embeddings float": _layers(3, _GPTQ, before=_TURNED),
-        "AutoRound, embeddings float": _layers(3, _AUTOROUND),
+        "GPTQ, linear layers, zero points": _layers(3, _GPTQ),
+        "rotated, GPTQ, linear layers, zero points": _layers(3, _GPTQ, before=_TURNED),
+        "AutoRound, linear layers, zero points": _layers(3, _AUTOROUND),
     }),
     ("W2A16", _LANGUAGE, {
         "w2a16-autoround": None,
-        "GPTQ, embeddings float": _layers(2, _GPTQ, "mse"),
-        "AutoRound, embeddings float": _layers(2, _AUTOROUND),
+        "GPTQ, linear layers, zero points": _layers(2, _GPTQ, "mse"),
+        "AutoRound, linear layers, zero points": _layers(2, _AUTOROUND),
     }),
     ("W8A8", _BOTH, dict.fromkeys(("w8a8", "w8a8-smooth"))),
     ("W4A8", ("classifier",), {"w4a8": None, "w4a8 and GENIE-M": _GENIE}),
