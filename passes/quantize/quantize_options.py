@@ -41,8 +41,8 @@ class QuantizeOptions(Ignores):
         weight_granularity: How many scales a weight has.
         group_size: Elements that share a scale where weight_granularity is per_group; a power of two from 16 to 256.
         weight_symmetric: Weights without a zero point.
-        weight_observer: How the range of a weight is found: minmax, mse; of affine ones also hqq: few large errors, by
-            half-quadratic splitting, without data.
+        weight_observer: How the range of a weight is found: minmax, mse; of affine ones also l4: the least fourth power
+            of errors; and hqq: few large errors, by half-quadratic splitting, without data.
         quantizer: The number format of weights, by its name, with options behind a colon: ``affine`` (evenly spaced),
             ``power:exponent=search``, ``tlq``, ``points``. These decode by a table, on integer kernels if
             that holds 8-bit integers.

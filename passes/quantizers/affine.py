@@ -26,14 +26,14 @@ class Affine(Quantizer):
     """Evenly spaced codes.
 
     Observers of weights: ``minmax`` reaches the extremes. ``mse`` shrinks both ends of each channel's or group's range
-    by the ratio between 1 and about 0.2 (steps of 0.025 around the best) that leaves the least squared error. ``hqq``
-    goes on from there to scales and zero points that leave few large errors (``half_quadratic``). A weight
-    that lies on an even grid already keeps its step wherever the codes suffice, whatever the observer: that loses
-    nothing.
+    by the ratio between 1 and about 0.2 (steps of 0.025 around the best) that leaves the least squared error, ``l4``
+    the least fourth power of it, for which large errors count, such as of what is cut off. ``hqq`` goes on from ``mse``
+    to scales and zero points that leave few large errors (``half_quadratic``). A weight that lies on an even grid
+    already keeps its step wherever the codes suffice, whatever the observer: that loses nothing.
     """
 
     name: ClassVar[str] = "affine"
-    observers: ClassVar[tuple[str, ...]] = ("minmax", "mse", "hqq")
+    observers: ClassVar[tuple[str, ...]] = ("minmax", "mse", "l4", "hqq")
 
     def refusal(self, scheme: Scheme) -> str | None:
         if scheme.dtype in ("binary", "ternary"):
@@ -123,7 +123,10 @@ def _keep_grid(rows: Array, params: QParams, scheme: Scheme) -> QParams:
 
 
 def _error(rows: Array, lo: Array, hi: Array, scheme: Scheme, costs: Array | None) -> Array:
-    """Squared error (times its cost) of quantizing each row with its range, in slices of what fits the cache."""
+    """Squared error (times its cost) of quantizing each row with its range, or for ``l4`` the square of that.
+
+    In slices of what fits the cache.
+    """
     xp = array_namespace(rows)
     scale, zero = (p[:, None] for p in scale_and_zero(lo, hi, scheme))
     low, high = (end - _float(zero) for end in (scheme.qmin, scheme.qmax))
@@ -133,6 +136,8 @@ def _error(rows: Array, lo: Array, hi: Array, scheme: Scheme, costs: Array | Non
         off = xp.round(part / scale).clip(low, high)
         off *= scale
         off -= part
+        if scheme.observer == "l4":
+            off *= off
         total = total + dot(off if costs is None else off * costs[:, i : i + _BLOCK], off)
     return total
 

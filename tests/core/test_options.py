@@ -157,7 +157,7 @@ def test_options_that_take_a_name_of_what_is_there_show_all_of_them() -> None:
     shown = {(n, o.name): o.takes for n in ("quantize", "smooth", "recover") for o in options_of(catalog.passes()[n])}
     observers = "minmax | moving_average | percentile | mse | entropy"
     assert shown["quantize", "observer"] == shown["smooth", "observer"] == observers
-    assert shown["quantize", "weight_observer"] == "minmax | mse | hqq"
+    assert shown["quantize", "weight_observer"] == "minmax | mse | l4 | hqq"
     assert set(shown["quantize", "quantizer"].split(" | ")) == set(catalog.quantizers()) >= {"affine", "power"}
     *methods, options = shown["recover", "method"].split(" | ")
     assert set(methods) == set(catalog.methods()) and options == "mapping"

@@ -12,7 +12,7 @@ from graphpress.observe.moments import Moments
 from graphpress.passes.quantizers import obs
 from graphpress.passes.quantizers.quantizer import Array, QParams
 from graphpress.passes.recover.rounding.grids import QuantizedLayer
-from graphpress.types import Scheme, per_channel
+from graphpress.types import per_channel
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,21 +66,83 @@ def round_layer(
         wanted: What to round, float32 [out, K]; None: the weight.
     """
     weight = q.weight() if wanted is None else wanted
-    grid = _grid(q, weight, zip(by.factors, by.orders, strict=True), observer)
+    step = 0 if act_order or observer == "keep" else q.group
+    block = -(-block // step) * step if step else block
+    tried = [_settled(q, by, weight, way, step, block, on) for way in _ways(q, observer)]
+    result, each = (
+        tried[0] if len(tried) == 1 else _best(q, tried, [_lost(by, found - weight, on) for found, _ in tried])
+    )
+    return result, q.gathered(each)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How scales are found: the observer of the scheme, and whether errors count by what they cost."""
+
+    observer: str
+    costly: bool = False
+
+
+def _ways(q: QuantizedLayer, observer: str) -> list[_Way]:
+    """``loss`` tries two powers of errors, where the format knows both.
+
+    With ranges of least squared error much is cut off at few bits. What is lost there can be made up for by no later
+    weight that is at its own end, while what is lost between codes can: at 2 bits the fourth power leaves 15 % less of
+    the outputs' error, at 4 bits 1 % less in a language model and 5 % more in small convolutional networks.
+    """
+    if observer != "loss":
+        return [_Way(observer)]
+    return [_Way(o, costly=True) for o in ("mse", "l4") if o in q.quantizer.observers]
+
+
+def _settled(
+    q: QuantizedLayer, by: Solved, weight: np.ndarray, way: _Way, step: int, block: int, on: str | None
+) -> tuple[np.ndarray, QParams]:
+    """The weight on a grid [out, K], and the grid of each element."""
+    grid = _grid(q, weight, zip(by.factors, by.orders, strict=True), way)
     each = q.spread(grid).mapped(np.array)
     tables = {n: _put(t, on) for n, t in grid.tables.items()}
-    size = 0 if act_order or observer == "keep" else q.group
-    if size:
-        block = -(-block // size) * size
-    result, rows = np.empty_like(weight), len(weight) // len(by.hessians)
-    for i, (hessian, order, upper) in enumerate(zip(by.hessians, by.orders, by.factors, strict=True)):
-        part = slice(i * rows, (i + 1) * rows)
+    result = np.empty_like(weight)
+    for part, hessian, order, upper in zip(_parts(by, weight), by.hessians, by.orders, by.factors, strict=True):
         mine, own = _put(weight[part], on), replace(_by_column(each, part, on), tables=tables)
-        project = _Rounding(q, mine, own, order, size, observer)
+        project = _Rounding(q, mine, own, order, step, way)
         result[part] = _numpy(obs.solve(mine, hessian, project, block=block, order=order, upper=upper))
         for name in ("scale", "zero_point", *each.beside):
             each.operand(name)[part] = _numpy(own.operand(name)).T
-    return result, q.gathered(each)
+    return result, each
+
+
+def _parts(by: Solved, weight: np.ndarray) -> list[slice]:
+    """The rows of each group of channels."""
+    rows = len(weight) // len(by.hessians)
+    return [slice(i * rows, (i + 1) * rows) for i in range(len(by.hessians))]
+
+
+def _lost(by: Solved, difference: np.ndarray, on: str | None) -> np.ndarray:
+    """What each row [out, K] of a difference costs the output, [out]."""
+    found = np.empty(len(difference))
+    for part, hessian in zip(_parts(by, difference), by.hessians, strict=True):
+        rows = _put(difference[part].astype(by.moments.matrix.dtype), on)
+        found[part] = _numpy(array_namespace(rows).sum((rows @ hessian) * rows, axis=1))
+    return found
+
+
+def _best(
+    q: QuantizedLayer, tried: Sequence[tuple[np.ndarray, QParams]], lost: Sequence[np.ndarray]
+) -> tuple[np.ndarray, QParams]:
+    """Of each row what lost least; of all rows together, where they share scales."""
+    shared = not q.own_rows
+    best = np.argmin([np.full_like(each, each.sum()) if shared else each for each in lost], axis=0)
+
+    def pick(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(arrays)[best, np.arange(len(best))]
+
+    first = tried[0][1]
+    beside = {name: pick([p.beside[name] for _, p in tried]) for name in first.beside}
+    params = replace(
+        first, scale=pick([p.scale for _, p in tried]), zero_point=pick([p.zero_point for _, p in tried]), beside=beside
+    )
+    return pick([found for found, _ in tried]), params
 
 
 def _by_column(each: QParams, part: slice, on: str | None) -> QParams:
@@ -101,16 +163,16 @@ def _numpy(array: Array) -> np.ndarray:
     return found
 
 
-def _grid(q: QuantizedLayer, weight: np.ndarray, factors: Iterable[tuple[Array, Array]], observer: str) -> QParams:
+def _grid(q: QuantizedLayer, weight: np.ndarray, factors: Iterable[tuple[Array, Array]], way: _Way) -> QParams:
     """The grid that the rounding begins with; ``factors``: U of each group, and the order of columns that it is of."""
-    if observer == "keep":
+    if way.observer == "keep":
         return q.params()
     costs = None
-    if observer == "loss":
+    if way.costly:
         each = np.stack([_in_place(_numpy(u).diagonal(), _numpy(order)) for u, order in factors])
         each = _costs(each)
         costs = q.stored(np.repeat(each, len(weight) // len(each), axis=0).astype(np.float32))
-    return q.cast(q.quantizer.fit(q.stored(weight), _scheme(q.scheme, observer), costs))
+    return q.cast(q.quantizer.fit(q.stored(weight), replace(q.scheme, observer=way.observer), costs))
 
 
 def _in_place(settled: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -133,10 +195,6 @@ def _costs(diagonal: Array) -> Array:
     return costs / xp.mean(costs)
 
 
-def _scheme(scheme: Scheme, observer: str) -> Scheme:
-    return replace(scheme, observer="mse" if observer == "loss" else observer)
-
-
 @dataclass
 class _Rounding:
     """Rounds columns of [O, K] to the nearest code; finds the scale of a group when its first column is reached."""
@@ -146,15 +204,15 @@ class _Rounding:
     params: QParams  # of each element, [K, O]; written to
     order: Array
     step: int  # the columns of a group that has its scale found on the way; 0: none has
-    observer: str
+    way: _Way
 
     def __post_init__(self) -> None:
         self.kept = self.weight != 0 if self.q.pruned else None
 
     def enter(self, columns: Array, start: int, diagonal: Array) -> None:
         xp, quantizer = array_namespace(columns), self.q.quantizer
-        scheme = replace(_scheme(self.q.scheme, self.observer), granularity=per_channel(0))
-        costs = _costs(diagonal[: self.step]) if self.observer == "loss" else None
+        scheme = replace(self.q.scheme, observer=self.way.observer, granularity=per_channel(0))
+        costs = _costs(diagonal[: self.step]) if self.way.costly else None
         found = quantizer.fit(columns[:, : self.step], scheme, costs, self.params.tables)
         here = slice(start, start + self.step)
         kept = self.q.cast(found.mapped(_numpy))

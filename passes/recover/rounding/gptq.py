@@ -37,7 +37,8 @@ class Gptq(Pass):
         act_order: Settle the columns with the loudest inputs first. Scales of groups are then found beforehand; without
             it, from the weights as they stand when their group is reached.
         observer: How scales are found: ``keep`` those of the graph; ``minmax`` or ``mse`` of the weights; ``loss``: mse
-            with each weight's error counted by what it costs the output.
+            and l4 with each weight's error counted by what it costs the output, and for each output channel what then
+            loses less.
         block: Columns between two updates of all later ones; at least the group size.
         largest: Inputs of a layer (times the kernel's elements) up to which it is taken. Memory grows with their square
             (float32 above 4,096; 8,192: some 1 GB beside the weights), time with their cube.

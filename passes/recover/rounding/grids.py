@@ -57,6 +57,12 @@ class QuantizedLayer:
         return granularity.group_size or 0 if granularity.axis == along else 0
 
     @property
+    def own_rows(self) -> bool:
+        """Whether no two rows share a scale."""
+        granularity, out = self.scheme.granularity, 1 if self.layer.transposed else 0
+        return (granularity.axis == out) if granularity.kind is Kind.CHANNEL else granularity.axis not in (None, out)
+
+    @property
     def pruned(self) -> bool:
         """Whether zeros of the weight have to stay."""
         return SPARSITY in self.layer.node.metadata_props

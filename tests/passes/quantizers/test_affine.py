@@ -187,6 +187,25 @@ def test_mse_comes_close_to_trying_every_ratio(dtype: str, symmetric: bool) -> N
         assert found <= squared_error(row, row.min(), row.max(), one)
 
 
+@pytest.mark.parametrize("dtype", ["int2", "int4"])
+def test_l4_comes_close_to_trying_every_ratio_by_the_fourth_power(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.normal(size=512), rng.laplace(size=512), rng.standard_t(3, 512)]).astype(np.float32)
+    back, _ = there_and_back(rows, Scheme(dtype, per_channel(0), False, observer="l4"))
+    squares, _ = there_and_back(rows, Scheme(dtype, per_channel(0), False, observer="mse"))
+    for row, found, other in zip(
+        rows, ((back - rows) ** 4).sum(axis=1), ((squares - rows) ** 4).sum(axis=1), strict=True
+    ):
+        every = []
+        for ratio in np.linspace(0.1, 1, 181):
+            params = from_range(row.min() * ratio, row.max() * ratio, Scheme(dtype, PER_TENSOR, False))
+            low, high = Scheme(dtype).qmin, Scheme(dtype).qmax
+            codes = np.clip(np.round(row / params.scale) + int(params.zero_point), low, high)
+            every.append((((codes - int(params.zero_point)) * params.scale - row) ** 4).sum())
+        assert found <= 1.05 * min(every)
+        assert found < other
+
+
 def test_the_slices_of_a_long_row_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).standard_t(3, (6, 500)).astype(np.float32)
     for granularity in (PER_TENSOR, per_channel(0), per_group(1, 64)):
@@ -204,7 +223,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
             AFFINE.fit(x * np.float32(wrong), Scheme())
         with pytest.raises(BadRequest, match="NaN or infinity cannot be quantized"):
             from_range(-1.0, wrong, Scheme())
-    with pytest.raises(BadRequest, match=r"'entropy' is not for weights\. Known: hqq, minmax, mse"):
+    with pytest.raises(BadRequest, match=r"'entropy' is not for weights\. Known: hqq, l4, minmax, mse"):
         AFFINE.fit(x, Scheme(observer="entropy"))
     with pytest.raises(BadRequest, match=r"axis 2 of a tensor of shape \(2, 3\)"):
         AFFINE.fit(x, Scheme(granularity=per_channel(2)))
