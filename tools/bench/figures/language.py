@@ -64,6 +64,11 @@ def _rows() -> list[_Row]:
         _Row("W3A16 group 64, to nearest", _GROUPS % ("int3", "mse"), {}),
         _Row("W3A16 group 64, GPTQ", _GROUPS % ("int3", "minmax") + ",gptq", dict.fromkeys(both, 0.02)),
         _Row(
+            "W3A16 group 64, zero points, GPTQ",
+            _GROUPS % ("int3,weight_symmetric=false", "minmax") + ",gptq",
+            {PLAIN: 0.006, OUTLIERS: 0.008},
+        ),
+        _Row(
             "W3A16 group 64, rotated, GPTQ",
             f"fold-norms,rotate,{_GROUPS % ('int3', 'minmax')},gptq",
             {PLAIN: 0.006, OUTLIERS: 0.008},
