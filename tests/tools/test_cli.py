@@ -20,6 +20,7 @@ import graphpress as gp
 from graphpress.report.view import library
 from graphpress.tools.cli.app import app, guarded
 from tests import warm
+from tests.passes import quantizing
 
 COMMAND = Path(sys.executable).with_name("graphpress")
 DEMO = resources.files("graphpress.tools.demo")
@@ -140,6 +141,21 @@ def test_inspect_diff_audit(capsys: pytest.CaptureFixture[str], compiled: Path) 
     assert parsed(capsys, "audit", model, "--data", DATA)["sites"]
     for arguments in (["inspect", model], ["diff", MODEL, model], ["audit", model]):
         assert "Sites" in run(capsys, *arguments)
+
+
+def test_a_model_that_fixes_its_batch_is_fed_batches_of_that_size(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = (
+        "g (float[4, 8] x, float[8, 8] w) => (float[4, 8] y) { [layer] m = MatMul(x, w)  i = Identity(m)  y = Relu(i) }"
+    )
+    w, x = np.eye(8, dtype=np.float32), np.ones((16, 8), np.float32)
+    model, data = str(tmp_path / "m.onnx"), str(tmp_path / "x.npz")
+    gp.save(quantizing.model(text, {"w": w}), model)
+    np.savez(data, x=x)
+    assert parsed(capsys, "audit", model, "--data", data)["sites"]
+    found = parsed(capsys, "opt", model, "-p", "remove-identity", "--data", data, "--out", str(tmp_path / "o.onnx"))
+    assert found["passes"][0]["checked"] == "exact: 0.0e+00"
 
 
 def test_opt(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -283,3 +283,20 @@ def test_costs_are_of_the_order_in_which_columns_are_settled(seed: int) -> None:
     np.testing.assert_allclose(scale, np.where(first <= second, *fits), rtol=1e-6)
     other = both_fits(w, natural**0.5)
     assert (np.abs(other[0] / fits[0] - 1) > 0.02).mean() > 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_outputs_that_share_a_scale_choose_together(seed: int) -> None:
+    """One scale for the tensor: all weights lie on one grid."""
+    w, x = correlated()
+    w = w * np.random.default_rng(seed).uniform(0.2, 1, ROWS).astype(np.float32)
+    quantize = Quantize(mode="weight", weight="int4", weight_granularity="per_tensor")
+    text = f"g (float[N, {SIZE}] x, float[{SIZE}, {ROWS}] w) => (float[N, {ROWS}] y) {{ [layer] y = MatMul(x, w) }}"
+    after, _ = kit.apply(quantizing.model(text, {"w": w}), quantize, ctx=Context(run=ort.execute))
+    ctx = Context(data=CalibrationData.from_arrays({"x": x}), run=ort.execute)
+    Gptq(samples=len(x)).run(after, ctx, PassReport())
+    encode = edit.find(after, "layer").inputs[1].producer().inputs[0].producer()
+    value, scale = (np.asarray(edit.constant(v), np.float64) for v in encode.inputs[:2])
+    assert scale.size == 1
+    codes = value / scale.item()
+    np.testing.assert_allclose(codes, np.round(codes), atol=1e-4)
