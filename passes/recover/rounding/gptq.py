@@ -37,8 +37,9 @@ class Gptq(Pass):
         act_order: Settle the columns with the loudest inputs first. Scales of groups are then found beforehand; without
             it, from the weights as they stand when their group is reached.
         observer: How scales are found: ``keep`` those of the graph; ``minmax`` or ``mse`` of the weights; ``loss``: mse
-            and l4 with each weight's error counted by what it costs the output, and for each output channel what then
-            loses less.
+            with each weight's error counted by what it costs the output; ``best``: so by squares and by fourth powers
+            of errors, and for each output channel what then loses less on held-out samples. None: ``loss``, below 4
+            bits ``best``.
         block: Columns between two updates of all later ones; at least the group size.
         largest: Inputs of a layer (times the kernel's elements) up to which it is taken. Memory grows with their square
             (float32 above 4,096; 8,192: some 1 GB beside the weights), time with their cube.
@@ -51,7 +52,7 @@ class Gptq(Pass):
     batch_size: int = 8
     damping: float = 0.01
     act_order: bool = True
-    observer: Literal["keep", "minmax", "mse", "loss"] = "loss"
+    observer: Literal["keep", "minmax", "mse", "loss", "best"] | None = None
     block: int = 128
     largest: int = 8192
     device: str | None = None

@@ -104,7 +104,9 @@ class LayerByLayer:
         order = {"act_order": options.act_order, "on": options.device}
         if self.solved is None or self.solved.moments is not seen:
             self.solved = Solved.of(seen, damping=options.damping, **order)
-        rounded, params = round_layer(q, self.solved, block=options.block, observer=options.observer, **order)
+        rounded, params = round_layer(
+            q, self.solved, block=options.block, observer=options.observer, judge=unseen, **order
+        )
         before, after = unseen.error(nearest - weight), unseen.error(rounded - weight)
         if not after <= before:
             q.write(nearest, q.params())

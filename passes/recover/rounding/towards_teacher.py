@@ -87,8 +87,9 @@ class TowardsTeacher(LayerByLayer):
         order = {"act_order": options.act_order, "on": options.device}
         by = Solved.of(seen.moments, damping=options.damping, **order)
         rounded, params = round_layer(
-            q, by, block=options.block, observer=options.observer, wanted=wanted.astype(np.float32), **order
-        )
+            q, by, block=options.block, observer=options.observer, judge=unseen.moments,
+            wanted=wanted.astype(np.float32), **order,
+        )  # fmt: skip
         nearest = q.rounded(q.params())
         before, after = (unseen.error(weight, made) for made in (nearest, rounded))
         better = after <= before

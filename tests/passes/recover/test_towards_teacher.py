@@ -124,9 +124,9 @@ def test_outputs_come_closer_than_layer_by_layer_out_of_sample(made, data, codes
 
 def test_outputs_are_right_on_average() -> None:
     x = {"x": correlated(256)}
-    after, _ = kit.apply(chain(), COARSE, Gptq(towards="teacher", samples=256), ctx=context(x, None))
+    after, _ = kit.apply(chain(), COARSE, Gptq(towards="teacher", samples=256, observer="loss"), ctx=context(x, None))
     off = kit.run(after, x)["y"] - kit.run(chain(), x)["y"]
-    plain, _ = kit.apply(chain(), COARSE, Gptq(samples=256), ctx=context(x, None))
+    plain, _ = kit.apply(chain(), COARSE, Gptq(samples=256, observer="loss"), ctx=context(x, None))
     assert np.abs(off.mean(0)).max() < 0.2 * np.abs((kit.run(plain, x)["y"] - kit.run(chain(), x)["y"]).mean(0)).max()
     assert all(CORRECTED in q.layer.node.metadata_props for q in grids.quantized_layers(after, PassReport()))
 
