@@ -42,6 +42,7 @@ _ROWS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     }),
     ("W3A16", _LANGUAGE, {
         "w3a16-autoround": None,
+        "w3a16-rot": None,
         "GPTQ, linear layers, zero points": _layers(3, _GPTQ),
         "rotated, GPTQ, linear layers, zero points": _layers(3, _GPTQ, before=_TURNED),
         "AutoRound, linear layers, zero points": _layers(3, _AUTOROUND),
@@ -52,7 +53,7 @@ _ROWS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
         "AutoRound, linear layers, zero points": _layers(2, _AUTOROUND),
     }),
     ("W8A8", _BOTH, dict.fromkeys(("w8a8", "w8a8-smooth"))),
-    ("W4A8", ("classifier",), {"w4a8": None, "w4a8 and GENIE-M": _GENIE}),
+    ("W4A8", ("classifier",), {"w4a8": None, "w4a8-gptq": None, "w4a8 and GENIE-M": _GENIE}),
 ]  # fmt: skip
 
 
