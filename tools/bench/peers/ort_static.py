@@ -19,7 +19,10 @@ def _compress(calibrate: str, source: Path, data: Arrays, out: Path) -> None:
     narrow = Target.load("ort-cpu").saturates  # where sums of products can be wrong
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.onnx"
-        quant_pre_process(str(source), str(ready))
+        try:
+            quant_pre_process(str(source), str(ready))
+        except Exception:  # noqa: BLE001 - what it raises where its inference of shapes by symbols gives up
+            quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
         quantize_static(
             str(ready), str(out), Reader(data, 8), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=narrow,

@@ -14,6 +14,7 @@ from graphpress.tools.bench.peers.base import Method
 from graphpress.tools.bench.peers.feeds import Reader
 
 BLOCK = 64
+FINER = 32  # its k-quant and its GPTQ cannot pack zero points where the blocks of a row are odd in number
 
 
 def _plain(bits: int, _: Arrays) -> Any:
@@ -37,27 +38,29 @@ def _k_quant(_: int, __: Arrays) -> Any:
 def _gptq(_: int, data: Arrays) -> Any:
     from onnxruntime.quantization.matmul_nbits_quantizer import GPTQWeightOnlyQuantConfig
 
-    return GPTQWeightOnlyQuantConfig(Reader(data), block_size=BLOCK, perchannel=False)
+    return GPTQWeightOnlyQuantConfig(Reader(data), perchannel=False)
 
 
-def _compress(config: Callable[[int, Arrays], Any], bits: int, source: Path, data: Arrays, out: Path) -> None:
+def _compress(
+    config: Callable[[int, Arrays], Any], bits: int, block: int, source: Path, data: Arrays, out: Path
+) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=bits, block_size=BLOCK, algo_config=config(bits, data))
+    quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=bits, block_size=block, algo_config=config(bits, data))
     quantizer.process()
     quantizer.model.save_model_to_file(str(out))
 
 
-def _method(name: str, config: Callable[[int, Arrays], Any], bits: int, *needs: str) -> Method:
-    compress = functools.partial(_compress, config, bits)
+def _method(name: str, config: Callable[[int, Arrays], Any], bits: int, *needs: str, block: int = BLOCK) -> Method:
+    compress = functools.partial(_compress, config, bits, block)
     return Method(f"ONNX Runtime {name}", f"W{bits}A16", ("language",), compress, needs)
 
 
 METHODS = (
     _method("to nearest", _plain, 4),
     _method("HQQ", _hqq, 4, "torch"),
-    _method("k-quant", _k_quant, 4),
-    _method("GPTQ", _gptq, 4),
+    _method("k-quant, groups of 32", _k_quant, 4, block=FINER),
+    _method("GPTQ, groups of 32", _gptq, 4, block=FINER),
     _method("to nearest", _plain, 2),
     _method("HQQ", _hqq, 2, "torch"),
 )

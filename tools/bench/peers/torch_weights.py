@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from graphpress.runner import Arrays
 from graphpress.tools.bench.peers import llama
@@ -45,7 +46,8 @@ def _llm_compressor(recipe: Callable[[int], Any], bits: int, module: Any, data: 
         module.save_pretrained(folder)
         llama.tokenizer(module).save_pretrained(folder)
         loader = torch.utils.data.DataLoader(rows, batch_size=1)
-        module = oneshot(model=folder, dataset=loader, recipe=recipe(bits), num_calibration_samples=len(rows))
+        with mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor):  # its AWQ pins for a GPU, or fails
+            module = oneshot(model=folder, dataset=loader, recipe=recipe(bits), num_calibration_samples=len(rows))
     for layer in module.modules():
         if scheme := getattr(layer, "quantization_scheme", None):
             layer.weight.data = fake_quantize(
