@@ -55,6 +55,19 @@ def test_the_best_of_each_side_is_compared_and_a_failure_is_a_row() -> None:
     assert any(line.startswith("| **good** | +0.0010 | 0.0123 | 2.00 |") for line in render(close).splitlines())
 
 
+def test_like_is_compared_with_like() -> None:
+    """Of each method that both sides have the ones nearest to float, by divergence where there is one, not by score."""
+    rows = [
+        replace(row("our-gptq", 1.003, True), apart=0.002),
+        replace(row("GPTQ of ours", 1.001, True), apart=0.003),
+        replace(row("peer GPTQ", 1.002), apart=0.0025, seconds=16.0, peak=600_000_000),
+        replace(row("peer AWQ", 1.001), apart=0.001),
+    ]
+    said = " ".join(verdict(rows))
+    assert "By GPTQ: 0.0020 (our-gptq) against 0.0025 (peer GPTQ), 0.25x of its time, 0.50x of its memory." in said
+    assert "By AWQ" not in said
+
+
 def test_methods_are_told_apart_by_name_and_scheme() -> None:
     keys = [methods.key(m) for m in methods.every()]
     assert len(keys) == len(set(keys))

@@ -58,7 +58,7 @@ class GenieM(ChoosesNeighbours):
         return self.drop
 
     def learned(self, layer: QuantizedLayer, scope: Scope) -> SoftRounding:
-        return SoftRounding(layer, self.observer, scope.device, steps=True)
+        return SoftRounding(layer, self.begun(layer), scope.device, steps=True)
 
     def roles_of(self, found: Sequence[Any], scope: Scope) -> dict[str, TrainedRole]:
         scales = {f"{one.name}: scale": one.scale for one in found}

@@ -38,7 +38,8 @@ class Nupes(LearnsRounding):
     """See the head of this file.
 
     Attributes:
-        observer: How scales are found at first: ``keep`` those of the graph; ``minmax`` or ``mse`` of the weights.
+        observer: How scales are found at first: ``keep`` those of the graph; ``minmax`` or ``mse`` (None) of the
+            weights.
         step_lr: Learning rate of the logarithms of exponents; that of ranges is half of it.
     """
 
@@ -62,7 +63,7 @@ class Nupes(LearnsRounding):
         return found
 
     def learned(self, layer: QuantizedLayer, scope: Scope) -> PoweredRounding:
-        return PoweredRounding(layer, self.observer, scope.device)
+        return PoweredRounding(layer, self.begun(layer), scope.device)
 
     def roles_of(self, found: Sequence[Any], scope: Scope) -> dict[str, TrainedRole]:
         import torch

@@ -36,7 +36,8 @@ class ChoosesNeighbours(LearnsRounding):
     Unless told otherwise the rate is 0.01, of fewer than 960 steps more: see ``usual_rate``.
 
     Attributes:
-        observer: How scales are found at first: ``keep`` those of the graph; ``minmax`` or ``mse`` of the weights.
+        observer: How scales are found at first: ``keep`` those of the graph; ``minmax`` or ``mse`` (None) of the
+            weights.
         penalty: Factor of what draws to one of the neighbours.
         settle: Share of the training before that begins.
     """
@@ -51,7 +52,7 @@ class ChoosesNeighbours(LearnsRounding):
             raise BadRequest(what, where="recover: option 'method'")
 
     def learned(self, layer: QuantizedLayer, scope: Scope) -> SoftRounding:
-        return SoftRounding(layer, self.observer, scope.device)
+        return SoftRounding(layer, self.begun(layer), scope.device)
 
     def settings(self, scope: Scope) -> Settings:
         """Of the choice."""

@@ -41,10 +41,11 @@ class LearnsRounding(Distill):
     """The losses are those of the pass: by default the squared error at the end of the block.
 
     Attributes:
-        observer: How scales are found at first: ``keep`` those of the graph; ``minmax`` or ``mse`` of the weights.
+        observer: How scales are found at first: ``keep`` those of the graph; ``minmax`` or ``mse`` of the weights;
+            None: as suits the method, ``mse`` where it says nothing else.
     """
 
-    observer: Observer = "mse"
+    observer: Observer | None = None
 
     blocks: ClassVar[bool] = True
     rewrites: ClassVar[bool] = True
@@ -66,6 +67,10 @@ class LearnsRounding(Distill):
         wanted = set(names)
         weights = [n for q in takes(model, report, self.scales) if (n := q.layer.weight_value.name or "") in wanted]
         return [*weights, *(n for n in (_steps(model) if self.activations else ()) if n in wanted)]
+
+    def begun(self, layer: QuantizedLayer) -> Observer:
+        """How the scales of a layer are found at first."""
+        return self.observer or "mse"
 
     @abstractmethod
     def learned(self, layer: QuantizedLayer, scope: Scope) -> LearnedRounding:

@@ -136,6 +136,22 @@ def test_a_training_that_helps_nothing_leaves_scales_as_they_were() -> None:
     assert error(after, teacher, {"x": X}) <= 1.2 * error(student, teacher, {"x": X})
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_autoround_begins_with_the_whole_range_where_both_its_ends_are_learned(symmetric: bool) -> None:
+    """A rate of almost nothing keeps what it began with: with zero points the weights' ends, else what loses least."""
+    teacher, x = one_layer(0), inputs(0)
+    student = int4(teacher, weight="int2", weight_symmetric=symmetric, weight_observer="minmax")
+    found = dict[Any, ir.Model]()
+    for observer in (None, "minmax", "mse"):
+        method = {"autoround": {} if observer is None else {"observer": observer}}
+        options = Recover(mode="blocks", method=method, steps=1, lr=1e-9, batch_size=64, samples=512, select="last")
+        found[observer] = recover(student, options, context(teacher, {"x": x}))[0]
+    scales = {o: next(iter(grids.quantized_layers(m, PassReport()))).params().scale for o, m in found.items()}
+    alike, other = ("mse", "minmax") if symmetric else ("minmax", "mse")
+    np.testing.assert_allclose(scales[None], scales[alike], rtol=1e-6)
+    assert not np.allclose(scales[None], scales[other], rtol=1e-2)
+
+
 def test_layers_of_adaround_take_turns_on_the_rounded_ones_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two blocks the second has two layers: the first five steps are its first one's."""
     text = """g (float[N, 8] x, float[8, 8] a, float[8, 8] b, float[8, 8] c) => (float[N, 8] y) {

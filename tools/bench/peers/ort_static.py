@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def _compress(calibrate: str, source: Path, data: Arrays, out: Path) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    size = math.gcd(8, *map(len, data.values()))  # its Entropy and Percentile take batches of one size only
     narrow = Target.load("ort-cpu").saturates  # where sums of products can be wrong
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.onnx"
@@ -24,7 +26,7 @@ def _compress(calibrate: str, source: Path, data: Arrays, out: Path) -> None:
         except Exception:  # noqa: BLE001 - what it raises where its inference of shapes by symbols gives up
             quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
         quantize_static(
-            str(ready), str(out), Reader(data, 8), quant_format=QuantFormat.QDQ, per_channel=True,
+            str(ready), str(out), Reader(data, size), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=narrow,
             calibrate_method=CalibrationMethod[calibrate],
         )  # fmt: skip

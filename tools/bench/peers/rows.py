@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 WORSE = {"language": 0.005, "classifier": 0.3}  # nats, points: by how much ours may be worse than a peer
+FAMILIES = {"gptq": "GPTQ", "awq": "AWQ", "autoround": "AutoRound", "smooth": "SmoothQuant"}  # by what names say
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class PeerRow:
         assert self.score is not None
         return self.score - self.whole if self.kind == "language" else self.whole - self.score
 
+    @property
+    def off(self) -> float:
+        """What tells methods apart best: the divergence where there is one."""
+        return self.lost if self.apart is None else self.apart
+
 
 def render(rows: Sequence[PeerRow]) -> str:
     """A table for each model and scheme, best first, with a verdict on ours."""
@@ -77,21 +83,33 @@ def _line(row: PeerRow) -> str:
 
 
 def verdict(group: Sequence[PeerRow]) -> Iterator[str]:
-    """Sentences: whether our best is worse than a peer's best by more than may be, and what both cost."""
-    best = [min((r for r in group if r.ours is o and r.score is not None), key=lambda r: r.lost, default=None)
-            for o in (True, False)]  # fmt: skip
-    ours, theirs = best
+    """Sentences: whether our best is worse than theirs by more than may be, and what both cost; then by method."""
+    ran = [r for r in group if r.score is not None]
+    ours, theirs = _sides(ran, lambda r: r.lost)
     if ours is None or theirs is None:
         yield "Nothing to compare."
         return
+    worse = ours.lost - theirs.lost
+    holds = "holds" if worse <= WORSE[ours.kind] else "does NOT hold"
+    yield f"Ours ({ours.method}) against the best peer ({theirs.method}): {worse:+.4f}, which {holds};"
+    yield f"{_cost(ours, theirs)}."
+    if nearest := min((r for r in ran if r.apart is not None), key=lambda r: r.off, default=None):
+        yield f"Nearest to the float model: {nearest.method}."
+    for word, family in FAMILIES.items():
+        ours, theirs = _sides([r for r in ran if word in r.method.lower()], lambda r: r.off)
+        if ours is not None and theirs is not None:
+            yield f"By {family}: {ours.off:.4f} ({ours.method}) against {theirs.off:.4f} ({theirs.method}),"
+            yield f"{_cost(ours, theirs)}."
+
+
+def _sides(rows: Sequence[PeerRow], by: Callable[[PeerRow], float]) -> list[PeerRow | None]:
+    """The best of ours and of theirs."""
+    return [min((r for r in rows if r.ours is side), key=by, default=None) for side in (True, False)]
+
+
+def _cost(ours: PeerRow, theirs: PeerRow) -> str:
     assert ours.seconds is not None
     assert theirs.seconds is not None
     assert ours.peak is not None
     assert theirs.peak is not None
-    worse = ours.lost - theirs.lost
-    holds = "holds" if worse <= WORSE[ours.kind] else "does NOT hold"
-    yield f"Ours ({ours.method}) against the best peer ({theirs.method}): {worse:+.4f}, which {holds};"
-    yield f"{ours.seconds / theirs.seconds:.2f}x of its time, {ours.peak / theirs.peak:.2f}x of its memory."
-    nearest = min((r for r in group if r.apart is not None), key=lambda r: r.apart or 0.0, default=None)
-    if nearest is not None:
-        yield f"Nearest to the float model: {nearest.method}."
+    return f"{ours.seconds / theirs.seconds:.2f}x of its time, {ours.peak / theirs.peak:.2f}x of its memory"
