@@ -167,6 +167,17 @@ def test_modules_parse_under_the_oldest_python(sources: list[rooms.Source]) -> N
         ast.parse(source.text, feature_version=(3, 11))
 
 
+def test_nothing_lies_at_the_top_but_what_belongs_there(checkout: Path) -> None:
+    """A tool that writes into the working folder is a commit away from shipping a model's weights."""
+    if not (checkout / ".git").exists():
+        pytest.skip("not a checkout of git")
+    done = subprocess.run(["git", "ls-files"], cwd=checkout, capture_output=True, text=True, check=True)
+    rooms = {"backends", "docs", "examples", "frontends", "graphpress", "passes", "tests", "tools", ".ci"}
+    pages = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"}
+    files = {"Makefile", "constraints.txt", "pyproject.toml", "setup.py", ".gitignore"}
+    assert {line.split("/")[0] for line in done.stdout.splitlines()} <= rooms | pages | files
+
+
 def test_nothing_that_git_ignores_is_tracked(checkout: Path) -> None:
     if not (checkout / ".git").exists():
         pytest.skip("not a clone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from graphpress.errors import BadRequest
 from graphpress.tools.bench import language
 from graphpress.tools.bench.peers import child, methods
-from graphpress.tools.bench.peers.__main__ import known, main
+from graphpress.tools.bench.peers.__main__ import known, main, run
 from graphpress.tools.bench.peers.rows import PeerRow, render, verdict
 
 
@@ -101,6 +102,26 @@ def test_a_child_writes_the_model_and_says_what_it_cost(tmp_path: Path, capsys: 
     assert cost["seconds"] > 0
     assert cost["peak"] > 10_000_000
     ort.InferenceSession(out, providers=["CPUExecutionProvider"])
+
+
+def test_a_tool_that_leaves_files_behind_leaves_them_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's quantizers leave weights in the working folder, which was the user's."""
+    seen: list[tuple[list[str], Path]] = []
+
+    def started(command: list[str], *, cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        seen.append((command, cwd))
+        return subprocess.CompletedProcess(command, 1, "", "stopped here")
+
+    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.chdir(tmp_path)
+    method, out = methods.named("graphpress w8a8 W8A8"), tmp_path / "apart" / "out.onnx"
+    found = run(method, None, row("a", None), None, Path("m.onnx"), Path("d.npz"), out, 9.0)  # type: ignore[arg-type]
+    ((command, folder),) = seen
+    assert folder == tmp_path / "apart"
+    assert {str(tmp_path / "m.onnx"), str(tmp_path / "d.npz"), str(out)} <= set(command)
+    assert found.why == "stopped here"
 
 
 def test_rows_are_kept_and_a_wrong_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,9 +117,11 @@ def run(
         return replace(row, why=f"not installed: {', '.join(lacks)}")
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "graphpress.tools.bench.peers.child", "--method", methods.key(method)]
-    command += ["--model", str(source), "--data", str(data), "--out", str(out)]
+    command += ["--model", str(source.absolute()), "--data", str(data.absolute()), "--out", str(out.absolute())]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        ended = subprocess.run(  # where ``out`` lies: some tools leave files in the working folder
+            command, capture_output=True, text=True, timeout=limit, check=False, cwd=out.parent
+        )
     except subprocess.TimeoutExpired:
         return replace(row, why=f"stopped after {limit:.0f} s")
     printed = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
