@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeAlias, cast
 
@@ -127,6 +127,20 @@ class HoldsBudgets(ABC):
             max_size: Of all stored tensors: a share, or bytes; None: no limit.
             max_drop: Loss of the metric; None: no limit.
         """
+
+
+class Overrides:
+    """What a pass is, besides, that has the option ``sites``: it can store single sites in another way."""
+
+    sites: Mapping[str, str]
+
+    def overriding(self, sites: Mapping[str, str]) -> Self:
+        """The pass with these too; what it was told before stays where they say nothing else.
+
+        Args:
+            sites: As the option has them.
+        """
+        return cast("Self", dataclasses.replace(cast("Any", self), sites={**self.sites, **sites}))
 
 
 class Ignores:

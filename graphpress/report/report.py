@@ -86,6 +86,7 @@ class Report:
     measured_by: str = ""  # its name, where it has one
     idle: list[Skip] = field(default_factory=list)  # what the recipe is for and did not do: report.idle
     reverted: list[str] = field(default_factory=list)  # nodes put back to float to hold max_drop
+    widened: list[str] = field(default_factory=list)  # nodes that got 8 bits for it
     sites: list[SiteRow] = field(default_factory=list)
     half: str = ""  # what of a model in half precision is computed and stored how
     size: dict[str, int] = field(default_factory=dict)  # before, after: bytes of the saved file

@@ -33,6 +33,8 @@ def _said(report: Report) -> Iterator[tuple[str, str]]:
             yield label, ", ".join(f"{kind} {tables.percent(share)}" for kind, share in kinds.items())
     yield from (("data", note) for note in report.data.get("notes", ()))
     yield "gate", tables.gate(report).note
+    if report.widened:
+        yield "widened", f"{len(report.widened)} sites have 8 bits to hold the budget"
     if report.reverted:
         yield "reverted", f"{len(report.reverted)} sites are back in float to hold the budget"
     worst = sorted((s for s in report.sites if s.scheme and s.sqnr is not None), key=lambda s: s.sqnr or 0.0)[:_MOST]

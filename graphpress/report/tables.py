@@ -90,8 +90,9 @@ def before_after(report: Report) -> Table:
     sure = spread(report.latency)
     sure = f"Latency with a chance of 95 %: {sure}" if sure else ""
     back = f"back in float to hold the budget: {', '.join(report.reverted)}" if report.reverted else ""
+    wide = f"in 8 bits to hold the budget: {', '.join(report.widened)}" if report.widened else ""
     data = "; ".join(report.data.get("notes", ()))
-    note = ". ".join(filter(None, (back, report.half, sure, f"Data: {data}" if data else "")))
+    note = ". ".join(filter(None, (wide, back, report.half, sure, f"Data: {data}" if data else "")))
     return Table("Before and after", ("", "before", "after", "change"), rows, note)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Self, TypeAlias
 
 from graphpress import catalog
-from graphpress.contracts import Ignores
+from graphpress.contracts import Ignores, Overrides
 from graphpress.errors import BadRequest
 from graphpress.graph.selectors import exactly
 from graphpress.observe.observers import OBSERVERS
@@ -30,7 +30,7 @@ def weight_observers() -> list[str]:
 
 
 @dataclass(frozen=True)
-class QuantizeOptions(Ignores):
+class QuantizeOptions(Ignores, Overrides):
     """What to quantize and how.
 
     Attributes:

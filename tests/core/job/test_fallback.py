@@ -22,7 +22,9 @@ from graphpress.observe.memo import Recall
 from graphpress.observe.sources.taken import calibration_data
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.recipe import Recipe
+from graphpress.report.summary import summary
 from graphpress.target import Target
+from graphpress.types import Role
 from tests import kit
 
 LAYERS = ["one", "two", "three", "four"]
@@ -80,6 +82,58 @@ def test_the_fragile_layer_goes_back_to_float_and_only_it() -> None:
     assert held.metric["after"] >= held.metric["before"] - 5.0
     assert held.metric["allowed"] == 5.0
     assert {s.node: s.skip for s in held.sites if not s.scheme} == {"two": hold_drop.REVERTED}
+
+
+FOUR = RECIPE.set(["quantize.weight=int4"])
+
+
+def coarse(made: ir.Model, names: tuple[str, ...], loud: float = 12.0) -> ir.Model:
+    """Layers with a weight for an input that is always 0: their scales have 8 bits, but not 4, for the others."""
+    for name in names:
+        before = LAYERS[LAYERS.index(name) - 1]
+        for weight, where, value in ((f"w_{before}", np.s_[:, 0], 0.0), (f"w_{name}", np.s_[0], loud)):
+            array = made.graph.initializers[weight].const_value.numpy().copy()
+            array[where] = value
+            made.graph.initializers[weight].const_value = ir.tensor(array, name=weight)
+    return made
+
+
+def held_(made: ir.Model, recipe: Recipe, max_drop: float) -> gp.Report:
+    report = gp.compile(made, recipe, data(made), prove=False, max_drop=max_drop)[1]
+    assert report.metric["after"] >= report.metric["before"] - max_drop
+    return report
+
+
+def bits(report: gp.Report) -> dict[str, int]:
+    """Of the weights of each layer that has codes."""
+    return {s.node: v.bits for s, v in report.plan.items() if s.slot == 1}
+
+
+def test_a_layer_of_few_bits_gets_8_where_that_is_enough() -> None:
+    made = coarse(model(fragile=()), ("two",))
+    report = held_(made, FOUR, 15.0)
+    assert report.widened == ["two"] and report.reverted == []
+    assert bits(report) == {"one": 4, "two": 8, "three": 4, "four": 4, "head": 4}
+    assert "1 sites have 8 bits to hold the budget" in summary(report)
+
+
+def test_a_layer_that_8_bits_do_not_help_goes_back_and_only_those_that_need_it_get_8() -> None:
+    made = coarse(model(fragile=("one",)), ("three",))
+    report = held_(made, FOUR, 15.0)
+    assert report.reverted == ["one"] and report.widened == ["three"]
+    assert bits(report) == {"two": 4, "three": 8, "four": 4, "head": 4}
+
+
+def test_what_has_another_number_format_gets_evenly_spaced_8_bits() -> None:
+    plan = gp.Plan({
+        gp.Site("a", 1, Role.WEIGHT): gp.Scheme("uint4", symmetric=False),
+        gp.Site("b", 1, Role.WEIGHT): gp.Scheme("int3", quantizer="tlq"),
+        gp.Site("b", 0, Role.ACTIVATION): gp.Scheme("uint8"),
+        gp.Site("c", 1, Role.WEIGHT): gp.Scheme("uint4", quantizer="mxfp4"),
+    })  # fmt: skip
+    other = "int8 sym minmax quantizer=affine"
+    wanted = {"a[1] weight": "uint8", "b[1] weight": other, "c[1] weight": other}
+    assert hold_drop.eight_bits(plan, ["a", "b", "c"]) == wanted
 
 
 def test_a_drop_that_is_asked_for_is_no_failure_of_the_gate() -> None:
@@ -262,3 +316,37 @@ def test_the_fewest_are_found_within_the_stated_number_of_compilations(
     else:
         assert hold_drop.hold_drop(Stub(), made(0.0), 0.5).report.reverted == names[:holds_from]
     assert len(trials) == len(set(trials)) <= 2 * math.log2(count) + 3
+
+
+@pytest.mark.parametrize(("floats", "wide"), [(f, w) for f in range(5) for w in range(9 - f)])
+def test_of_few_bits_the_fewest_floats_and_then_the_fewest_of_8_are_found(
+    monkeypatch: pytest.MonkeyPatch, floats: int, wide: int
+) -> None:
+    """The first ``floats`` of eight sites need float, the next ``wide`` 8 bits, all others 4."""
+    names = [f"n{i}" for i in range(8)]
+    recipe = Recipe("r", (Quantize(weight="int4"),))
+    plan = gp.Plan({gp.Site(n, 1, Role.WEIGHT): gp.Scheme("int4") for n in names})
+    trials: list[tuple[set[str], set[str]]] = []
+
+    class Stub:
+        evaluate = staticmethod(lambda runner: 1.0)
+
+        def original(self) -> None: ...
+
+        def once(self, recipe: Recipe) -> Compiled:
+            back = {n for n in names if any(n in selector for selector in recipe.passes[0].ignore)}
+            eight = {n for n in names if f"{n}[1] weight" in recipe.passes[0].sites} - back
+            trials.append((back, eight))
+            return made(float(back >= set(names[:floats]) and back | eight >= set(names[: floats + wide])))
+
+    def made(metric: float) -> Compiled:
+        empty = kit.parse("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+        return Compiled(empty, empty, empty, gp.Report(plan=plan), metric)
+
+    stub = Stub()
+    stub.recipe = recipe
+    monkeypatch.setattr(hold_drop, "rank", lambda *_: names)
+    start = 0.0 if floats + wide else 1.0
+    report = hold_drop.hold_drop(stub, made(start), 0.5).report
+    assert (report.reverted, report.widened) == (names[:floats], names[floats : floats + wide])
+    assert len(trials) <= 2 * (2 * math.log2(8) + 4)
