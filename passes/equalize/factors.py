@@ -132,7 +132,8 @@ class OutputError:
     Attributes:
         rows: [T, C]: what the range of activations is found on.
         tested: [T', C]: what the error is of.
-        weight: [O, C], the layers stacked.
+        weight: [O, C, *kernel], the layers stacked. Of a convolution each tap counts as a product of its own: what the
+            errors of neighbouring pixels have in common is left out.
         activation, stored: Their schemes; the weight's axes are those of ``weight``.
     """
 
@@ -143,13 +144,13 @@ class OutputError:
     stored: Scheme
 
     def __post_init__(self) -> None:
-        self._wanted = self.tested @ self.weight.T
+        self._wanted = self.tested @ taps(self.weight).T
 
     def __call__(self, factor: np.ndarray) -> float:
         """With the rows divided by ``factor`` [C] and the columns multiplied."""
         x = self._rounded((self.rows / factor).astype(np.float32), (self.tested / factor).astype(np.float32))
-        w = rounded_weight((self.weight * factor).astype(np.float32), self.stored)
-        return float(np.square(x @ w.T - self._wanted, dtype=np.float64).sum())
+        w = rounded_weight((self.weight * columns(factor, self.weight.ndim)).astype(np.float32), self.stored)
+        return float(np.square(x @ taps(w).T - self._wanted, dtype=np.float64).sum())
 
     def _rounded(self, rows: np.ndarray, x: np.ndarray) -> np.ndarray:
         scheme = self.activation
@@ -160,8 +161,18 @@ class OutputError:
         return AFFINE.dequantize(AFFINE.quantize(x, params, scheme), params, scheme)
 
 
+def taps(weight: np.ndarray) -> np.ndarray:
+    """[O * taps, C] of a weight [O, C, *kernel]."""
+    return np.moveaxis(weight, 1, -1).reshape(-1, weight.shape[1])
+
+
+def columns(factor: np.ndarray, rank: int) -> np.ndarray:
+    """Factors [C] as they stand before a weight of ``rank`` axes, [O, C, *kernel]."""
+    return factor.reshape(-1, *(1,) * (rank - 2))
+
+
 def rounded_weight(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """A weight [O, C] as it comes out of its codes."""
+    """A weight [O, C, *kernel] as it comes out of its codes."""
     params = AFFINE.fit(weight, scheme)
     return AFFINE.dequantize(AFFINE.quantize(weight, params, scheme), params, scheme)
 

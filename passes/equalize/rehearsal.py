@@ -14,7 +14,7 @@ from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.graph import edit, randomness
 from graphpress.observe.data import CalibrationData
-from graphpress.passes.equalize.factors import grid, part_of, rounded_weight
+from graphpress.passes.equalize.factors import columns, grid, part_of, rounded_weight
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.structure.layers.linear import Linear, linear
 from graphpress.runner import Executor, quiet
@@ -123,7 +123,8 @@ def written(model: ir.Model, plan: Sequence[Rounded], schemes: tuple[Scheme, Sch
         views = [v for name in place.layers if isinstance(v := linear(known[name]), Linear)]
         for view in views:
             weight = view.weight()
-            held = rounded_weight(weight * place.factor.astype(weight.dtype), stored) / place.factor
+            by = columns(place.factor, weight.ndim).astype(weight.dtype)
+            held = rounded_weight(weight * by, stored) / by
             view.set_weight(held.astype(weight.dtype))
         _round_input(views, place, activation)
     return copy
@@ -136,9 +137,9 @@ def _round_input(views: Sequence[Linear], place: Rounded, scheme: Scheme) -> Non
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     dtype = (x.dtype or ir.DataType.FLOAT).numpy()
+    step = columns(place.factor, len(views[0].shape)) * scale
     steps: Mapping[str, np.ndarray] = {
-        "Div": place.factor * scale, "Max": np.array(scheme.qmin - zero), "Min": np.array(scheme.qmax - zero),
-        "Mul": place.factor * scale,
+        "Div": step, "Max": np.array(scheme.qmin - zero), "Min": np.array(scheme.qmax - zero), "Mul": step,
     }  # fmt: skip
     value = x
     for op, array in steps.items():

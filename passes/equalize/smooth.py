@@ -16,7 +16,7 @@ from graphpress.graph import edit
 from graphpress.keys import LOUDNESS
 from graphpress.observe.inner import stream
 from graphpress.observe.observers import OBSERVERS
-from graphpress.passes.equalize.factors import OutputError, SeenRows, factors
+from graphpress.passes.equalize.factors import OutputError, SeenRows, columns, factors, taps
 from graphpress.passes.equalize.rehearsal import Rehearsal, Rounded, rehearsable
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.structure.channels.ledger import Ledger, factor
@@ -29,6 +29,7 @@ from graphpress.types import PER_TOKEN, Kind, Numerics, Scheme, Stage, per_chann
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 GAIN = 0.9  # of the squared error without factors, at most: what gains less is as likely chance
+NO_RANGE = 0.97  # likewise where every row has a scale of its own, so that none can lie beyond a range
 OVERALL = 0.8  # likewise of the outputs' error, which is the sum of little luck too: 1 dB
 NOTICED = 0.1  # of the outputs' error when all is quantized, at least: half a dB; less drowns in the luck of rounding
 REHEARSED = 32  # samples
@@ -49,14 +50,16 @@ class Smooth(Pass):
     Attributes:
         alpha: How much of the loudness goes to the weights, 0 to 1; ``auto``: for each X what leaves the least error at
             the outputs of its readers, quantized as the options below say, of 0, 0.1, .. 1 and no factors at all, which
-            stay where nothing leaves a tenth less. The error is of samples that chose neither the maxima nor the range
-            of X: each quarter of them is held out once, for the maxima of few samples say little of the next. With one
-            scale for X, what may lie beyond all that was seen counts against factors too, and all factors go where the
-            model's outputs do not come out 1 dB nearer for them, nearer for each quarter, and by a tenth of what they
-            lose when all is quantized, which must be less with them. It
-            leaves X behind a pool alone, for the map before the pool is quantized too: with factors the classifiers of
-            MLPerf Tiny's ResNet-8 and DS-CNN lost 0.39 and 0.64 times as much, and both models more (0.24, 0.04 dB).
-        insert: Put a Mul where nothing can take the division; not before the first layers.
+            stay where nothing leaves a tenth less (per_token 3 %: there no row lies beyond a range). The error is of
+            samples that chose neither the maxima nor the range of X: each quarter of them is held out once, for the
+            maxima of few samples say little of the next. With one scale for X, what may lie beyond all that was seen
+            counts against factors too, and all factors go where the model's outputs do not come out 1 dB nearer for
+            them, nearer for each quarter, and by a tenth of what they lose when all is quantized, which must be less
+            with them. It leaves X behind a pool alone, for the map before the pool is quantized too: with factors the
+            classifiers of MLPerf Tiny's ResNet-8 and DS-CNN lost 0.39 and 0.64 times as much, and both models more
+            (0.24, 0.04 dB).
+        insert: Put a Mul where nothing can take the division, before convolutions without groups too; not before the
+            first layers.
         activation: Storage type of activations that the search assumes.
         activation_granularity: Likewise: per_tensor (static), per_token.
         observer: How the range of activations per tensor is found, likewise.
@@ -154,26 +157,28 @@ class Smooth(Pass):
         names = [p.value.name or "" for p in places]
         batches = -(-len(data) // self.batch_size)
         seen: dict[str, SeenRows] = {}
+        axes = {p.value.name: p.axis for p in places}
         for values in stream(model, names, data, run, batch_size=self.batch_size, progress=ctx.progress).batches:
             for name, array in values.items():
                 if array.size:
-                    seen.setdefault(name, SeenRows(batches)).update(array)
+                    seen.setdefault(name, SeenRows(batches)).update(np.moveaxis(array, axes[name], -1))
         return seen
 
     def _choice(self, place: FactorPlace, rows: SeenRows) -> Choice:
         """Choose alpha for one place; None: no factors."""
-        weight = np.concatenate([r.weight() for r in place.readers]).astype(np.float32)
+        weights = _stacked(place)
+        weight = np.concatenate([taps(w) for w in weights])
         _, alike = np.unique(place.carried.alike, return_inverse=True)  # copies of a channel have one factor
         heavy = _of_copies(np.abs(weight).max(axis=0), alike)
         none = Choice(place, rows, alike, heavy)
-        trials = [self._trial(none, weight, *part) for part in rows.held_out()]
+        trials = [self._trial(none, w, *part) for part in rows.held_out() for w in weights]
         tested, power = sum(len(held) for _, held in rows.held_out()), np.square(weight, dtype=np.float64).sum(axis=0)
         return replace(none, alpha=self._best(trials, lambda alpha: tested * self._beyond(none, power, alpha)))
 
     def _trial(self, none: Choice, weight: np.ndarray, part: int, held: np.ndarray) -> Cost:
         """What an alpha (None: no factors) costs on rows that are held out, where the others chose all else."""
         largest, seen = none.seen.without(part)
-        error = OutputError(seen, held, weight, *self._schemes())
+        error = OutputError(seen, held, weight, *self._schemes(none.place))
         return lambda alpha: error(replace(none, alpha=alpha).factor(largest))
 
     def _beyond(self, none: Choice, power: np.ndarray, alpha: float | None) -> float:
@@ -190,7 +195,7 @@ class Smooth(Pass):
         """
         if self.alpha != "auto":
             return self.alpha
-        limit = GAIN * sum(trial(None) for trial in trials)
+        limit = (NO_RANGE if self.activation_granularity == "per_token" else GAIN) * sum(t(None) for t in trials)
         best, least = None, limit
         for alpha in ALPHAS if trials else ():
             found = sum(trial(alpha) for trial in trials)
@@ -206,8 +211,11 @@ class Smooth(Pass):
             fallback=("dynamic", "weight"),
         )  # fmt: skip
 
-    def _schemes(self) -> tuple[Scheme, Scheme]:
-        if self.activation_granularity == "per_token":
+    def _schemes(self, place: FactorPlace | None = None) -> tuple[Scheme, Scheme]:
+        """Of activations and weights; what a convolution reads has no tokens, and gets 8 bits at run time instead."""
+        if self.activation_granularity == "per_token" and place is not None and place.axis == 1:
+            activation = Scheme("uint8", symmetric=False, dynamic=True, observer="minmax")
+        elif self.activation_granularity == "per_token":
             activation = Scheme(self.activation, PER_TOKEN, dynamic=True)
         else:
             activation = Scheme(self.activation, symmetric=False, observer=self.observer)
@@ -264,6 +272,15 @@ class Choice:
             _insert(self.place, 1 / by_channel)
 
 
+def _stacked(place: FactorPlace) -> list[np.ndarray]:
+    """The weights [O, C, *kernel] of the readers, those of one kernel in one array."""
+    kernels = dict.fromkeys(r.shape[2:] for r in place.readers)
+    return [
+        np.concatenate([r.weight() for r in place.readers if r.shape[2:] == kernel]).astype(np.float32)
+        for kernel in kernels
+    ]
+
+
 def _of_copies(largest: np.ndarray, alike: np.ndarray) -> np.ndarray:
     """The largest of all copies of a channel."""
     found = np.zeros(alike.max() + 1, np.float32)
@@ -277,6 +294,7 @@ def _insert(place: FactorPlace, by: np.ndarray) -> None:
     graph = nodes[0].graph
     assert isinstance(graph, ir.Graph) and dtype is not None
     first = min(nodes, key=list(graph).index)
+    by = columns(by, len(place.readers[0].shape))
     held = edit.add_const(graph, by.astype(dtype.numpy()), f"{value.name}_smooth")
     mul = edit.new_node("Mul", [value, held], before=first, origin=first)
     edit.like(mul.outputs[0], value)
@@ -292,8 +310,10 @@ def find_places(model: ir.Model, report: PassReport, *, insert: bool = False) ->
     """
     found, bare = factor_places(edit.nodes(model)), dict[ir.Value, list[Linear]]()
     first = {n for g in edit.graphs(model) for n in first_layers(list(g))} if insert else set()
+    maps = {layer.input for layer, _ in found.refused if layer.node.op_type == "Conv"}
+    rows = {layer.input for layer, _ in found.refused if layer.node.op_type != "Conv"}
     for layer, why in found.refused:
-        if insert and layer.node.op_type != "Conv" and layer.node not in first:
+        if insert and layer.groups == 1 and layer.node not in first and layer.input not in maps & rows:
             bare.setdefault(layer.input, []).append(layer)
         else:
             report.skip(layer.node, why)

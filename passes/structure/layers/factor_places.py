@@ -32,6 +32,11 @@ class FactorPlace:
         )
 
     @property
+    def axis(self) -> int:
+        """Of the value, on which the channels stand."""
+        return 1 if self.readers[0].node.op_type == "Conv" else -1
+
+    @property
     def inserted(self) -> bool:
         """Whether nothing makes the channels that could take the factors up: a Mul before the layers does."""
         return not self.carried.writers
@@ -62,9 +67,12 @@ def factor_places(nodes: Iterable[ir.Node]) -> FactorPlaces:
 
 
 def before_layers(readers: Sequence[Linear]) -> FactorPlace:
-    """The place right before matrix products that read one value, whatever makes it and reads it too."""
+    """The place right before layers of one kind that read one value, whatever makes it and reads it too.
+
+    The layers are matrix products, or convolutions without groups.
+    """
     count = readers[0].shape[1]
-    lanes = [along(np.arange(count), 0 if r.transposed else 1, 2) for r in readers]
+    lanes = [along(np.arange(count), 0 if r.transposed else 1, len(r.shape)) for r in readers]
     holders = [Holder(r.node, 1, at, READER) for r, at in zip(readers, lanes, strict=True)]
     return FactorPlace(readers[0].input, tuple(readers), Carried(holders=holders, alike=np.arange(count)))
 

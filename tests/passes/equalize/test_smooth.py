@@ -242,6 +242,72 @@ def test_a_convolution_is_a_skip() -> None:
     assert "convolution" in report.skips[0].why
 
 
+def convolutions(groups: int = 1) -> ir.Model:
+    """Two of one value with kernels of 3 and 1, behind what has no channels of its own, and one in front."""
+    text = f"""g (float[N, 4, 5, 5] x, float[8, 4, 1, 1] f, float[6, {8 // groups}, 3, 3] w, float[6] c,
+            float[6, {8 // groups}, 1, 1] v) => (float[N, 6, 5, 5] y) {{
+        [first] m = Conv(x, f) s = Sigmoid(m) h = Mul(m, s)
+        [wide] a = Conv <pads = [1, 1, 1, 1], group = {groups}> (h, w, c)
+        [narrow] b = Conv <group = {groups}> (h, v) y = Add(a, b) }}"""
+    weights = {
+        "f": normal(8, 4, 1, 1), "w": normal(6, 8 // groups, 3, 3, seed=1), "c": normal(6, seed=2),
+        "v": normal(6, 8 // groups, 1, 1, seed=3),
+    }  # fmt: skip
+    weights["f"][3] *= 30
+    return kit.apply(model(text, weights), InferShapes())[0]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.9])
+def test_a_mul_before_convolutions_takes_the_factors_on_request(alpha: float) -> None:
+    """Equation 4 over all taps and readers; not before the first layer, and the function stays at padded borders."""
+    made, x = convolutions(), normal(8, 4, 5, 5)
+    after, report = smooth(made, x, alpha=alpha, insert=True)
+    assert [s.where for s in report.skips] == ["first"] and report.changed == 1
+    seen = np.abs(inner(made, {"x": x}, "h")).max(axis=(0, 2, 3))
+    w, v = (made.graph.initializers[n].const_value.numpy() for n in "wv")
+    factor = seen**alpha / np.maximum(np.abs(w).max(axis=(0, 2, 3)), np.abs(v).max(axis=(0, 2, 3))) ** (1 - alpha)
+    (mul,) = {n.inputs[0].producer() for n in after.graph if n.name in ("wide", "narrow")}
+    np.testing.assert_allclose(mul.inputs[1].const_value.numpy().reshape(-1), 1 / factor, rtol=1e-5)
+    fresh = {"x": normal(3, 4, 5, 5, seed=9)}
+    want, got = (kit.run(m, fresh)["y"] for m in (made, after))
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+def test_before_convolutions_with_groups_stands_no_mul() -> None:
+    _, report = smooth(convolutions(groups=2), normal(8, 4, 5, 5), alpha=0.5, insert=True)
+    assert {s.where for s in report.skips} == {"first", "wide", "narrow"} and report.changed == 0
+
+
+@pytest.mark.parametrize("activation", ["per_tensor", "per_token"])
+def test_convolutions_lose_less_with_factors(activation: Any) -> None:
+    """A loud channel that is read with a thirtieth; 8 bits of one scale, or at run time, and 4-bit weights."""
+    made = convolutions()
+    for name in "wv":
+        w = made.graph.initializers[name].const_value.numpy().copy()
+        w[:, 3] /= 30
+        made.graph.initializers[name].const_value = ir.tensor(w, name=name)
+    static = activation == "per_tensor"
+    options = Quantize(weight="int4", weight_observer="mse", mode="static" if static else "dynamic", ignore=("first",))
+    x, fresh = normal(32, 4, 5, 5), {"x": normal(64, 4, 5, 5, seed=77)}
+    wanted, lost = kit.run(made, fresh)["y"], []
+    step = Smooth(weight="int4", activation_granularity=activation, insert=True)
+    for steps in ([options], [step, options]):
+        after, _ = kit.apply(made, *steps, ctx=context({"x": x}, None))
+        lost.append(float(np.square(kit.run(after, fresh)["y"] - wanted).sum()))
+    assert lost[1] < 0.5 * lost[0]
+
+
+def test_what_convolutions_and_products_both_read_stays() -> None:
+    """Their channels stand on two axes of it."""
+    text = """g (float[N, 4, 5, 5] x, float[4, 4, 1, 1] f, float[6, 4, 1, 1] w, float[5, 3] v) =>
+        (float[N, 6, 5, 5] y, float[N, 4, 5, 3] z) { [first] m = Conv(x, f) h = Sigmoid(m) [one] y = Conv(h, w)
+        [two] z = MatMul(h, v) }"""
+    made, x = model(text, {"f": normal(4, 4, 1, 1), "w": normal(6, 4, 1, 1), "v": normal(5, 3)}), normal(4, 4, 5, 5)
+    after, report = smooth(made, x, alpha=0.5, insert=True)
+    assert {s.where for s in report.skips} == {"first", "one", "two"} and report.changed == 0
+    kit.assert_same_structure(after, made)
+
+
 @pytest.mark.parametrize("pool", ["GlobalAveragePool(a)", "GlobalMaxPool(a)", "ReduceMean <keepdims = 1> (a, axes)"])
 def test_behind_a_pool_factors_are_as_asked_but_none_is_searched(pool: str) -> None:
     """What is quantized before the pool, the search does not see."""

@@ -171,3 +171,22 @@ def test_the_mean_square_beyond_a_range_of_exponential_tails() -> None:
         told += seen.beyond(np.ones(1), Scheme("uint8", symmetric=False, observer="minmax")).item()
         wanted += np.square(np.maximum(fresh - x.max(), 0), dtype=np.float64).mean()
     assert 0.5 < told / wanted < 2
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 2)])
+def test_of_a_convolution_each_tap_is_a_product(kernel: tuple[int, int]) -> None:
+    """By hand: a range for each output over channels and taps together, then the error of each tap alone."""
+    weight = np.random.default_rng(2).normal(size=(4, 6, *kernel))
+    x = ROWS.astype(np.float64) / FACTOR
+    step = (x.max() - x.min()) / 255
+    zero = np.rint(-x.min() / step)
+    given = (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
+    loud = weight * FACTOR[:, None, None]
+    held = rounded_weight(loud.reshape(4, -1)).reshape(loud.shape)
+    wanted = 0.0
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            wanted += np.square(given @ held[:, :, i, j].T - ROWS.astype(np.float64) @ weight[:, :, i, j].T).sum()
+    activation = Scheme("uint8", symmetric=False, observer="minmax")
+    cost = OutputError(ROWS, ROWS, weight.astype(np.float32), activation, Scheme("int4", per_channel(0)))
+    assert cost(FACTOR) == pytest.approx(wanted, rel=1e-3)

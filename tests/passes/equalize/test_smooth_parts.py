@@ -42,6 +42,12 @@ def test_of_equals_the_first_is_taken_and_none_before_what_gains_less_than_a_ten
     assert best([]) is None
 
 
+def test_where_each_row_has_its_own_scale_less_of_a_gain_is_enough() -> None:
+    """No range was chosen that rows could miss, so a gain on rows that are held out is no chance."""
+    assert best([lambda a: 1.0 if a is None else 0.96], activation_granularity="per_token") == 0.0
+    assert best([lambda a: 1.0 if a is None else 0.98], activation_granularity="per_token") is None
+
+
 def test_what_may_lie_beyond_counts_against_factors() -> None:
     """0.9 of what none costs is asked for, with it; what none has to fear does not count."""
     costs = {None: 1.0, 0.2: 0.5, 0.6: 0.7}

@@ -167,6 +167,28 @@ def test_the_rehearsal_is_the_model_on_its_grids() -> None:
     assert error == pytest.approx(np.square(wanted - exact)[mine].sum() / np.square(exact)[mine].sum(), rel=0.02)
 
 
+def test_a_convolution_is_rehearsed_on_its_grids() -> None:
+    """By hand in float64: as above, of a map, with a range for each output over channels and taps."""
+    text = """g (float[N,4,6,6] x, float[5,4,3,3] w) => (float[N,5,4,4] y) { h = Sigmoid(x) [one] y = Conv(h, w) }"""
+    made = kit.apply(model(text, {"w": normal(5, 4, 3, 3)}), InferShapes())[0]
+    x, factor = normal(6, 4, 6, 6, seed=5).astype(np.float64), np.array([0.5, 1, 2, 4])[:, None, None]
+    h, w = 1 / (1 + np.exp(-x)), made.graph.initializers["w"].const_value.numpy().astype(np.float64)
+    step = (h / factor).max() / 255
+    q = np.clip(np.rint(h / factor / step), 0, 255) * step * factor
+    grid = np.abs(w * factor).max(axis=(1, 2, 3), keepdims=True) / 127
+    held = np.rint(w * factor / grid) * grid / factor
+    wanted, exact = (_convolved(a, b) for a, b in ((q, held), (h, w)))
+    rows = np.moveaxis(h, 1, -1).reshape(-1, 4).astype(np.float32)
+    after = written(made, [Rounded(("one",), rows, factor.reshape(-1))], SCHEMES)
+    got = kit.run(after, {"x": x.astype(np.float32)})["y"]
+    assert np.abs(got - wanted).max() < 0.02 * np.abs(wanted - exact).max()
+
+
+def _convolved(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+    return np.einsum("nchwij,ocij->nohw", windows, w)
+
+
 def test_what_cannot_be_rehearsed() -> None:
     made = network()
     assert rehearsable(made, SCHEMES[0])
