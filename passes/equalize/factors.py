@@ -56,12 +56,13 @@ class SeenRows:
         samples = len(x) if x.ndim > 1 and (len(x) > 1 or self.batches > 1) else len(rows)
         part = np.repeat(part_of(samples, self._updates), len(rows) // max(samples, 1))
         self._updates += 1
-        fine = np.isfinite(rows).all(axis=1)
-        rows, part = rows[fine], part[fine]
+        if not np.isfinite(rows.sum()):  # one pass, where all are finite
+            fine = np.isfinite(rows).all(axis=1)
+            rows, part = rows[fine], part[fine]
         if not len(rows):
             return
-        for p in np.unique(part):
-            mine = rows[part == p]
+        starts = [0, *np.flatnonzero(np.diff(part)) + 1]  # a part is one run of rows or two
+        for p, mine in zip(part[starts], np.split(rows, starts[1:]), strict=True):
             ends = np.maximum([-mine.min(axis=0), mine.max(axis=0)], np.float32(0))
             self.parts[int(p)] = np.maximum(self.parts[int(p)], ends) if int(p) in self.parts else ends
         some = min(len(rows), -(-KEPT // max(self.batches, 1)))
@@ -69,7 +70,7 @@ class SeenRows:
         self.kept.append(rows[chosen])
         self.part.append(part[chosen])
         self.count += len(rows)
-        self._square += float(np.square(rows, dtype=np.float64).sum())
+        self._square += float(np.einsum("tc,tc->", rows, rows, dtype=np.float64))
 
     def held_out(self) -> Iterator[tuple[int, np.ndarray]]:
         """Each part and the kept rows of it; the last alone where there are many rows, none where there is one part."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -13,11 +12,12 @@ import onnx_ir as ir
 from graphpress.context import Context
 from graphpress.contracts import PassReport
 from graphpress.graph import edit, randomness
+from graphpress.observe.binding import Mode
 from graphpress.observe.data import CalibrationData
 from graphpress.passes.equalize.factors import columns, grid, part_of, rounded_weight
 from graphpress.passes.quantize.quantize import Quantize
 from graphpress.passes.structure.layers.linear import Linear, linear
-from graphpress.runner import Executor, quiet
+from graphpress.runner import Arrays, Executor, Runner, quiet
 from graphpress.types import Kind, Scheme
 
 OPSET = 11  # of Round
@@ -63,6 +63,7 @@ class Rehearsal:
     execute: Executor
     batch_size: int
     batches: int
+    _wanted: dict[int, dict[str, list[np.ndarray]]] = field(default_factory=dict, init=False)
 
     def errors(self, plans: Mapping[int, Sequence[Sequence[Rounded]]]) -> np.ndarray:
         """[parts, plans]: squared error of the outputs over their power, summed over outputs of floats.
@@ -72,8 +73,8 @@ class Rehearsal:
         """
         found = []
         for part, several in plans.items():
-            got = [self._outputs(written(self.model, plan, self.schemes), self.execute) for plan in several]
-            found.append([self._lost(one, part) for one in got])
+            runs = [self.execute(written(self.model, plan, self.schemes)) for plan in several]
+            found.append([self._lost(run, part) for run in runs])
         return np.array(found)
 
     def whole(self, model: ir.Model, options: Quantize, ctx: Context, parts: Iterable[int]) -> float:
@@ -82,34 +83,45 @@ class Rehearsal:
         size = (self.data.binding.exact if self.data.binding is not None else None) or self.batch_size
         few = self.data.pick(range(min(len(self.data), self.batches * size)))
         options.run(copy, replace(ctx, data=few, state=None, calibrate=None, progress=quiet), PassReport())
-        got = self._outputs(copy, execute)
-        return sum(self._lost(got, part) for part in parts)
+        run = execute(copy)
+        return sum(self._lost(run, part) for part in parts)
 
-    @cached_property
-    def _wanted(self) -> dict[str, list[np.ndarray]]:
-        return self._outputs(self.model, self.execute)
+    def _lost(self, run: Runner, part: int) -> float:
+        if part not in self._wanted:
+            self._wanted[part] = self._outputs(self.execute(self.model), part)
+        got = self._outputs(run, part)
+        return sum(_relative(got[name], arrays) for name, arrays in self._wanted[part].items())
 
-    def _lost(self, got: Mapping[str, Sequence[np.ndarray]], part: int) -> float:
-        return sum(_relative(got[n], array, part) for n, array in self._wanted.items())
-
-    def _outputs(self, model: ir.Model, execute: Executor) -> dict[str, list[np.ndarray]]:
-        run, found = execute(model), dict[str, list[np.ndarray]]()
-        for feeds in islice(self.data.batches(self.batch_size), self.batches):
+    def _outputs(self, run: Runner, part: int) -> dict[str, list[np.ndarray]]:
+        found = dict[str, list[np.ndarray]]()
+        for feeds, pick in self._samples(part):
             for name, array in run(feeds).items():
                 if array.dtype.kind == "f":
-                    found.setdefault(name, []).append(array)
+                    found.setdefault(name, []).append(pick(array) if array.ndim else array)
         return found
 
+    def _samples(self, part: int) -> Iterator[tuple[Arrays, Callable[[np.ndarray], np.ndarray]]]:
+        """Feeds with the samples of a part, and what takes them out of an output: of a batch of fixed size all run."""
+        binding = self.data.binding
+        assert binding is not None
+        rows = {
+            s.name for s in binding.slots if s.mode is Mode.ROWS or (s.mode is Mode.ZEROS and s.dims[:1] == (None,))
+        }
+        for i, feeds in enumerate(islice(self.data.batches(self.batch_size), self.batches)):
+            if binding.exact is not None or not rows:
+                yield feeds, lambda array, i=i: array[part_of(len(array), i) == part]  # type: ignore[misc]
+            elif (mine := part_of(binding.count(feeds), i) == part).any():
+                yield {n: a[mine] if n in rows else a for n, a in feeds.items()}, lambda array: array
 
-def _relative(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], part: int) -> float:
+
+def _relative(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
     """Outputs whose size depends on the data may come out in another: they say nothing here."""
     lost = power = 0.0
-    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
+    for a, b in zip(got, wanted, strict=True):
         if a.shape == b.shape:
-            mine = part_of(len(a), i) == part if a.ndim else ...
             with np.errstate(all="ignore"):
-                lost += float(np.nansum(np.square(a[mine] - b[mine], dtype=np.float64)))
-                power += float(np.nansum(np.square(b[mine], dtype=np.float64)))
+                lost += float(np.nansum(np.square(a - b, dtype=np.float64)))
+                power += float(np.nansum(np.square(b, dtype=np.float64)))
     return lost / power if power > 0 and np.isfinite(lost) else 0.0
 
 

@@ -167,6 +167,37 @@ def test_the_rehearsal_is_the_model_on_its_grids() -> None:
     assert error == pytest.approx(np.square(wanted - exact)[mine].sum() / np.square(exact)[mine].sum(), rel=0.02)
 
 
+def test_only_the_samples_of_a_part_are_run() -> None:
+    """Of batches that need no fixed size; the float model once for each part."""
+    made, x = network(), normal(40, 16, seed=5)
+    ctx, fed = context({"x": x}, None), list[np.ndarray]()
+
+    def counting(model: ir.Model) -> object:
+        run = ctx.run(model)
+        return lambda feeds: fed.append(feeds["x"]) or run(feeds)
+
+    rehearsal = Rehearsal(made, SCHEMES, ctx.data.bind(made), counting, batch_size=8, batches=2)
+    rehearsal.errors({1: [[], []]})
+    wanted = x[[2, 3, 8, 9]]  # the second quarter of the first eight, the first of the next
+    assert len(fed) == 6
+    for start in (0, 2, 4):
+        np.testing.assert_array_equal(np.concatenate(fed[start : start + 2]), wanted)
+
+
+def test_of_a_fixed_batch_all_samples_are_run_and_those_of_a_part_count() -> None:
+    made, x = network(), normal(16, 16, seed=5)
+    ctx = context({"x": x}, None)
+    free = Rehearsal(made, SCHEMES, ctx.data.bind(made), ctx.run, batch_size=8, batches=2)
+    plan = [Rounded(("two",), np.abs(normal(9, 32)), np.linspace(0.5, 2, 32))]
+    wanted = free.errors({p: [plan] for p in range(4)})
+    fixed = made.clone()
+    fixed.graph.inputs[0].shape = ir.Shape([8, 16])
+    fixed.graph.outputs[0].shape = ir.Shape([8, 8])
+    rehearsal = Rehearsal(fixed, SCHEMES, ctx.data.bind(fixed), ctx.run, batch_size=3, batches=2)
+    np.testing.assert_allclose(rehearsal.errors({p: [plan] for p in range(4)}), wanted, rtol=1e-4)
+    assert len(np.unique(wanted)) == 4
+
+
 def test_a_convolution_is_rehearsed_on_its_grids() -> None:
     """By hand in float64: as above, of a map, with a range for each output over channels and taps."""
     text = """g (float[N,4,6,6] x, float[5,4,3,3] w) => (float[N,5,4,4] y) { h = Sigmoid(x) [one] y = Conv(h, w) }"""
