@@ -80,7 +80,11 @@ def _rows() -> list[_Row]:
         _Row("W4A4 per token, to nearest", four, {}),
         _Row("W4A4 per token, rotated", f"{_ROTATED},{four}", {}),
         _Row("W4A4 group 64, rotated, GPTQ", f"{_ROTATED},{_FOUR},gptq", {}),
-        _Row("W4A4 group 64, rotated, tokens cut, GPTQ", f"{_ROTATED},{_FOUR},clip-tokens,gptq", {}),
+        _Row(
+            "W4A4 group 64, rotated, tokens cut, GPTQ",
+            f"{_ROTATED},{_FOUR},clip-tokens,gptq",
+            dict.fromkeys(both, 0.01),
+        ),
         _Row(
             "W4A4 group 64, rotated, tokens cut, bases learned, GPTQ",
             f"{_ROTATED},{_FOUR},clip-tokens,{_LEARNED},gptq",
