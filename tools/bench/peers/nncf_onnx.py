@@ -19,9 +19,12 @@ def _weights(options: dict[str, bool], source: Path, data: Arrays, out: Path) ->
     import nncf
 
     dataset = nncf.Dataset(list(batches(data, 1))) if options else None
+    smaller = nncf.AdvancedCompressionParameters(  # groups for a width that the size does not divide; else an error
+        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+    )
     model = nncf.compress_weights(
         onnx.load(source), mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=GROUP, ratio=1.0, all_layers=True,
-        dataset=dataset, ignored_scope=nncf.IgnoredScope(types=["Gather"]), **options,
+        dataset=dataset, ignored_scope=nncf.IgnoredScope(types=["Gather"]), advanced_parameters=smaller, **options,
     )  # fmt: skip
     onnx.save(model, out)
 
