@@ -51,6 +51,7 @@ _ROWS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
         "w2a16-autoround": None,
         "GPTQ, linear layers, zero points": _layers(2, _GPTQ, "mse"),
         "AutoRound, linear layers, zero points": _layers(2, _AUTOROUND),
+        "rotated, AutoRound, linear layers, zero points": _layers(2, _AUTOROUND, before=_TURNED),
     }),
     ("W8A8", _BOTH, dict.fromkeys(("w8a8", "w8a8-smooth"))),
     ("W4A8", ("classifier",), {"w4a8": None, "w4a8-gptq": None, "w4a8 and GENIE-M": _GENIE}),
