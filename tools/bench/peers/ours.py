@@ -39,6 +39,7 @@ _ROWS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("W4A16", _LANGUAGE, {
         "GPTQ, linear layers, zero points": _layers(4, _GPTQ, "mse"),
         "rotated, GPTQ, linear layers, zero points": _layers(4, _GPTQ, "mse", before=_TURNED),
+        "AutoRound, linear layers, zero points": _layers(4, _AUTOROUND),
     }),
     ("W3A16", _LANGUAGE, {
         "w3a16-autoround": None,
