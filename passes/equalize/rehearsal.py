@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -94,14 +94,15 @@ class Rehearsal:
 
     def _outputs(self, run: Runner, part: int) -> dict[str, list[np.ndarray]]:
         found = dict[str, list[np.ndarray]]()
-        for feeds, pick in self._samples(part):
+        for feeds, batch in self._samples(part):
             for name, array in run(feeds).items():
                 if array.dtype.kind == "f":
-                    found.setdefault(name, []).append(pick(array) if array.ndim else array)
+                    mine = ... if batch is None or not array.ndim else part_of(len(array), batch) == part
+                    found.setdefault(name, []).append(array[mine])
         return found
 
-    def _samples(self, part: int) -> Iterator[tuple[Arrays, Callable[[np.ndarray], np.ndarray]]]:
-        """Feeds with the samples of a part, and what takes them out of an output: of a batch of fixed size all run."""
+    def _samples(self, part: int) -> Iterator[tuple[Arrays, int | None]]:
+        """Feeds with the samples of a part alone; where the model fixes the size of a batch all, and its number."""
         binding = self.data.binding
         assert binding is not None
         rows = {
@@ -109,9 +110,9 @@ class Rehearsal:
         }
         for i, feeds in enumerate(islice(self.data.batches(self.batch_size), self.batches)):
             if binding.exact is not None or not rows:
-                yield feeds, lambda array, i=i: array[part_of(len(array), i) == part]  # type: ignore[misc]
+                yield feeds, i
             elif (mine := part_of(binding.count(feeds), i) == part).any():
-                yield {n: a[mine] if n in rows else a for n, a in feeds.items()}, lambda array: array
+                yield {n: a[mine] if n in rows else a for n, a in feeds.items()}, None
 
 
 def _relative(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
