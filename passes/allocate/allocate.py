@@ -62,7 +62,8 @@ class Allocate(Pass, HoldsBudgets, Ignores):
         metrics: Selector -> what its operators are judged by (ViDiT-Q-MP): ``divergence`` of all outputs, the name of
             one output, or ``module:function``, a function of the outputs before and after (by name) that says what was
             lost. Each selection gets its part of the size; with sensitivity kl, and all is measured. Beside names,
-            ``kind:self-attention``, ``kind:cross-attention`` and ``kind:feed-forward`` select layers by data flow.
+            ``kind:self-attention``, ``kind:temporal-attention`` (over frames, where others go over the positions in
+            one), ``kind:cross-attention`` and ``kind:feed-forward`` select layers by data flow.
         ties: What makes operators one decision: scales, weights, inputs, residual.
         ignore: Selectors of operators that stay float.
         cache: A folder for what was measured: accuracy by model, data and format, latency by machine, runtime version

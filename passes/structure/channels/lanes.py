@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -131,9 +131,9 @@ def reshapes(lanes: Lanes, before: Sequence[Dim], after: Sequence[Dim]) -> list[
 
 def _sizes(before: Sequence[Dim], after: Sequence[Dim]) -> Iterator[tuple[list[int], list[int]]]:
     """Shapes of one number of elements that two shapes with open sizes may stand for."""
-    factors = [{f for dim in shape if dim is not None for f in _factors(dim)} for shape in (before, after)]
-    numbers = dict(zip(sorted(f for f in factors[0] & factors[1] if not f.isdigit()), _PRIMES, strict=False))
-    known = [[_number(dim, numbers) for dim in shape] for shape in (before, after)]
+    named = [{f for dim in shape if dim is not None for f in factors(dim)} for shape in (before, after)]
+    numbers = dict(zip(sorted(f for f in named[0] & named[1] if not f.isdigit()), _PRIMES, strict=False))
+    known = [[number(dim, numbers) for dim in shape] for shape in (before, after)]
     counts = [math.prod(n for n in shape if n is not None) for shape in known]
     gaps = [[a for a, n in enumerate(shape) if n is None] for shape in known]
     total = math.lcm(*counts) * (3 if all(gaps) else 1)
@@ -147,13 +147,13 @@ def _sizes(before: Sequence[Dim], after: Sequence[Dim]) -> Iterator[tuple[list[i
         yield old, new
 
 
-def _factors(dim: int | str) -> list[str]:
+def factors(dim: int | str) -> list[str]:
     """What a dimension is a product of: numbers and names; another expression as a whole."""
-    factors = str(dim).replace(" ", "").split("*")
-    return factors if all(re.fullmatch(r"\d+|[A-Za-z_]\w*", f) for f in factors) else [f"({dim})"]
+    found = str(dim).replace(" ", "").split("*")
+    return found if all(re.fullmatch(r"\d+|[A-Za-z_]\w*", f) for f in found) else [f"({dim})"]
 
 
-def _number(dim: Dim, numbers: dict[str, int]) -> int | None:
-    """What stands for a dimension, or None where it is open."""
-    found = [int(f) if f.isdigit() else numbers.get(f) for f in _factors(dim)] if dim is not None else [None]
+def number(dim: Dim, numbers: Mapping[str, int]) -> int | None:
+    """What stands for a dimension, or None where it is open; ``numbers``: of names."""
+    found = [int(f) if f.isdigit() else numbers.get(f) for f in factors(dim)] if dim is not None else [None]
     return None if None in found else math.prod(n for n in found if n is not None)

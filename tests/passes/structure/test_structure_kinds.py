@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 from onnx_ir.passes.common import ShapeInferencePass
 
+import graphpress as gp
+from graphpress.passes.structure.layers.axes import axes, keys, reshaped
 from graphpress.passes.structure.layers.kinds import kinds
 from tests.passes.quantizing import model, normal
 
@@ -54,3 +59,122 @@ def test_the_way_of_values_decides(joined: bool) -> None:
         "one": "self-attention", "two": "self-attention", "three": other, "four": other, "five": other,
         "six": "feed-forward", "seven": "feed-forward",
     }  # fmt: skip
+
+
+FRAMES, SIDE, WIDTH = 3, 4, 8
+
+
+class Attention(torch.nn.Module):
+    """Among the tokens of x [N, L, C]."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.q, self.k, self.v, self.o = (torch.nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if self.fused:
+            found = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            found = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return x + self.o(found.transpose(1, 2).flatten(2))
+
+
+class Pair(torch.nn.Module):
+    """One attention over the positions of each frame, one over the frames of each position."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.space, self.time = Attention(fused), Attention(fused)
+
+
+class Around(Pair):
+    """x [N, frames * positions, C], put in order around each attention (STDiT)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[0]
+        x = self.space(x.reshape(n * FRAMES, SIDE * SIDE, WIDTH)).reshape(n, FRAMES, SIDE * SIDE, WIDTH)
+        x = self.time(x.transpose(1, 2).reshape(n * SIDE * SIDE, FRAMES, WIDTH))
+        return x.reshape(n, SIDE * SIDE, FRAMES, WIDTH).transpose(1, 2)
+
+
+class Between(Pair):
+    """x [N, frames, C, H, W]: the stream itself goes from one order to the other (Latte)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[0]
+        tokens = x.flatten(0, 1).flatten(2).transpose(1, 2)
+        x = self.time(tokens.unflatten(0, (n, FRAMES)).transpose(1, 2).flatten(0, 1))
+        return self.space(x.unflatten(0, (n, SIDE * SIDE)).transpose(1, 2).flatten(0, 1))
+
+
+class Maps(Pair):
+    """x [N * frames, C, H, W] behind a convolution (AnimateDiff)."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__(fused)
+        self.conv = torch.nn.Conv2d(WIDTH, WIDTH, 3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        shape = x.shape
+        x = self.space(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(shape)
+        x = x.unflatten(0, (-1, FRAMES)).permute(0, 3, 4, 1, 2)
+        return self.time(x.flatten(0, 2))
+
+
+class Windows(Pair):
+    """x [N, H, W, C]: within windows, then over a grid of one token of each (MaxViT). There is no time."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, half = x.shape[0], SIDE // 2
+        x = x.reshape(n, 2, half, 2, half, WIDTH).permute(0, 1, 3, 2, 4, 5)
+        x = self.space(x.reshape(n * 4, half * half, WIDTH)).reshape(n, 2, 2, half, half, WIDTH)
+        return self.time(x.permute(0, 3, 4, 1, 2, 5).reshape(n * half * half, 4, WIDTH))
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["fixed", "any-batch"])
+@pytest.mark.parametrize("fused", [False, True], ids=["products", "fused"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (Around, (2, FRAMES * SIDE * SIDE, WIDTH)),
+        (Between, (2, FRAMES, WIDTH, SIDE, SIDE)),
+        (Maps, (2 * FRAMES, WIDTH, SIDE, SIDE)),
+        (Windows, (2, SIDE, SIDE, WIDTH)),
+    ],
+)
+def test_attention_over_frames_is_told_by_the_axis_it_goes_along(
+    make: Callable[[bool], torch.nn.Module], shape: tuple[int, ...], fused: bool, free: bool
+) -> None:
+    """Three orders in which models of videos hold their tokens, and one of images that looks alike."""
+    batch = torch.export.Dim("n", min=1) * FRAMES if make is Maps else torch.export.Dim("n", min=1)
+    dynamic = {"dynamic_shapes": {"x": {0: batch}}} if free else {}
+    found = kinds(gp.trace(make(fused).eval(), (torch.randn(shape),), **dynamic).graph)
+    there = {part: {kind for name, kind in found.items() if part in name} for part in ("space", "time")}
+    assert len(found) == 8
+    assert there == {
+        "space": {"self-attention"},
+        "time": {"self-attention" if make is Windows else "temporal-attention"},
+    }
+
+
+def test_one_attention_alone_is_over_no_time() -> None:
+    text = TEXT.replace("float[N, 6, 16] x, float[N, 9, 16] c", "float[6, 2, 16] x, float[N, 9, 16] c")
+    assert "temporal-attention" not in kinds(model(text, {}).graph).values()
+
+
+def test_axes_of_reshapes() -> None:
+    """Joined, cut elsewhere, and cut across a factor, which tells nothing."""
+    made = model("g (float[N, 6, 4] x) => (float[N, 6, 4] y) { y = Relu(x) }", {})
+    (x,) = made.graph.inputs
+    found = axes(made.graph)
+    assert found[made.graph.outputs[0]] == found[x]
+    start = found[x]
+    assert [sorted(keys(axis)) for axis in start] == [[(0, 0)], [(0, 1)], [(0, 2)]]
+    assert [p.size for p in reshaped(start, [None, 24])[1]] == [6, 4]
+    twelve = reshaped(reshaped(start, [None, 24]), [None, 12, 2])
+    assert [sorted(keys(axis)) for axis in twelve] == [[(0, 0)], [(0, 1), (0, 2, 0)], [(0, 2, 1)]]
+    assert reshaped(start, [None, 8, 3]) is None
+    assert reshaped(start, [None, None, 4]) is None
