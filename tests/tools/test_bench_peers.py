@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import graphpress as gp
 from graphpress.errors import BadRequest
 from graphpress.tools.bench import language
 from graphpress.tools.bench.peers import child, methods
@@ -102,6 +103,26 @@ def test_a_child_writes_the_model_and_says_what_it_cost(tmp_path: Path, capsys: 
     assert cost["seconds"] > 0
     assert cost["peak"] > 10_000_000
     ort.InferenceSession(out, providers=["CPUExecutionProvider"])
+
+
+def test_methods_without_data_are_given_none_and_the_export_with_its_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Path, object]] = []
+    monkeypatch.setattr(gp, "compile", lambda source, recipe, data, **_: seen.append((source, data)) or ("made", None))
+    monkeypatch.setattr(gp, "save", lambda model, path: None)
+    data = {"x": np.zeros((1, 3, 8, 8), np.float32)}
+    for key in ("graphpress zeroq W8A8 without data", "graphpress w8a8 W8A8"):
+        methods.named(key).compress(tmp_path / "net.onnx", data, tmp_path / "out.onnx")
+    assert seen == [(tmp_path / "net_bn.onnx", None), (tmp_path / "net.onnx", data)]
+
+
+def test_mixed_precision_has_the_bytes_of_four_bits_a_convolution_and_of_eight_behind() -> None:
+    """By hand: 2 * 3 * 9 / 2 + 5 * 7; biases are not counted by the tool either."""
+    torch = pytest.importorskip("torch")
+    mixed = methods.named("MCT mixed precision, 4 bits on average W4A8").compress
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.Linear(5, 7))
+    assert mixed._bytes(net) == 27 + 35  # type: ignore[attr-defined]
 
 
 def test_a_tool_that_leaves_files_behind_leaves_them_in_the_temporary_folder(

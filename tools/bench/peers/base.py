@@ -8,6 +8,8 @@ from pathlib import Path
 
 from graphpress.runner import Arrays
 
+NO_DATA = "without data"  # part of a scheme: the method makes its own images, and what it is given is left alone
+
 
 @dataclass(frozen=True)
 class Method:
