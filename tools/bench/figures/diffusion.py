@@ -62,7 +62,7 @@ def measure(zoo: Path, progress: Progress) -> Iterator[Figure]:
     """Each model in each pipeline; a bar is held by the best of its bits."""
     for name in NAMES:
         judged = _Judged.of(zoo, name)
-        yield Figure(f"{_TITLE[name]} float", "", judged.said(), None, _NOTE)
+        yield Figure(f"{_TITLE[name]} float", "", judged.said(), None, _NOTE[name])
         for what, recipe in recipes().items():
             yield Figure(f"{_TITLE[name]} {what}", "", judged(what, recipe, progress))
         yield from _bars(name, judged.lost, judged.points)
@@ -159,7 +159,9 @@ class _Judged:
         return f"{self.lost[what]:.4f}, on the way {self.along[what]:.4f}; {right:.0f} %, distance {distance:.3f}"
 
 
-_NOTE = "100 digits in 16 steps with guidance 2, judged by a CNN; sliced Wasserstein distance to real ones"
+_DIGITS = "100 digits in 16 steps with guidance 2, judged by a CNN; sliced Wasserstein distance to real ones"
+_MAPS = "where each token has its own scale, what convolutions read has 8 bits by tensor, in W4A4 too: it has no tokens"
+_NOTE = {"dit": _DIGITS, "unet": f"{_DIGITS}; {_MAPS}"}
 
 
 def _steps(ranges: int) -> str:
