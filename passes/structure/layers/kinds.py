@@ -47,7 +47,8 @@ def _temporal(graph: ir.Graph, attentions: Sequence[Heads]) -> list[Heads]:
     known, along = axes(graph), dict[Heads, frozenset[Key]]()
     for heads in attentions:
         node, slot, _ = heads.query
-        found = known.get(node.inputs[slot]) if node.inputs[slot] is not None else None
+        value = node.inputs[slot]
+        found = known.get(value) if value is not None else None
         if found is not None and len(found) > 1:
             along[heads] = keys(found[-2])
     return [heads for heads, mine in along.items() if any(_outside(mine, other) for other in along.values())]
