@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 from onnx_ir.passes.common import ShapeInferencePass
 
 import graphpress as gp
-from graphpress.passes.structure.layers.axes import axes, keys, reshaped
+from graphpress.passes.structure.layers.axes import Part, axes, keys, reshaped
 from graphpress.passes.structure.layers.kinds import kinds
 from tests.passes.quantizing import model, normal
 
@@ -178,3 +181,32 @@ def test_axes_of_reshapes() -> None:
     assert [sorted(keys(axis)) for axis in twelve] == [[(0, 0)], [(0, 1), (0, 2, 0)], [(0, 2, 1)]]
     assert reshaped(start, [None, 8, 3]) is None
     assert reshaped(start, [None, None, 4]) is None
+
+
+@st.composite
+def _two_shapes(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """Of one number of elements."""
+    factors = draw(st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=6))
+
+    def grouped() -> list[int]:
+        ends = sorted({*draw(st.lists(st.integers(1, len(factors)), max_size=4)), len(factors)})
+        return [math.prod(factors[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+
+    before = grouped()
+    if draw(st.booleans()):
+        factors.reverse()
+    return before, grouped()
+
+
+@given(_two_shapes())
+def test_an_axis_descends_from_those_whose_numbers_change_along_it(shapes: tuple[Sequence[int], Sequence[int]]) -> None:
+    """By numpy: the number of each element along each axis, carried through the reshape."""
+    before, after = shapes
+    start = tuple((Part(frozenset({(0, a)}), n),) if n > 1 else () for a, n in enumerate(before))
+    found = reshaped(start, after)
+    if found is None:
+        return
+    numbers = np.indices(before).reshape(len(before), *after)
+    changing = [{a for a, n in enumerate(numbers) if np.ptp(n, axis=j).any()} for j in range(len(after))]
+    assert [{key[1] for key in keys(axis)} for axis in found] == changing
+    assert [math.prod(part.size for part in axis) for axis in found] == list(after)
