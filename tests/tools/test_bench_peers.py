@@ -16,6 +16,7 @@ from graphpress.errors import BadRequest
 from graphpress.tools.bench import language
 from graphpress.tools.bench.peers import child, methods
 from graphpress.tools.bench.peers.__main__ import known, main, run
+from graphpress.tools.bench.peers.mct_torch import bytes_of
 from graphpress.tools.bench.peers.rows import PeerRow, render, verdict
 
 
@@ -120,9 +121,8 @@ def test_methods_without_data_are_given_none_and_the_export_with_its_statistics(
 def test_mixed_precision_has_the_bytes_of_four_bits_a_convolution_and_of_eight_behind() -> None:
     """By hand: 2 * 3 * 9 / 2 + 5 * 7; biases are not counted by the tool either."""
     torch = pytest.importorskip("torch")
-    mixed = methods.named("MCT mixed precision, 4 bits on average W4A8").compress
     net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.Linear(5, 7))
-    assert mixed._bytes(net) == 27 + 35  # type: ignore[attr-defined]
+    assert bytes_of(net, 4) == 27 + 35
 
 
 def test_a_tool_that_leaves_files_behind_leaves_them_in_the_temporary_folder(

@@ -24,14 +24,14 @@ Key: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Part:
+class Factor:
     """A factor of an axis: what it descends from, and how many there are."""
 
     keys: frozenset[Key]
     size: int
 
 
-Axis: TypeAlias = tuple[Part, ...]
+Axis: TypeAlias = tuple[Factor, ...]
 Axes: TypeAlias = tuple[Axis, ...]
 
 
@@ -79,7 +79,7 @@ def _primes(start: int) -> Iterator[int]:
 
 
 def _axis(found: Iterable[Key], size: int) -> Axis:
-    return (Part(frozenset(found), size),) if size > 1 else ()
+    return (Factor(frozenset(found), size),) if size > 1 else ()
 
 
 def _made(node: ir.Node, sizes: Sequence[int | None], found: Mapping[ir.Value, Axes]) -> Axes | None:
@@ -95,6 +95,8 @@ def _made(node: ir.Node, sizes: Sequence[int | None], found: Mapping[ir.Value, A
     operands = [found[v] for s in slots if (v := node.inputs[s]) is not None and v in found]
     if node.domain == "" and node.op_type == "MatMul":
         operands = _product(node, found)
+    if node.domain == "" and node.op_type in ("Conv", "ConvTranspose"):  # its channels are new ones
+        operands = [(batch, (), *places) for batch, _, *places in operands]
     if not operands or max(len(o) for o in operands) != len(sizes):
         return None
     return tuple(_joined([o[a] for o in operands if len(o) >= -a], sizes[a]) for a in range(-len(sizes), 0))
@@ -127,15 +129,15 @@ def reshaped(before: Axes, after: Sequence[int | None]) -> Axes | None:
         return None
     result = []
     for size in (total // known if n is None else n for n in after):
-        axis = list[Part]()
+        axis = list[Factor]()
         while size > 1:
             if not left:
                 return None
             part = left.pop(0)
             if part.size % size == 0 and part.size > size:
                 outer, inner = ({(*k, i) for k in part.keys} for i in (0, 1))
-                left.insert(0, Part(frozenset(inner), part.size // size))
-                part = Part(frozenset(outer), size)
+                left.insert(0, Factor(frozenset(inner), part.size // size))
+                part = Factor(frozenset(outer), size)
             elif size % part.size:
                 return None
             axis.append(part)

@@ -13,7 +13,7 @@ from hypothesis import given
 from onnx_ir.passes.common import ShapeInferencePass
 
 import graphpress as gp
-from graphpress.passes.structure.layers.axes import Part, axes, keys, reshaped
+from graphpress.passes.structure.layers.axes import Factor, axes, keys, reshaped
 from graphpress.passes.structure.layers.kinds import kinds
 from tests.passes.quantizing import model, normal
 
@@ -163,9 +163,38 @@ def test_attention_over_frames_is_told_by_the_axis_it_goes_along(
     }
 
 
-def test_one_attention_alone_is_over_no_time() -> None:
-    text = TEXT.replace("float[N, 6, 16] x, float[N, 9, 16] c", "float[6, 2, 16] x, float[N, 9, 16] c")
-    assert "temporal-attention" not in kinds(model(text, {}).graph).values()
+class Alone(Around):
+    """Both go over the frames: there is nothing that these could lie outside of."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.unflatten(1, (FRAMES, SIDE * SIDE)).transpose(1, 2).flatten(0, 1)
+        return self.time(self.space(x))
+
+
+class Channels(Maps):
+    """x [N, C, H, W]: over the positions, then over the channels, which convolutions mix anew (Restormer)."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__(fused)
+        self.q, self.k, self.v, self.o = (torch.nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        shape = x.shape
+        x = self.space(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(shape)
+        q, k, v = (layer(x).flatten(2) for layer in (self.q, self.k, self.v))
+        return self.o((torch.softmax(q @ k.transpose(-1, -2), -1) @ v).reshape(shape))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(Alone, (2, FRAMES * SIDE * SIDE, WIDTH)), (Channels, (2, WIDTH, 2 * SIDE, 2 * SIDE))]
+)
+def test_there_is_no_time_without_places_inside_of_it(
+    make: Callable[[bool], torch.nn.Module], shape: tuple[int, ...]
+) -> None:
+    found = kinds(gp.trace(make(fused=False).eval(), (torch.randn(shape),)).graph)
+    assert len(found) == 8
+    assert set(found.values()) == {"self-attention"}
 
 
 def test_axes_of_reshapes() -> None:
@@ -202,7 +231,7 @@ def _two_shapes(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 def test_an_axis_descends_from_those_whose_numbers_change_along_it(shapes: tuple[Sequence[int], Sequence[int]]) -> None:
     """By numpy: the number of each element along each axis, carried through the reshape."""
     before, after = shapes
-    start = tuple((Part(frozenset({(0, a)}), n),) if n > 1 else () for a, n in enumerate(before))
+    start = tuple((Factor(frozenset({(0, a)}), n),) if n > 1 else () for a, n in enumerate(before))
     found = reshaped(start, after)
     if found is None:
         return

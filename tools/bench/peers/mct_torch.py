@@ -21,7 +21,14 @@ _RESNETS = {"resnet20": 3, "resnet56": 9}
 
 @dataclass(frozen=True)
 class _Way:
-    """How convolutions get ``bits``: all of them, or on average (``mixed``); the last layer has 8."""
+    """How a network is quantized.
+
+    Attributes:
+        bits: Of the weights of convolutions; the last layer has 8. Activations have 8.
+        gradient: Whether rounding is learned (EPTQ).
+        mixed: Whether ``bits`` are only an average, and the tool chooses 8, 4 or 2 for each layer.
+        make: Whether the tool makes the images itself, from the statistics of BatchNorm.
+    """
 
     bits: int
     gradient: bool = False
@@ -36,7 +43,7 @@ class _Way:
         feeds = _made(module, next(iter(data.values())).shape[-1]) if self.make else _given(data)
         core = self._core(torch.nn.Conv2d)
         platform = mct.get_target_platform_capabilities("1.0", "imx500")
-        memory = mct.core.ResourceUtilization(weights_memory=self._bytes(module)) if self.mixed else None
+        memory = mct.core.ResourceUtilization(weights_memory=bytes_of(module, self.bits)) if self.mixed else None
         shared = {"core_config": core, "target_platform_capabilities": platform, "target_resource_utilization": memory}
         if self.gradient:
             config = mct.gptq.get_pytorch_gptq_config(n_epochs=EPOCHS)
@@ -59,10 +66,11 @@ class _Way:
         core.bit_width_config.set_manual_weights_bit_width(convolutions, self.bits, "weight")
         return core
 
-    def _bytes(self, module: Any) -> float:
-        """What the weights take where each convolution has these bits."""
-        weights = [p for n, p in module.named_parameters() if n.endswith("weight") and p.ndim > 1]
-        return sum(w.numel() * (self.bits if w.ndim == 4 else 8) / 8 for w in weights)
+
+def bytes_of(module: Any, bits: int) -> float:
+    """Of the weights of a torch module whose convolutions have ``bits`` and whose linear layers 8, as MCT counts."""
+    weights = [p for n, p in module.named_parameters() if n.endswith("weight") and p.ndim > 1]
+    return sum(w.numel() * (bits if w.ndim == 4 else 8) / 8 for w in weights)
 
 
 def _module(source: Path) -> Any:
